@@ -1,0 +1,442 @@
+"""The objects, in Kubernetes v1 shape, for the fields Podlane supports.
+
+Owns: field names, defaults and types; nothing here does I/O or checks rules
+(validation.py does). Invariant: objects are immutable, a change is a copy made
+with `msgspec.structs.replace`; what is absent in JSON and what equals its
+default are the same thing. Source: the Kubernetes v1 API reference.
+
+Timestamps are UTC with whole seconds, as metav1.Time has them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+Protocol = Literal["TCP", "UDP"]
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Base of everything that is stored or read from a manifest."""
+
+
+# --- metadata ----------------------------------------------------------------
+
+
+class OwnerReference(Struct):
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool = False
+    block_owner_deletion: bool = False
+
+
+class ObjectMeta(Struct):
+    """metav1.ObjectMeta. `resource_version` is etcd's mod_revision in decimal, never stored in the value."""
+
+    name: str = ""
+    generate_name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    deletion_grace_period_seconds: int | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: tuple[OwnerReference, ...] = ()
+
+
+class Object(Struct):
+    """A stored object: `kind` and `apiVersion` are always written."""
+
+    KIND: ClassVar[str]
+    API_VERSION: ClassVar[str] = "v1"
+    NAMESPACED: ClassVar[bool] = True
+
+    kind: str = ""
+    api_version: str = ""
+    metadata: ObjectMeta = ObjectMeta()
+
+
+# --- pods --------------------------------------------------------------------
+
+
+class ContainerPort(Struct):
+    container_port: int
+    name: str = ""
+    protocol: Protocol = "TCP"
+
+
+class EnvVar(Struct):
+    name: str
+    value: str = ""
+
+
+class ResourceRequirements(Struct):
+    """Quantities by resource name: cpu, memory (bytes). See quantity.py."""
+
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+
+
+class HTTPHeader(Struct):
+    name: str
+    value: str = ""
+
+
+class HTTPGetAction(Struct):
+    port: int | str
+    path: str = "/"
+    host: str = ""
+    scheme: Literal["HTTP", "HTTPS"] = "HTTP"
+    http_headers: tuple[HTTPHeader, ...] = ()
+
+
+class TCPSocketAction(Struct):
+    port: int | str
+    host: str = ""
+
+
+class ExecAction(Struct):
+    command: tuple[str, ...] = ()
+
+
+class Probe(Struct):
+    """All times in whole seconds."""
+
+    http_get: HTTPGetAction | None = None
+    tcp_socket: TCPSocketAction | None = None
+    exec: ExecAction | None = None
+    initial_delay_seconds: int = 0
+    timeout_seconds: int = 1
+    period_seconds: int = 10
+    success_threshold: int = 1
+    failure_threshold: int = 3
+
+
+class Container(Struct):
+    name: str = ""
+    image: str = ""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    env: tuple[EnvVar, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
+    resources: ResourceRequirements = ResourceRequirements()
+    readiness_probe: Probe | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never", ""] = ""
+
+
+class PodSpec(Struct):
+    containers: tuple[Container, ...] = ()
+    node_name: str = ""
+    node_selector: dict[str, str] = {}
+    restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
+    termination_grace_period_seconds: int = 30
+    hostname: str = ""
+
+
+class ContainerStateWaiting(Struct):
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerStateRunning(Struct):
+    started_at: datetime | None = None
+
+
+class ContainerStateTerminated(Struct):
+    exit_code: int = 0
+    signal: int = 0
+    reason: str = ""
+    message: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    container_id: str = msgspec.field(default="", name="containerID")
+
+
+class ContainerState(Struct):
+    waiting: ContainerStateWaiting | None = None
+    running: ContainerStateRunning | None = None
+    terminated: ContainerStateTerminated | None = None
+
+
+class ContainerStatus(Struct):
+    name: str
+    state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
+    ready: bool = False
+    started: bool = False
+    restart_count: int = 0
+    image: str = ""
+    image_id: str = msgspec.field(default="", name="imageID")
+    container_id: str = msgspec.field(default="", name="containerID")
+
+
+class Condition(Struct):
+    """PodCondition, NodeCondition and ReplicationControllerCondition share this shape."""
+
+    type: str
+    status: ConditionStatus
+    reason: str = ""
+    message: str = ""
+    last_transition_time: datetime | None = None
+    last_heartbeat_time: datetime | None = None
+
+
+class PodIP(Struct):
+    ip: str
+
+
+class PodStatus(Struct):
+    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
+    conditions: tuple[Condition, ...] = ()
+    message: str = ""
+    reason: str = ""
+    host_ip: str = msgspec.field(default="", name="hostIP")
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
+    start_time: datetime | None = None
+    container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class Pod(Object):
+    KIND: ClassVar[str] = "Pod"
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+# --- replication controllers ---------------------------------------------------
+
+
+class PodTemplateSpec(Struct):
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodSpec = PodSpec()
+
+
+class ReplicationControllerSpec(Struct):
+    replicas: int = 1
+    selector: dict[str, str] = {}
+    template: PodTemplateSpec = PodTemplateSpec()
+    min_ready_seconds: int = 0
+
+
+class ReplicationControllerStatus(Struct):
+    replicas: int = 0
+    fully_labeled_replicas: int = 0
+    ready_replicas: int = 0
+    available_replicas: int = 0
+    observed_generation: int = 0
+    conditions: tuple[Condition, ...] = ()
+
+
+class ReplicationController(Object):
+    KIND: ClassVar[str] = "ReplicationController"
+    spec: ReplicationControllerSpec = ReplicationControllerSpec()
+    # replicas 0 is not the default, so it is written; 1 is the default and may be left out
+    status: ReplicationControllerStatus = ReplicationControllerStatus()
+
+
+# --- services ------------------------------------------------------------------
+
+
+class ServicePort(Struct):
+    """`target_port` is a number, a container port's name, or 0 for "the same as port"."""
+
+    port: int
+    name: str = ""
+    protocol: Protocol = "TCP"
+    target_port: int | str = 0
+
+
+class ServiceSpec(Struct):
+    """`cluster_ip` is "" until allocated, "None" for a headless service."""
+
+    ports: tuple[ServicePort, ...] = ()
+    selector: dict[str, str] = {}
+    type: Literal["ClusterIP"] = "ClusterIP"
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    cluster_ips: tuple[str, ...] = msgspec.field(default=(), name="clusterIPs")
+    session_affinity: Literal["None"] = "None"
+    publish_not_ready_addresses: bool = False
+
+
+class ServiceStatus(Struct):
+    """Nothing yet: only load-balancer services have a status."""
+
+
+class Service(Object):
+    KIND: ClassVar[str] = "Service"
+    spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
+
+
+class EndpointConditions(Struct):
+    ready: bool = False
+    serving: bool = False
+    terminating: bool = False
+
+
+class ObjectReference(Struct):
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+    api_version: str = ""
+    resource_version: str = ""
+    field_path: str = ""
+
+
+class Endpoint(Struct):
+    addresses: tuple[str, ...]
+    conditions: EndpointConditions = EndpointConditions()
+    node_name: str = ""
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(Struct):
+    port: int
+    name: str = ""
+    protocol: Protocol = "TCP"
+
+
+class EndpointSlice(Object):
+    """discovery.k8s.io/v1; belongs to the service in its label `kubernetes.io/service-name`."""
+
+    KIND: ClassVar[str] = "EndpointSlice"
+    API_VERSION: ClassVar[str] = "discovery.k8s.io/v1"
+    address_type: Literal["IPv4", "IPv6"] = "IPv4"
+    endpoints: tuple[Endpoint, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
+
+
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+
+# --- nodes -----------------------------------------------------------------------
+
+
+class NodeSpec(Struct):
+    pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    unschedulable: bool = False
+
+
+class NodeAddress(Struct):
+    type: Literal["InternalIP", "ExternalIP", "Hostname"]
+    address: str
+
+
+class DaemonEndpoint(Struct, rename={"port": "Port"}):
+    port: int = 0
+
+
+class NodeDaemonEndpoints(Struct):
+    kubelet_endpoint: DaemonEndpoint = DaemonEndpoint()
+
+
+class NodeSystemInfo(Struct):
+    machine_id: str = msgspec.field(default="", name="machineID")
+    kernel_version: str = ""
+    os_image: str = ""
+    container_runtime_version: str = ""
+    kubelet_version: str = ""
+    operating_system: str = "linux"
+    architecture: str = ""
+
+
+class NodeStatus(Struct):
+    capacity: dict[str, str] = {}
+    allocatable: dict[str, str] = {}
+    conditions: tuple[Condition, ...] = ()
+    addresses: tuple[NodeAddress, ...] = ()
+    daemon_endpoints: NodeDaemonEndpoints = NodeDaemonEndpoints()
+    node_info: NodeSystemInfo = NodeSystemInfo()
+
+
+class Node(Object):
+    KIND: ClassVar[str] = "Node"
+    NAMESPACED: ClassVar[bool] = False
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+class LeaseSpec(Struct):
+    holder_identity: str = ""
+    lease_duration_seconds: int = 0
+    acquire_time: datetime | None = None
+    renew_time: datetime | None = None
+    lease_transitions: int = 0
+
+
+class Lease(Object):
+    """coordination.k8s.io/v1. A node's is bound to an etcd lease: while it exists the node is alive."""
+
+    KIND: ClassVar[str] = "Lease"
+    API_VERSION: ClassVar[str] = "coordination.k8s.io/v1"
+    spec: LeaseSpec = LeaseSpec()
+
+
+NODE_LEASE_NAMESPACE = "kube-node-lease"
+
+# --- events and namespaces ----------------------------------------------------------
+
+
+class EventSource(Struct):
+    component: str = ""
+    host: str = ""
+
+
+class Event(Object):
+    KIND: ClassVar[str] = "Event"
+    involved_object: ObjectReference = ObjectReference()
+    reason: str = ""
+    message: str = ""
+    type: Literal["Normal", "Warning"] = "Normal"
+    source: EventSource = EventSource()
+    count: int = 1
+    first_timestamp: datetime | None = None
+    last_timestamp: datetime | None = None
+
+
+class NamespaceSpec(Struct):
+    pass
+
+
+class NamespaceStatus(Struct):
+    phase: Literal["Active", "Terminating"] = "Active"
+
+
+class Namespace(Object):
+    KIND: ClassVar[str] = "Namespace"
+    NAMESPACED: ClassVar[bool] = False
+    spec: NamespaceSpec = NamespaceSpec()
+    status: NamespaceStatus = NamespaceStatus()
+
+
+# --- Podlane's own ------------------------------------------------------------------
+
+
+class ClusterConfig(Struct):
+    """The value of `/podlane/config`. Times in seconds.
+
+    `node_lease_seconds`: how long a silent node counts as alive (etcd refuses
+    less than 2); `node_grace_seconds`: how long after that its pods are replaced.
+    """
+
+    service_cidr: str = msgspec.field(default="10.96.0.0/16", name="serviceCIDR")
+    cluster_domain: str = "cluster.local"
+    node_lease_seconds: int = 10
+    node_grace_seconds: int = 5
+    agent_token: str = ""
+
+
+KINDS: dict[str, type[Object]] = {
+    cls.KIND: cls
+    for cls in (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, Event, Namespace)
+}
