@@ -1,0 +1,91 @@
+"""What one invocation of `podlane` works with: the store, the clock, the namespace.
+
+Owns: the only way from a command to the cluster. Invariant: the store is
+opened at first use and once, so that `--help`, `--dry-run` of a broken file
+and completion of sub-commands need no cluster. It is also the tests' seam: a
+`Session(connect=lambda options: MemoryStore(...))` handed to click as `obj`
+replaces etcd and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from podlane.runtime.clock import Clock
+    from podlane.store.interface import Store
+    from podlane.store.registry import Registry
+
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The value of a connection option, and whether it was typed (or came from the environment)."""
+
+    value: Any
+    typed: bool
+
+
+Connect = Callable[[Mapping[str, Given]], "Store"]
+
+
+def _connect(options: Mapping[str, Given]) -> Store:
+    from podlane.cli.connection import connect
+
+    return connect(options)
+
+
+@dataclass
+class Session:
+    """Made by the group for each invocation; `options` are the connection options that were given."""
+
+    connect: Connect = _connect
+    clock: Clock | None = None
+    options: dict[str, Given] = field(default_factory=dict)
+    verbose: int = 0
+    _store: Store | None = None
+    _registry: Registry | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of -n, else `default`."""
+        given = self.options.get("namespace")
+        return str(given.value) if given else DEFAULT_NAMESPACE
+
+    @property
+    def store(self) -> Store:
+        """The open store. Raises UsageError when nothing says where etcd is, StoreUnavailable."""
+        if self._store is None:
+            self._store = self.connect(self.options)
+        return self._store
+
+    @property
+    def registry(self) -> Registry:
+        if self._registry is None:
+            from podlane.store.registry import Registry
+
+            self._registry = Registry(self.store, clock=self.wall)
+        return self._registry
+
+    @property
+    def wall(self) -> Clock:
+        if self.clock is None:
+            from podlane.runtime.clock import SystemClock
+
+            self.clock = SystemClock()
+        return self.clock
+
+    def now(self) -> datetime:
+        """UTC, whole seconds."""
+        from podlane.api.meta import utcnow_from
+
+        return utcnow_from(self.wall.now())
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = self._registry = None
