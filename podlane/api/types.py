@@ -20,13 +20,17 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """Base of everything that is stored or read from a manifest."""
+    """Base of everything that is stored or read from a manifest.
+
+    Subclasses repeat `frozen` and `kw_only`: msgspec inherits the first only,
+    and type checkers neither.
+    """
 
 
 # --- metadata ----------------------------------------------------------------
 
 
-class OwnerReference(Struct):
+class OwnerReference(Struct, frozen=True, kw_only=True):
     api_version: str
     kind: str
     name: str
@@ -35,7 +39,7 @@ class OwnerReference(Struct):
     block_owner_deletion: bool = False
 
 
-class ObjectMeta(Struct):
+class ObjectMeta(Struct, frozen=True, kw_only=True):
     """metav1.ObjectMeta. `resource_version` is etcd's mod_revision in decimal, never stored in the value."""
 
     name: str = ""
@@ -52,7 +56,7 @@ class ObjectMeta(Struct):
     owner_references: tuple[OwnerReference, ...] = ()
 
 
-class Object(Struct):
+class Object(Struct, frozen=True, kw_only=True):
     """A stored object: `kind` and `apiVersion` are always written."""
 
     KIND: ClassVar[str]
@@ -67,30 +71,30 @@ class Object(Struct):
 # --- pods --------------------------------------------------------------------
 
 
-class ContainerPort(Struct):
+class ContainerPort(Struct, frozen=True, kw_only=True):
     container_port: int
     name: str = ""
     protocol: Protocol = "TCP"
 
 
-class EnvVar(Struct):
+class EnvVar(Struct, frozen=True, kw_only=True):
     name: str
     value: str = ""
 
 
-class ResourceRequirements(Struct):
+class ResourceRequirements(Struct, frozen=True, kw_only=True):
     """Quantities by resource name: cpu, memory (bytes). See quantity.py."""
 
     requests: dict[str, str] = {}
     limits: dict[str, str] = {}
 
 
-class HTTPHeader(Struct):
+class HTTPHeader(Struct, frozen=True, kw_only=True):
     name: str
     value: str = ""
 
 
-class HTTPGetAction(Struct):
+class HTTPGetAction(Struct, frozen=True, kw_only=True):
     port: int | str
     path: str = "/"
     host: str = ""
@@ -98,16 +102,16 @@ class HTTPGetAction(Struct):
     http_headers: tuple[HTTPHeader, ...] = ()
 
 
-class TCPSocketAction(Struct):
+class TCPSocketAction(Struct, frozen=True, kw_only=True):
     port: int | str
     host: str = ""
 
 
-class ExecAction(Struct):
+class ExecAction(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
 
 
-class Probe(Struct):
+class Probe(Struct, frozen=True, kw_only=True):
     """All times in whole seconds."""
 
     http_get: HTTPGetAction | None = None
@@ -120,7 +124,7 @@ class Probe(Struct):
     failure_threshold: int = 3
 
 
-class Container(Struct):
+class Container(Struct, frozen=True, kw_only=True):
     name: str = ""
     image: str = ""
     command: tuple[str, ...] = ()
@@ -133,7 +137,7 @@ class Container(Struct):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never", ""] = ""
 
 
-class PodSpec(Struct):
+class PodSpec(Struct, frozen=True, kw_only=True):
     containers: tuple[Container, ...] = ()
     node_name: str = ""
     node_selector: dict[str, str] = {}
@@ -142,16 +146,16 @@ class PodSpec(Struct):
     hostname: str = ""
 
 
-class ContainerStateWaiting(Struct):
+class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
 
 
-class ContainerStateRunning(Struct):
+class ContainerStateRunning(Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
 
 
-class ContainerStateTerminated(Struct):
+class ContainerStateTerminated(Struct, frozen=True, kw_only=True):
     exit_code: int = 0
     signal: int = 0
     reason: str = ""
@@ -161,13 +165,13 @@ class ContainerStateTerminated(Struct):
     container_id: str = msgspec.field(default="", name="containerID")
 
 
-class ContainerState(Struct):
+class ContainerState(Struct, frozen=True, kw_only=True):
     waiting: ContainerStateWaiting | None = None
     running: ContainerStateRunning | None = None
     terminated: ContainerStateTerminated | None = None
 
 
-class ContainerStatus(Struct):
+class ContainerStatus(Struct, frozen=True, kw_only=True):
     name: str
     state: ContainerState = ContainerState()
     last_state: ContainerState = ContainerState()
@@ -179,7 +183,7 @@ class ContainerStatus(Struct):
     container_id: str = msgspec.field(default="", name="containerID")
 
 
-class Condition(Struct):
+class Condition(Struct, frozen=True, kw_only=True):
     """PodCondition, NodeCondition and ReplicationControllerCondition share this shape."""
 
     type: str
@@ -190,11 +194,11 @@ class Condition(Struct):
     last_heartbeat_time: datetime | None = None
 
 
-class PodIP(Struct):
+class PodIP(Struct, frozen=True, kw_only=True):
     ip: str
 
 
-class PodStatus(Struct):
+class PodStatus(Struct, frozen=True, kw_only=True):
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     conditions: tuple[Condition, ...] = ()
     message: str = ""
@@ -206,7 +210,7 @@ class PodStatus(Struct):
     container_statuses: tuple[ContainerStatus, ...] = ()
 
 
-class Pod(Object):
+class Pod(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Pod"
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
@@ -215,19 +219,19 @@ class Pod(Object):
 # --- replication controllers ---------------------------------------------------
 
 
-class PodTemplateSpec(Struct):
+class PodTemplateSpec(Struct, frozen=True, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec = PodSpec()
 
 
-class ReplicationControllerSpec(Struct):
+class ReplicationControllerSpec(Struct, frozen=True, kw_only=True):
     replicas: int = 1
     selector: dict[str, str] = {}
     template: PodTemplateSpec = PodTemplateSpec()
     min_ready_seconds: int = 0
 
 
-class ReplicationControllerStatus(Struct):
+class ReplicationControllerStatus(Struct, frozen=True, kw_only=True):
     replicas: int = 0
     fully_labeled_replicas: int = 0
     ready_replicas: int = 0
@@ -236,7 +240,7 @@ class ReplicationControllerStatus(Struct):
     conditions: tuple[Condition, ...] = ()
 
 
-class ReplicationController(Object):
+class ReplicationController(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "ReplicationController"
     spec: ReplicationControllerSpec = ReplicationControllerSpec()
     # replicas 0 is not the default, so it is written; 1 is the default and may be left out
@@ -246,7 +250,7 @@ class ReplicationController(Object):
 # --- services ------------------------------------------------------------------
 
 
-class ServicePort(Struct):
+class ServicePort(Struct, frozen=True, kw_only=True):
     """`target_port` is a number, a container port's name, or 0 for "the same as port"."""
 
     port: int
@@ -255,7 +259,7 @@ class ServicePort(Struct):
     target_port: int | str = 0
 
 
-class ServiceSpec(Struct):
+class ServiceSpec(Struct, frozen=True, kw_only=True):
     """`cluster_ip` is "" until allocated, "None" for a headless service."""
 
     ports: tuple[ServicePort, ...] = ()
@@ -267,23 +271,23 @@ class ServiceSpec(Struct):
     publish_not_ready_addresses: bool = False
 
 
-class ServiceStatus(Struct):
+class ServiceStatus(Struct, frozen=True, kw_only=True):
     """Nothing yet: only load-balancer services have a status."""
 
 
-class Service(Object):
+class Service(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Service"
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus = ServiceStatus()
 
 
-class EndpointConditions(Struct):
+class EndpointConditions(Struct, frozen=True, kw_only=True):
     ready: bool = False
     serving: bool = False
     terminating: bool = False
 
 
-class ObjectReference(Struct):
+class ObjectReference(Struct, frozen=True, kw_only=True):
     kind: str = ""
     namespace: str = ""
     name: str = ""
@@ -293,20 +297,20 @@ class ObjectReference(Struct):
     field_path: str = ""
 
 
-class Endpoint(Struct):
+class Endpoint(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
     node_name: str = ""
     target_ref: ObjectReference | None = None
 
 
-class EndpointPort(Struct):
+class EndpointPort(Struct, frozen=True, kw_only=True):
     port: int
     name: str = ""
     protocol: Protocol = "TCP"
 
 
-class EndpointSlice(Object):
+class EndpointSlice(Object, frozen=True, kw_only=True):
     """discovery.k8s.io/v1; belongs to the service in its label `kubernetes.io/service-name`."""
 
     KIND: ClassVar[str] = "EndpointSlice"
@@ -322,25 +326,25 @@ HOSTNAME_LABEL = "kubernetes.io/hostname"
 # --- nodes -----------------------------------------------------------------------
 
 
-class NodeSpec(Struct):
+class NodeSpec(Struct, frozen=True, kw_only=True):
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
     unschedulable: bool = False
 
 
-class NodeAddress(Struct):
+class NodeAddress(Struct, frozen=True, kw_only=True):
     type: Literal["InternalIP", "ExternalIP", "Hostname"]
     address: str
 
 
-class DaemonEndpoint(Struct, rename={"port": "Port"}):
+class DaemonEndpoint(Struct, frozen=True, kw_only=True, rename={"port": "Port"}):
     port: int = 0
 
 
-class NodeDaemonEndpoints(Struct):
+class NodeDaemonEndpoints(Struct, frozen=True, kw_only=True):
     kubelet_endpoint: DaemonEndpoint = DaemonEndpoint()
 
 
-class NodeSystemInfo(Struct):
+class NodeSystemInfo(Struct, frozen=True, kw_only=True):
     machine_id: str = msgspec.field(default="", name="machineID")
     kernel_version: str = ""
     os_image: str = ""
@@ -350,7 +354,7 @@ class NodeSystemInfo(Struct):
     architecture: str = ""
 
 
-class NodeStatus(Struct):
+class NodeStatus(Struct, frozen=True, kw_only=True):
     capacity: dict[str, str] = {}
     allocatable: dict[str, str] = {}
     conditions: tuple[Condition, ...] = ()
@@ -359,14 +363,14 @@ class NodeStatus(Struct):
     node_info: NodeSystemInfo = NodeSystemInfo()
 
 
-class Node(Object):
+class Node(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Node"
     NAMESPACED: ClassVar[bool] = False
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
 
-class LeaseSpec(Struct):
+class LeaseSpec(Struct, frozen=True, kw_only=True):
     holder_identity: str = ""
     lease_duration_seconds: int = 0
     acquire_time: datetime | None = None
@@ -374,7 +378,7 @@ class LeaseSpec(Struct):
     lease_transitions: int = 0
 
 
-class Lease(Object):
+class Lease(Object, frozen=True, kw_only=True):
     """coordination.k8s.io/v1. A node's is bound to an etcd lease: while it exists the node is alive."""
 
     KIND: ClassVar[str] = "Lease"
@@ -387,12 +391,12 @@ NODE_LEASE_NAMESPACE = "kube-node-lease"
 # --- events and namespaces ----------------------------------------------------------
 
 
-class EventSource(Struct):
+class EventSource(Struct, frozen=True, kw_only=True):
     component: str = ""
     host: str = ""
 
 
-class Event(Object):
+class Event(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Event"
     involved_object: ObjectReference = ObjectReference()
     reason: str = ""
@@ -404,15 +408,15 @@ class Event(Object):
     last_timestamp: datetime | None = None
 
 
-class NamespaceSpec(Struct):
+class NamespaceSpec(Struct, frozen=True, kw_only=True):
     pass
 
 
-class NamespaceStatus(Struct):
+class NamespaceStatus(Struct, frozen=True, kw_only=True):
     phase: Literal["Active", "Terminating"] = "Active"
 
 
-class Namespace(Object):
+class Namespace(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Namespace"
     NAMESPACED: ClassVar[bool] = False
     spec: NamespaceSpec = NamespaceSpec()
@@ -422,7 +426,7 @@ class Namespace(Object):
 # --- Podlane's own ------------------------------------------------------------------
 
 
-class ClusterConfig(Struct):
+class ClusterConfig(Struct, frozen=True, kw_only=True):
     """The value of `/podlane/config`. Times in seconds.
 
     `node_lease_seconds`: how long a silent node counts as alive (etcd refuses
