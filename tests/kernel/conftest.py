@@ -1,0 +1,244 @@
+"""Network namespaces for kernel tests.
+
+Owns: `netns`, a maker of fresh namespaces whose names carry a prefix of this
+process and test, joined by veth pairs or by an underlay bridge that lives in a
+namespace of its own. Invariant: what a test made is removed when it ends, pass
+or fail, and nothing else is: processes by their id, namespaces by their name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+_serial = itertools.count(1)
+
+UNDERLAY = "192.168.64"
+"""The underlay's /24: `.1` is the bridge's own namespace, hosts follow from `.11` on."""
+
+
+def _run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30, check: bool = True) -> str:
+    done = subprocess.run(
+        list(argv), check=False, capture_output=True, text=True, input=stdin, timeout=timeout
+    )
+    if check and done.returncode:
+        why = done.stderr.strip() or done.stdout
+        raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}: {why}")
+    return done.stdout
+
+
+def eventually(check: Callable[[], Any], timeout: float = 10.0, interval: float = 0.05) -> Any:
+    """Call `check` until it returns something true, and return that. AssertionErrors count as not yet."""
+    end = time.monotonic() + timeout
+    while True:
+        error: AssertionError | None = None
+        try:
+            if result := check():
+                return result
+        except AssertionError as e:
+            error = e
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {error or check}") from error
+        time.sleep(interval)
+
+
+@dataclass
+class Netns:
+    """One namespace. `name` is its full name, `address` the underlay address if it has one."""
+
+    name: str
+    address: str = ""
+    processes: list[subprocess.Popen[Any]] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        # nsenter and not `ip netns exec`, which mounts another /sys and hides the cgroups
+        return ["nsenter", f"--net={self.path}", *argv]
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | None = None,
+        check: bool = True,
+        timeout: float = 30,
+    ) -> str:
+        """Run a command inside and return its standard output; failing fails the test unless not `check`."""
+        argv = command.split() if isinstance(command, str) else command
+        return _run(self.argv(argv), stdin=stdin, timeout=timeout, check=check)
+
+    def ok(self, command: str | Sequence[str], timeout: float = 30) -> bool:
+        """Whether the command ends with exit code 0."""
+        argv = self.argv(command.split() if isinstance(command, str) else command)
+        return subprocess.run(argv, check=False, capture_output=True, timeout=timeout).returncode == 0
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path | IO[bytes] | int = subprocess.DEVNULL,
+        stdout: Any = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[Any]:
+        """Start a process inside; it ends with the test. stderr and, unless given, stdout go to `log`."""
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(log.open("ab")) if isinstance(log, Path) else log
+            process = subprocess.Popen(
+                self.argv(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=out if stdout is None else stdout,
+                stderr=out,
+                env={**os.environ, **(env or {})},
+            )
+        self.processes.append(process)
+        return process
+
+    def end(
+        self, process: subprocess.Popen[Any], sig: signal.Signals = signal.SIGTERM, wait: float = 10
+    ) -> int:
+        """Signal one process and wait for it; SIGKILL after `wait` seconds. Returns its exit code."""
+        if process.poll() is None:
+            process.send_signal(sig)
+        try:
+            return process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(wait)
+            raise AssertionError(f"{process.args}: did not end within {wait} s of {sig.name}") from None
+
+
+class NetnsMaker:
+    """Makes namespaces and joins them. `close` removes exactly what was made."""
+
+    def __init__(self) -> None:
+        self.prefix = f"plt{os.getpid()}-{next(_serial)}-"
+        self.made: list[Netns] = []
+        self._hosts = itertools.count(11)
+        self._underlay: Netns | None = None
+
+    def add(self, name: str) -> Netns:
+        """A fresh namespace with `lo` up. The real name is `prefix + name`."""
+        ns = Netns(self.prefix + name)
+        _run(["ip", "netns", "add", ns.name])
+        self.made.append(ns)
+        ns.run("ip link set lo up")
+        return ns
+
+    def link(self, a: Netns, a_name: str, b: Netns, b_name: str, *, mtu: int = 1500) -> None:
+        """A veth pair between two namespaces, both ends up."""
+        _run(
+            f"ip link add {a_name} netns {a.name} mtu {mtu} type veth "
+            f"peer name {b_name} netns {b.name} mtu {mtu}".split()
+        )
+        a.run(f"ip link set {a_name} up")
+        b.run(f"ip link set {b_name} up")
+
+    @property
+    def underlay(self) -> Netns:
+        """The namespace that holds the bridge `underlay`, made at first use, address `.1`."""
+        if self._underlay is None:
+            ns = self.add("underlay")
+            ns.run("ip link add underlay type bridge")
+            ns.run(f"ip address add {UNDERLAY}.1/24 dev underlay")
+            ns.run("ip link set underlay up")
+            ns.address = f"{UNDERLAY}.1"
+            self._underlay = ns
+        return self._underlay
+
+    def host(self, name: str, *, mtu: int = 1500) -> Netns:
+        """A namespace with `eth0` on the underlay bridge, an address and a default route."""
+        bridge, ns, number = self.underlay, self.add(name), next(self._hosts)
+        self.link(ns, "eth0", bridge, f"h{number}", mtu=mtu)
+        bridge.run(f"ip link set h{number} master underlay")
+        ns.address = f"{UNDERLAY}.{number}"
+        ns.run(f"ip address add {ns.address}/24 dev eth0")
+        ns.run(f"ip route add default via {UNDERLAY}.1")
+        return ns
+
+    def close(self) -> None:
+        for ns in reversed(self.made):
+            for process in ns.processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait(10)
+        for ns in reversed(self.made):
+            _run(["ip", "netns", "delete", ns.name], check=False)
+        self.made.clear()
+
+
+@pytest.fixture
+def netns() -> Iterator[NetnsMaker]:
+    """Fresh namespaces for one test. Needs root: without it the test fails rather than being skipped."""
+    maker = NetnsMaker()
+    try:
+        yield maker
+    finally:
+        maker.close()
+
+
+@dataclass
+class NetnsEtcd:
+    """A single-member etcd inside a namespace, reachable by everything on its underlay."""
+
+    ns: Netns
+    data: Path
+    endpoint: str
+    process: subprocess.Popen[Any] | None = None
+
+    def start(self) -> None:
+        """Start it (again, on the same data) and wait until it answers."""
+        client, peer = f"http://{self.ns.address}:2379", "http://127.0.0.1:2380"
+        flags = {
+            "name": "t",
+            "data-dir": str(self.data),
+            "log-outputs": "stderr",
+            "listen-client-urls": client,
+            "advertise-client-urls": client,
+            "listen-peer-urls": peer,
+            "initial-advertise-peer-urls": peer,
+            "initial-cluster": f"t={peer}",
+        }
+        self.process = self.ns.popen(
+            ["etcd", *(f"--{flag}={value}" for flag, value in flags.items())],
+            log=self.data.parent / "etcd.log",
+        )
+        eventually(lambda: "true" in self.ctl("endpoint", "health", "-w", "json", check=False), timeout=20)
+
+    def ctl(self, *argv: str, check: bool = True) -> str:
+        """etcdctl inside the namespace; an exit code other than 0 fails the test unless not `check`."""
+        command = [
+            "env",
+            "ETCDCTL_API=3",
+            "etcdctl",
+            f"--endpoints={self.endpoint}",
+            "--command-timeout=2s",
+            *argv,
+        ]
+        return self.ns.run(command, check=check)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.ns.end(self.process, sig)
+            self.process = None
+
+
+@pytest.fixture
+def netns_etcd(netns: NetnsMaker, tmp_path: Path) -> NetnsEtcd:
+    """A started etcd on the underlay's own namespace (`192.168.64.1:2379`)."""
+    ns = netns.underlay
+    etcd = NetnsEtcd(ns, tmp_path / "etcd-data", f"http://{ns.address}:2379")
+    etcd.start()
+    return etcd
