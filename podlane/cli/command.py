@@ -112,6 +112,37 @@ class Command(click.Command):
         super().__init__(*args, **attrs)
         self.params.extend(connection_options(hidden=True))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._like_kubectl(args))
+
+    def _like_kubectl(self, args: Sequence[str]) -> list[str]:
+        """Accept Go's spellings of flags: `--wait=false`, `--dry-run=client`, `-o=wide`."""
+        flags = {
+            name: param
+            for param in self.params
+            if isinstance(param, click.Option) and param.is_flag
+            for name in param.opts
+        }
+        result: list[str] = []
+        for position, arg in enumerate(args):
+            if arg == "--":
+                result.extend(args[position:])
+                break
+            name, equals, value = arg.partition("=")
+            if equals and name in flags:
+                word = value.lower()
+                if word in {"true", "1", "client"}:
+                    result.append(name)
+                elif word in {"false", "0", "none"}:
+                    result.extend(flags[name].secondary_opts[:1])
+                else:
+                    raise click.BadParameter(f'expected true or false, got "{value}"', param=flags[name])
+            elif equals and len(name) == len("-o") and name[0] == "-" and name[1].isalpha():
+                result.extend((name, value))
+            else:
+                result.append(arg)
+        return result
+
 
 class LazyGroup(click.Group):
     """A group that knows its commands' names and one-line help without importing them.

@@ -1,0 +1,205 @@
+"""`podlane lab`: a whole cluster on this machine, hosts as network namespaces."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import click
+
+from podlane.cli.command import fail, note
+from podlane.lab import cluster, context, network
+from podlane.lab.cluster import DaemonStatus, Lab
+from podlane.lab.daemons import specs
+from podlane.lab.topology import Topology
+
+DEFAULT_NAME = "lab"
+
+_name = click.option("--name", default=DEFAULT_NAME, show_default=True, metavar="NAME", help="Which lab.")
+
+
+@click.group("lab", short_help="Run a whole cluster on this machine.")
+@click.pass_context
+def lab(ctx: click.Context) -> None:
+    """Run a whole cluster on this machine: each host a network namespace with its own daemons.
+
+    The machine's own network is not touched; `down` leaves nothing behind.
+    """
+    if ctx.invoked_subcommand and os.geteuid() != 0:
+        fail("podlane lab: needs root, to make network namespaces; try sudo")
+
+
+@lab.command()
+@click.option("--hosts", "nodes", default=3, show_default=True, metavar="N", help="Hosts that run pods.")
+@click.option(
+    "--etcd", "servers", default=1, show_default=True, metavar="1|3", type=int, help="etcd members."
+)
+@_name
+def up(name: str, nodes: int, servers: int) -> None:
+    """Make a lab, or start what is missing of it."""
+    begin = time.monotonic()
+    target = Topology(name, nodes, servers)
+    note(f"lab {name}: {nodes} hosts, {servers} etcd; logs in {target.log_dir}")
+    Lab(target, lambda line: note(f"  {line}")).up()
+    note(f"lab {name}: ready after {time.monotonic() - begin:.1f} s")
+
+
+@lab.command()
+@_name
+def down(name: str) -> None:
+    """Remove a lab and everything a crash may have left of it."""
+    if name not in cluster.existing():
+        target = Topology(name)
+        if (
+            not network.namespaces(target.prefix)
+            and not target.run_dir.exists()
+            and not target.data_dir.exists()
+        ):
+            note(f"lab {name}: not there")
+            return
+    else:
+        target = cluster.load(name)
+    Lab(target, lambda line: note(f"  {line}")).down()
+    note(f"lab {name}: removed")
+
+
+@lab.command()
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_name
+def status(name: str, output: str) -> None:
+    """Show hosts and daemons: state, memory, why not ready. Exit code 1 unless all are ready."""
+    target = Lab(cluster.load(name))
+    states = target.status()
+    if output == "json":
+        import msgspec
+
+        click.echo(msgspec.json.encode(states))
+    else:
+        _print_status(target.topology, states)
+    if any(s.state != "running" for s in states):
+        sys.exit(1)
+
+
+def _print_status(target: Topology, states: list[DaemonStatus]) -> None:
+    cut = network.cut_hosts(target)
+    click.echo(f"{'HOST':<10}{'ADDRESS':<17}{'DAEMON':<11}{'STATE':<10}{'PID':>8}{'MEMORY':>9}  DETAIL")
+    for s in states:
+        address = target.host(s.host).address + ("*" if s.host in cut else "")
+        memory = f"{s.rss_bytes / 1e6:.0f} MB"
+        click.echo(
+            f"{s.host:<10}{address:<17}{s.daemon:<11}{s.state:<10}{s.pid:>8}{memory:>9}  {s.detail}".rstrip()
+        )
+    if cut:
+        click.echo("* cut off; podlane lab fault join HOST")
+    click.echo(f"logs: {target.log_dir}/HOST/DAEMON.log")
+
+
+@lab.command("list")
+def list_() -> None:
+    """Name the labs on this machine."""
+    for name in context.running():
+        click.echo(name)
+
+
+@lab.command()
+@_name
+def demo(name: str) -> None:
+    """Show the main job: four replicas, one address, faults, scaling."""
+    from podlane.lab.demo import Demo
+
+    Demo(Lab(cluster.load(name)), click.echo).run()
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_name
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
+
+    DOCKER_HOST and PODLANE_ETCD_ENDPOINTS are set for it. HOST `net` is the
+    underlay itself, which is outside of every host.
+    """
+    target = cluster.load(name)
+    environment = {**os.environ, "PODLANE_ETCD_ENDPOINTS": ",".join(target.endpoints)}
+    netns = target.underlay
+    if host != "net":
+        netns = target.netns(target.host(host))
+        environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
+    network.enter(netns)
+    try:
+        os.execvpe(command[0], list(command), environment)
+    except OSError as error:
+        fail(f"run {command[0]}: {error.strerror}", 127)
+
+
+@lab.command()
+@_name
+@click.argument("host")
+@click.argument("daemon", required=False)
+def start(name: str, host: str, daemon: str | None) -> None:
+    """Start what does not run on HOST: one DAEMON, or all."""
+    target = Lab(cluster.load(name))
+    count = target.start(target.topology.host(host), daemon)
+    note(f"{host}: {count} started, ready")
+
+
+@lab.group()
+def fault() -> None:
+    """Break something, to see what becomes of it."""
+
+
+@fault.command()
+@_name
+@click.argument("host")
+def cut(name: str, host: str) -> None:
+    """Cut HOST off the network: every frame from and to it is dropped."""
+    target = cluster.load(name)
+    if host in network.cut_hosts(target):
+        note(f"{host}: cut off already")
+        return
+    network.cut(target, target.host(host))
+    note(f"{host}: cut off; podlane lab fault join {host}")
+
+
+@fault.command()
+@_name
+@click.argument("host")
+def join(name: str, host: str) -> None:
+    """Join a cut HOST to the network again."""
+    target = cluster.load(name)
+    network.join(target, target.host(host))
+    note(f"{host}: joined")
+
+
+@fault.command()
+@_name
+@click.option("--signal", "number", default="KILL", show_default=True, metavar="NAME", help="As in kill(1).")
+@click.argument("host")
+@click.argument("daemon")
+def kill(name: str, host: str, daemon: str, number: str) -> None:
+    """Send DAEMON on HOST a signal; podlane lab start starts it again."""
+    try:
+        chosen = signal.Signals[f"SIG{number.upper().removeprefix('SIG')}"]
+    except KeyError:
+        fail(f"--signal: unknown signal {number!r}", 2)
+    target = Lab(cluster.load(name))
+    record = target.kill(target.topology.host(host), daemon, chosen)
+    note(f"{host}: {daemon} (pid {record.pid}) got {chosen.name}")
+
+
+@lab.command()
+@_name
+@click.option("--tail", "lines", default=20, show_default=True, metavar="N", help="How many lines.")
+@click.argument("host")
+@click.argument("daemon")
+def log(name: str, host: str, daemon: str, lines: int) -> None:
+    """Print the end of a daemon's log."""
+    from podlane.lab.process import tail
+
+    target = cluster.load(name)
+    if daemon not in (known := [s.name for s in specs(target, target.host(host))]):
+        fail(f"daemon {daemon!r}: {host} has {', '.join(known)}", 2)
+    click.echo(tail(target.log_dir / host / f"{daemon}.log", lines))
