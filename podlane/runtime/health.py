@@ -1,0 +1,172 @@
+"""What a daemon says of itself over HTTP: /metrics, /healthz, /livez, /readyz.
+
+Owns: the checks and the small server that shows them. Invariants: a check that
+raises counts as failed and never harms the server; the server uses at most a
+handful of threads and gives each client a few seconds, so nobody can hold the
+daemon up by asking. Forms as in Kubernetes: one `[+]name ok` or
+`[-]name failed: reason` a line, status 200 or 503.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from podlane.errors import PodlaneError
+from podlane.runtime import metrics
+from podlane.runtime.log import get_logger
+
+Check = Callable[[], str | None]
+"""Answers None when all is well, else why not. Must be quick: it reads state, it does no I/O."""
+
+_CLIENT_SECONDS = 5.0
+_CLIENTS = 8
+
+_log = get_logger("health")
+
+
+class Checks:
+    """Named checks, in the order they were added. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._checks: dict[str, Check] = {}
+
+    def add(self, name: str, check: Check) -> None:
+        """Add a check, or replace the one of that name."""
+        with self._lock:
+            self._checks[name] = check
+
+    def run(self) -> dict[str, str | None]:
+        """Ask every check: name to None (well) or the reason why not."""
+        with self._lock:
+            checks = dict(self._checks)
+        return {name: _ask(check) for name, check in checks.items()}
+
+    def failing(self) -> dict[str, str]:
+        """Return the reasons of those that fail."""
+        return {name: reason for name, reason in self.run().items() if reason is not None}
+
+
+class HealthServer:
+    """Serves from construction on; `close` ends it.
+
+    Port 0 takes any free port, which `port` then tells; None serves nothing.
+    Raises PodlaneError when the address cannot be had.
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", port: int | None = 0, registry: CollectorRegistry = metrics.REGISTRY
+    ) -> None:
+        self.ready = Checks()
+        self.health = Checks()
+        self.registry = registry
+        self.host = host
+        self.port: int | None = None
+        self._server: _Server | None = None
+        if port is None:
+            return
+        try:
+            self._server = _Server(host, port, self)
+        except (OSError, OverflowError) as error:
+            raise PodlaneError(
+                f"listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.5,), name="health", daemon=True).start()
+        _log.info("serving metrics and health", address=host, port=self.port)
+
+    def close(self) -> None:
+        """Stop serving. May be called twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Return status, content type and body for a path."""
+        if path == "/metrics":
+            return 200, metrics.CONTENT_TYPE, metrics.render(self.registry)
+        checks = {"/healthz": self.health, "/livez": self.health, "/readyz": self.ready}.get(path)
+        if checks is None:
+            return 404, "text/plain; charset=utf-8", b"not here: /metrics /healthz /livez /readyz\n"
+        results = checks.run()
+        well = all(reason is None for reason in results.values())
+        lines = [f"[+]{n} ok" if r is None else f"[-]{n} failed: {r}" for n, r in results.items()]
+        lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
+        return 200 if well else 503, "text/plain; charset=utf-8", ("\n".join(lines) + "\n").encode()
+
+
+class _Server(HTTPServer):
+    """One thread a client, at most `_CLIENTS` of them; who comes on top is turned away at once."""
+
+    request_queue_size = 16
+
+    def __init__(self, host: str, port: int, health: HealthServer) -> None:
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        self.health = health
+        self._free = threading.BoundedSemaphore(_CLIENTS)
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would look up our host name here, which can take as long as DNS does.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        threading.Thread(
+            target=self._serve, args=(request, client_address), name="health-client", daemon=True
+        ).start()
+
+    def _serve(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception as error:
+            _log.debug("client lost", error=repr(error))
+        finally:
+            self.shutdown_request(request)
+            self._free.release()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _CLIENT_SECONDS
+    server: _Server
+    server_version = "podlane"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._answer(body_too=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body_too=False)
+
+    def _answer(self, *, body_too: bool) -> None:
+        status, content_type, body = self.server.health.answer(self.path.partition("?")[0])
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if body_too:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        _log.debug("request", client=self.client_address[0], line=format % args)
+
+
+def _ask(check: Check) -> str | None:
+    try:
+        return check()
+    except Exception as error:
+        return f"check raised {error!r}"
