@@ -13,6 +13,7 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +27,36 @@ _serial = itertools.count(1)
 UNDERLAY = "192.168.64"
 """The underlay's /24: `.1` is the bridge's own namespace, hosts follow from `.11` on."""
 
+_PING = """
+import os, select, socket, struct, sys, time
+destination, count, interval, source = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+if source:
+    s.bind((source, 0))
+me, seen, start = os.getpid() & 0xFFFF, set(), time.monotonic()
+def collect(until):
+    while len(seen) < count and select.select([s], [], [], max(0.0, until - time.monotonic()))[0]:
+        packet, (address, _) = s.recvfrom(65535)
+        kind, _, _, ident, number = struct.unpack_from("!BBHHH", packet, (packet[0] & 15) * 4)
+        if kind == 0 and ident == me and address == destination:
+            seen.add(number)
+            print(number, flush=True)
+for number in range(count):
+    data = bytes(56)
+    words = (8 << 8) + me + number
+    total = (words & 0xFFFF) + (words >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    try:
+        s.sendto(struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, me, number) + data, (destination, 0))
+    except OSError as error:
+        print(error, file=sys.stderr)
+    collect(start + (number + 1) * interval)
+collect(time.monotonic() + 1)
+"""
+
 
 def _run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30, check: bool = True) -> str:
-    done = subprocess.run(
-        list(argv), check=False, capture_output=True, text=True, input=stdin, timeout=timeout
-    )
+    done = subprocess.run(list(argv), check=False, capture_output=True, text=True, input=stdin, timeout=timeout)
     if check and done.returncode:
         why = done.stderr.strip() or done.stdout
         raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}: {why}")
@@ -85,6 +111,15 @@ class Netns:
         argv = self.argv(command.split() if isinstance(command, str) else command)
         return subprocess.run(argv, check=False, capture_output=True, timeout=timeout).returncode == 0
 
+    def ping_argv(self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "") -> list[str]:
+        """A command that pings and prints one line per reply, for `popen`. (Not every machine has ping.)"""
+        return [sys.executable, "-c", _PING, destination, str(count), str(interval), source]
+
+    def ping(self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "") -> int:
+        """How many of `count` echo requests, `interval` seconds apart, were answered within a second."""
+        argv = self.ping_argv(destination, count=count, interval=interval, source=source)
+        return len(self.run(argv, timeout=count * interval + 30).split())
+
     def popen(
         self,
         argv: Sequence[str],
@@ -106,9 +141,7 @@ class Netns:
         self.processes.append(process)
         return process
 
-    def end(
-        self, process: subprocess.Popen[Any], sig: signal.Signals = signal.SIGTERM, wait: float = 10
-    ) -> int:
+    def end(self, process: subprocess.Popen[Any], sig: signal.Signals = signal.SIGTERM, wait: float = 10) -> int:
         """Signal one process and wait for it; SIGKILL after `wait` seconds. Returns its exit code."""
         if process.poll() is None:
             process.send_signal(sig)
