@@ -33,9 +33,7 @@ def lab(ctx: click.Context) -> None:
 
 @lab.command()
 @click.option("--hosts", "nodes", default=3, show_default=True, metavar="N", help="Hosts that run pods.")
-@click.option(
-    "--etcd", "servers", default=1, show_default=True, metavar="1|3", type=int, help="etcd members."
-)
+@click.option("--etcd", "servers", default=1, show_default=True, metavar="1|3", type=int, help="etcd members.")
 @_name
 def up(name: str, nodes: int, servers: int) -> None:
     """Make a lab, or start what is missing of it."""
@@ -52,11 +50,7 @@ def down(name: str) -> None:
     """Remove a lab and everything a crash may have left of it."""
     if name not in cluster.existing():
         target = Topology(name)
-        if (
-            not network.namespaces(target.prefix)
-            and not target.run_dir.exists()
-            and not target.data_dir.exists()
-        ):
+        if not network.namespaces(target.prefix) and not target.run_dir.exists() and not target.data_dir.exists():
             note(f"lab {name}: not there")
             return
     else:
@@ -88,9 +82,7 @@ def _print_status(target: Topology, states: list[DaemonStatus]) -> None:
     for s in states:
         address = target.host(s.host).address + ("*" if s.host in cut else "")
         memory = f"{s.rss_bytes / 1e6:.0f} MB"
-        click.echo(
-            f"{s.host:<10}{address:<17}{s.daemon:<11}{s.state:<10}{s.pid:>8}{memory:>9}  {s.detail}".rstrip()
-        )
+        click.echo(f"{s.host:<10}{address:<17}{s.daemon:<11}{s.state:<10}{s.pid:>8}{memory:>9}  {s.detail}".rstrip())
     if cut:
         click.echo("* cut off; podlane lab fault join HOST")
     click.echo(f"logs: {target.log_dir}/HOST/DAEMON.log")
@@ -130,7 +122,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
         environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
     network.enter(netns)
     try:
-        os.execvpe(command[0], list(command), environment)
+        os.execvpe(command[0], list(command), environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         fail(f"run {command[0]}: {error.strerror}", 127)
 

@@ -1,0 +1,26 @@
+"""Reaching a lab from outside of it.
+
+The root namespace has no way into a lab, on purpose; a command that wants to
+talk to a lab's etcd moves itself into the lab's underlay namespace first.
+"""
+
+from __future__ import annotations
+
+from podlane.lab import cluster, network
+from podlane.store.config import StoreConfig
+
+
+def running() -> list[str]:
+    """Names of the labs that are there and have their network."""
+    return [name for name in cluster.existing() if network.namespaces(cluster.load(name).underlay)]
+
+
+def enter(name: str) -> StoreConfig:
+    """Move this process into a lab's underlay and return how to reach its etcd.
+
+    To be called before any thread or connection is made. Raises LabError when
+    there is no such lab.
+    """
+    lab = cluster.load(name)
+    network.enter(lab.underlay)
+    return StoreConfig(endpoints=lab.endpoints)

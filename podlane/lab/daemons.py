@@ -1,0 +1,149 @@
+"""How each daemon of a lab is run: its command line, and how to tell that it is ready. Pure.
+
+The daemons' own defaults are used wherever a host has the network namespace to
+itself (loopback ports are the same on every host); only paths, names and
+addresses are given, since the file system is shared.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from podlane.lab.topology import ETCD_CLIENT_PORT, ETCD_PEER_PORT, Host, Topology
+
+NETD_PORT = 10258
+PROXYD_PORT = 10256
+AGENT_PORT = 10248
+SCHEDULER_PORT = 10259
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSpec:
+    """`ready` is where on the host's loopback a GET must answer 200, or a unix socket that must accept."""
+
+    name: str
+    argv: tuple[str, ...]
+    ready: str | Path
+    env: tuple[tuple[str, str], ...] = ()
+    stop_timeout: float = 15.0
+
+
+def specs(lab: Topology, host: Host) -> tuple[DaemonSpec, ...]:
+    """The daemons of a host, in the order they are started."""
+    if host.role == "server":
+        return (_etcd(lab, host), _scheduler(lab, host))
+    return (_dockerd(lab, host), _netd(lab, host), _proxyd(lab, host), _agent(lab, host))
+
+
+def subnet_file(lab: Topology, host: Host) -> Path:
+    return lab.run_dir / host.name / "flannel" / "subnet.env"
+
+
+def _program(name: str) -> str:
+    """A console script of the virtual environment that runs this very code."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _etcd(lab: Topology, host: Host) -> DaemonSpec:
+    peers = ",".join(f"{h.name}=http://{h.address}:{ETCD_PEER_PORT}" for h in lab.hosts if h.role == "server")
+    return DaemonSpec(
+        "etcd",
+        (
+            "etcd",
+            f"--name={host.name}",
+            f"--data-dir={lab.data_dir / host.name / 'etcd'}",
+            f"--listen-client-urls=http://0.0.0.0:{ETCD_CLIENT_PORT}",
+            f"--advertise-client-urls=http://{host.address}:{ETCD_CLIENT_PORT}",
+            f"--listen-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
+            f"--initial-advertise-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
+            f"--initial-cluster={peers}",
+            f"--initial-cluster-token=podlane-lab-{lab.name}",
+            "--logger=zap",
+            "--log-level=warn",
+        ),
+        ready=f"http://127.0.0.1:{ETCD_CLIENT_PORT}/health",
+        env=(("ETCD_UNSUPPORTED_ARCH", "arm64"),),  # Debian's etcd refuses to start on arm64 without it
+    )
+
+
+def _dockerd(lab: Topology, host: Host) -> DaemonSpec:
+    run = lab.run_dir / host.name
+    return DaemonSpec(
+        "dockerd",
+        (
+            "dockerd",
+            f"--data-root={lab.data_dir / host.name / 'docker'}",
+            f"--exec-root={run / 'docker'}",
+            f"--host=unix://{lab.docker_socket(host)}",
+            f"--pidfile={run / 'docker.pid'}",
+            f"--cgroup-parent={lab.cgroup}/{host.name}",
+            "--log-level=warn",
+        ),
+        ready=lab.docker_socket(host),
+        stop_timeout=25.0,
+    )
+
+
+def _store(lab: Topology) -> tuple[str, ...]:
+    return (f"--etcd-endpoints={','.join(lab.endpoints)}",)
+
+
+def _health(port: int) -> tuple[str, ...]:
+    return ("--healthz-ip=127.0.0.1", f"--healthz-port={port}")
+
+
+def _ready(port: int) -> str:
+    return f"http://127.0.0.1:{port}/readyz"
+
+
+def _netd(lab: Topology, host: Host) -> DaemonSpec:
+    return DaemonSpec(
+        "netd",
+        (
+            _program("netd"),
+            "run",
+            *_store(lab),
+            "--iface=eth0",
+            f"--node-name={host.name}",
+            f"--subnet-file={subnet_file(lab, host)}",
+            f"--state-dir={lab.data_dir / host.name / 'netd'}",
+            *_health(NETD_PORT),
+        ),
+        ready=_ready(NETD_PORT),
+    )
+
+
+def _proxyd(lab: Topology, host: Host) -> DaemonSpec:
+    return DaemonSpec(
+        "proxyd",
+        (_program("proxyd"), "run", *_store(lab), f"--node-name={host.name}", *_health(PROXYD_PORT)),
+        ready=_ready(PROXYD_PORT),
+    )
+
+
+def _agent(lab: Topology, host: Host) -> DaemonSpec:
+    return DaemonSpec(
+        "agent",
+        (
+            _program("scheduler"),
+            "agent",
+            *_store(lab),
+            f"--node-name={host.name}",
+            f"--node-ip={host.address}",
+            f"--docker-host=unix://{lab.docker_socket(host)}",
+            f"--subnet-file={subnet_file(lab, host)}",
+            f"--state-dir={lab.data_dir / host.name / 'agent'}",
+            *_health(AGENT_PORT),
+        ),
+        ready=_ready(AGENT_PORT),
+    )
+
+
+def _scheduler(lab: Topology, host: Host) -> DaemonSpec:
+    return DaemonSpec(
+        "scheduler",
+        (_program("scheduler"), "run", *_store(lab), f"--identity={host.name}", *_health(SCHEDULER_PORT)),
+        ready=_ready(SCHEDULER_PORT),
+    )

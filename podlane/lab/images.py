@@ -1,0 +1,87 @@
+"""The lab's one image, `podlane/web:1`, built on the spot from Debian's static busybox.
+
+It answers `/` with its host name and `/healthz` with `ok` on port 8080 (or
+$PORT), and ends at once on SIGTERM: a shell is process 1 there, because the
+kernel ignores signals for which process 1 has no handler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+from podlane.errors import PodlaneError
+from podlane.lab.topology import Host, Topology
+from podlane.runtime.command import run
+
+WEB_IMAGE = "podlane/web:1"
+BUSYBOX = Path("/bin/busybox")
+APPLETS = (
+    "sh",
+    "httpd",
+    "hostname",
+    "sleep",
+    "cat",
+    "echo",
+    "env",
+    "ls",
+    "wget",
+    "nc",
+    "kill",
+    "ps",
+    "ip",
+    "ping",
+)
+START = """#!/bin/sh
+mkdir -p /www
+hostname > /www/index.html
+echo ok > /www/healthz
+httpd -f -p "${PORT:-8080}" -h /www &
+server=$!
+trap 'kill "$server"; exit 0' TERM INT
+wait "$server"
+"""
+
+
+def web_tar(busybox: Path = BUSYBOX) -> bytes:
+    """The image's root file system; the same bytes for the same busybox."""
+    try:
+        binary = busybox.read_bytes()
+    except OSError as error:
+        raise PodlaneError(f"build {WEB_IMAGE}: {busybox}: {error.strerror} (Debian: busybox-static)") from error
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for folder in ("bin", "tmp", "etc"):
+            tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
+        tar.addfile(_entry("bin/busybox", tarfile.REGTYPE, 0o755, len(binary)), io.BytesIO(binary))
+        for applet in (*APPLETS, "mkdir"):
+            link = _entry(f"bin/{applet}", tarfile.SYMTYPE, 0o777)
+            link.linkname = "busybox"
+            tar.addfile(link)
+        tar.addfile(_entry("start", tarfile.REGTYPE, 0o755, len(START)), io.BytesIO(START.encode()))
+    return buffer.getvalue()
+
+
+def load(lab: Topology, host: Host) -> bool:
+    """Import the image on a host unless this very one is there; tell whether it was imported."""
+    data = web_tar()
+    digest = hashlib.sha256(data).hexdigest()
+    docker = ["docker", "-H", f"unix://{lab.docker_socket(host)}"]
+    label = '{{ index .Config.Labels "podlane.io/digest" }}'
+    present = run([*docker, "image", "inspect", "--format", label, WEB_IMAGE], timeout=20, check=False)
+    if present.returncode == 0 and present.stdout.strip() == digest:
+        return False
+    file = lab.run_dir / host.name / "web.tar"
+    file.write_bytes(data)
+    changes = ['CMD ["/start"]', "EXPOSE 8080", f"LABEL podlane.io/digest={digest}"]
+    run([*docker, "import", *(f"--change={c}" for c in changes), str(file), WEB_IMAGE], timeout=60)
+    file.unlink()
+    return True
+
+
+def _entry(name: str, kind: bytes, mode: int, size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.size = kind, mode, size
+    return info

@@ -1,0 +1,183 @@
+"""A lab's wires: namespaces, the underlay bridge, and the faults put on it.
+
+Invariant: building twice changes nothing, and removing removes exactly the
+namespaces whose name begins with the lab's prefix; interfaces die with them.
+Cutting a host is a switch port that drops every frame: one nft set in the
+underlay's namespace holds the ports that are cut, so the fault is state that
+can be listed, and the host itself keeps its link, addresses and routes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from podlane.errors import PodlaneError
+from podlane.lab.topology import GATEWAY, NETNS_ROOT, Host, Topology, netns_path
+from podlane.runtime.command import run
+
+CLONE_NEWNET = 0x40000000
+FAULT_TABLE = "podlane_fault"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _set_namespace(descriptor: int, name: str) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise PodlaneError(f"enter namespace {name}: {os.strerror(error)}")
+
+
+def enter(netns: str) -> None:
+    """Move the calling thread, and threads it starts from now on, into a namespace for good."""
+    try:
+        descriptor = os.open(netns_path(netns), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PodlaneError(f"enter namespace {netns}: {error.strerror}") from error
+    try:
+        _set_namespace(descriptor, netns)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """Run the block's thread in a namespace; sockets opened there stay there (setns(2) is per thread)."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(netns)
+        try:
+            yield
+        finally:
+            _set_namespace(home, "of origin")
+    finally:
+        os.close(home)
+
+
+def within(netns: str, argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` in a namespace and nothing else changed.
+
+    `ip netns exec` would also remount /sys, which hides the cgroup mounts that dockerd needs.
+    """
+    return ["nsenter", f"--net={netns_path(netns)}", "--", *argv]
+
+
+def namespaces(prefix: str) -> list[str]:
+    """Names of existing namespaces that begin with `prefix`."""
+    if not NETNS_ROOT.is_dir():
+        return []
+    return sorted(p.name for p in NETNS_ROOT.iterdir() if p.name.startswith(prefix))
+
+
+def build(lab: Topology) -> int:
+    """Make what is missing of the namespaces, the bridge and the links; return how many hosts are new."""
+    existing = set(namespaces(lab.prefix))
+    if lab.underlay not in existing:
+        run(["ip", "netns", "add", lab.underlay], timeout=10)
+    _batch(
+        lab.underlay,
+        [
+            *(["link add br0 type bridge"] if not _has_link(lab.underlay, "br0") else []),
+            "link set lo up",
+            "link set br0 up",
+            f"address replace {GATEWAY}/24 dev br0",
+        ],
+    )
+    run(within(lab.underlay, ["nft", "-f", "-"]), input=_fault_rules(), timeout=10)
+    new = 0
+    for host in lab.hosts:
+        netns = lab.netns(host)
+        if netns not in existing:
+            run(["ip", "netns", "add", netns], timeout=10)
+        if not _has_link(netns, "eth0"):
+            new += 1
+            _batch(lab.underlay, [f"link add {host.name} type veth peer name eth0 netns {netns}"])
+        _batch(lab.underlay, [f"link set {host.name} master br0 up"])
+        _batch(
+            netns,
+            [
+                "link set lo up",
+                "link set eth0 up",
+                f"address replace {host.address}/24 dev eth0",
+                f"route replace default via {GATEWAY}",
+            ],
+        )
+    return new
+
+
+def destroy(lab: Topology) -> int:
+    """Remove the lab's namespaces, whatever state they are in; return how many there were."""
+    found = namespaces(lab.prefix)
+    for netns in found:
+        run(["ip", "netns", "delete", netns], timeout=20)
+    return len(found)
+
+
+def cut(lab: Topology, host: Host) -> None:
+    """Drop every frame from and to a host, until `join`."""
+    _fault(lab, "add", host)
+
+
+def join(lab: Topology, host: Host) -> None:
+    """Undo `cut`; no error where the host was not cut."""
+    if host.name in cut_hosts(lab):
+        _fault(lab, "delete", host)
+
+
+def cut_hosts(lab: Topology) -> frozenset[str]:
+    """Names of the hosts that are cut off now."""
+    listing = run(within(lab.underlay, ["nft", "list", "set", "bridge", FAULT_TABLE, "cut"]), timeout=10).stdout
+    return frozenset(h.name for h in lab.hosts if f'"{h.name}"' in listing)
+
+
+def pids(netns: str) -> list[int]:
+    """Processes that live in a namespace."""
+    try:
+        wanted = netns_path(netns).stat()
+    except FileNotFoundError:
+        return []
+    found = []
+    for proc in Path("/proc").iterdir():
+        if not proc.name.isdigit():
+            continue
+        try:
+            own = (proc / "ns/net").stat()
+        except OSError:  # it ended meanwhile
+            continue
+        if (own.st_dev, own.st_ino) == (wanted.st_dev, wanted.st_ino):
+            found.append(int(proc.name))
+    return found
+
+
+def _batch(netns: str, lines: list[str]) -> None:
+    run(["ip", "-n", netns, "-batch", "-"], input="\n".join(lines) + "\n", timeout=10)
+
+
+def _has_link(netns: str, link: str) -> bool:
+    return run(["ip", "-n", netns, "link", "show", link], timeout=10, check=False).returncode == 0
+
+
+def _fault(lab: Topology, verb: str, host: Host) -> None:
+    element = ["element", "bridge", FAULT_TABLE, "cut", "{", f'"{host.name}"', "}"]
+    run(within(lab.underlay, ["nft", verb, *element]), timeout=10)
+
+
+def _fault_rules() -> str:
+    chains = "".join(
+        f"""
+        add chain bridge {FAULT_TABLE} {hook} {{ type filter hook {hook} priority 0; }}
+        flush chain bridge {FAULT_TABLE} {hook}
+        """
+        for hook in ("forward", "input", "output")
+    )
+    return f"""
+        add table bridge {FAULT_TABLE}
+        add set bridge {FAULT_TABLE} cut {{ type ifname; }}
+        {chains}
+        add rule bridge {FAULT_TABLE} forward iifname @cut drop
+        add rule bridge {FAULT_TABLE} forward oifname @cut drop
+        add rule bridge {FAULT_TABLE} input iifname @cut drop
+        add rule bridge {FAULT_TABLE} output oifname @cut drop
+    """

@@ -1,0 +1,124 @@
+"""What a lab is made of: names, addresses and folders. Pure.
+
+Invariant: everything a lab makes can be told from its name alone (namespaces
+`plab-<lab>-…`, one run folder, one data folder, one cgroup), so that `down` finds it
+after any crash, and two labs never meet. The root namespace gets no interface,
+address or route.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from podlane.errors import UsageError
+
+RUN_ROOT = Path("/run/podlane/lab")
+DATA_ROOT = Path("/var/lib/podlane/lab")
+NETNS_ROOT = Path("/run/netns")
+
+UNDERLAY_PREFIX = "192.168.64"
+GATEWAY = f"{UNDERLAY_PREFIX}.1"
+"""The underlay's own address: the hosts' default route and the lab's client from outside."""
+
+MAX_NODES = 100
+ETCD_CLIENT_PORT = 2379
+ETCD_PEER_PORT = 2380
+
+Role = Literal["server", "node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A network namespace with one interface, eth0, on the underlay bridge."""
+
+    name: str
+    role: Role
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """`nodes` run pods; each of `servers` (1 or 3) runs an etcd member and a scheduler."""
+
+    name: str
+    nodes: int = 3
+    servers: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, naming the option to change."""
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,11}", self.name):
+            raise UsageError(f"--name: expected 1 to 12 of a-z and 0-9, a letter first, got {self.name!r}")
+        if not 1 <= self.nodes <= MAX_NODES:
+            raise UsageError(f"--hosts: expected 1 to {MAX_NODES}, got {self.nodes}")
+        if self.servers not in (1, 3):
+            raise UsageError(f"--etcd: expected 1 or 3 members, got {self.servers}")
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        servers = (Host(f"server{i}", "server", f"{UNDERLAY_PREFIX}.{10 + i}") for i in self._count(self.servers))
+        nodes = (Host(f"node{i}", "node", f"{UNDERLAY_PREFIX}.{100 + i}") for i in self._count(self.nodes))
+        return (*servers, *nodes)
+
+    @staticmethod
+    def _count(number: int) -> range:
+        return range(1, number + 1)
+
+    def host(self, name: str) -> Host:
+        """Raise UsageError naming the hosts there are."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise UsageError(f"host {name!r}: not in lab {self.name}, which has {', '.join(h.name for h in self.hosts)}")
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(f"http://{h.address}:{ETCD_CLIENT_PORT}" for h in self.hosts if h.role == "server")
+
+    @property
+    def prefix(self) -> str:
+        """What the names of this lab's namespaces begin with."""
+        return f"plab-{self.name}-"
+
+    @property
+    def underlay(self) -> str:
+        """The namespace that holds the bridge."""
+        return self.prefix + "net"
+
+    def netns(self, host: Host | str) -> str:
+        return self.prefix + (host if isinstance(host, str) else host.name)
+
+    @property
+    def run_dir(self) -> Path:
+        return RUN_ROOT / self.name
+
+    @property
+    def data_dir(self) -> Path:
+        return DATA_ROOT / self.name
+
+    @property
+    def log_dir(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
+    def cgroup(self) -> str:
+        """The cgroup above all containers of the lab, as dockerd's --cgroup-parent takes it."""
+        return f"/podlane-lab-{self.name}"
+
+    def docker_socket(self, host: Host | str) -> Path:
+        return self.run_dir / (host if isinstance(host, str) else host.name) / "docker.sock"
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode({"name": self.name, "nodes": self.nodes, "servers": self.servers})
+
+
+def decode(data: bytes) -> Topology:
+    return msgspec.json.decode(data, type=Topology)
+
+
+def netns_path(netns: str) -> Path:
+    return NETNS_ROOT / netns
