@@ -1,0 +1,261 @@
+"""Endpoints: which addresses stand behind each service, as EndpointSlices.
+
+Owns: the slices that carry our managed-by label, and no others (a service
+without a selector has its slices made by hand). Invariants: a pod is in at most
+one slice for a service, address family and set of ports; a slice holds at most
+MAX_ENDPOINTS; an endpoint stays in the slice it is in, so that a change touches
+as few slices as can be, and the same input gives the same names. Source:
+Kubernetes' endpointslice/reconciler.go and utils.go (conditions, ports).
+
+A pod on a node that is gone has no endpoint: nobody can tell whether it still
+serves, and its node will never tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from podlane.api.meta import is_pod_finished, is_pod_ready, namespaced_name, owner_reference, reference_to
+from podlane.api.types import (
+    SERVICE_NAME_LABEL,
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    ObjectMeta,
+    Pod,
+    Service,
+)
+
+MAX_ENDPOINTS = 1000
+MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
+MANAGED_BY = "scheduler.podlane.io"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+
+Group = tuple[str, tuple[EndpointPort, ...]]
+"""What all endpoints of a slice share: address type and ports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Slices to write and to remove; `update` carries the resourceVersion it replaces."""
+
+    create: tuple[EndpointSlice, ...] = ()
+    update: tuple[EndpointSlice, ...] = ()
+    delete: tuple[EndpointSlice, ...] = ()
+    unchanged: int = 0
+
+    @property
+    def empty(self) -> bool:
+        return not (self.create or self.update or self.delete)
+
+    def summary(self) -> str:
+        buckets = ("create", "update", "delete")
+        return " ".join(f"{name}={len(getattr(self, name))}" for name in buckets if getattr(self, name))
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        for name in ("create", "update", "delete"):
+            for item in getattr(self, name):
+                yield f"{name} {describe(item)}" if name != "delete" else f"delete {namespaced_name(item)}"
+
+
+def describe(item: EndpointSlice) -> str:
+    """`default/web-1a2b3c4d tcp/8080 10.4.1.2 10.4.2.2(terminating)`."""
+    ports = ",".join(f"{port.protocol.lower()}/{port.port}" for port in item.ports)
+    return " ".join((namespaced_name(item), ports, *map(_describe_endpoint, item.endpoints)))
+
+
+def _describe_endpoint(endpoint: Endpoint) -> str:
+    conditions = endpoint.conditions
+    notes = [] if conditions.ready else ["not ready"]
+    if conditions.terminating:
+        notes = ["terminating", "serving"] if conditions.serving else ["terminating"]
+    return endpoint.addresses[0] + (f"({' '.join(notes)})" if notes else "")
+
+
+def plan(
+    services: Iterable[Service],
+    pods: Iterable[Pod],
+    slices: Iterable[EndpointSlice],
+    *,
+    unreachable: Collection[str] = frozenset(),
+) -> Plan:
+    """Decide for all services. `unreachable`: nodes whose pods have no endpoints."""
+    index = _PodIndex(pod for pod in pods if _may_serve(pod, unreachable))
+    existing: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+    for item in slices:
+        if item.metadata.labels.get(MANAGED_BY_LABEL) == MANAGED_BY:
+            service_name = item.metadata.labels.get(SERVICE_NAME_LABEL, "")
+            existing[item.metadata.namespace, service_name].append(item)
+
+    create: list[EndpointSlice] = []
+    update: list[EndpointSlice] = []
+    delete: list[EndpointSlice] = []
+    unchanged = 0
+    for service in services:
+        now = existing.pop((service.metadata.namespace, service.metadata.name), [])
+        if not service.spec.selector:
+            unchanged += len(now)
+            continue
+        have = {item.metadata.name: item for item in now}
+        for item in _slices_of(service, index.select(service), now):
+            old = have.pop(item.metadata.name, None)
+            if old is None:
+                create.append(item)
+            elif _same(old, item):
+                unchanged += 1
+            else:
+                update.append(replace(item, metadata=replace(old.metadata, **_our_metadata(item))))
+        delete += have.values()
+    for left in existing.values():
+        delete += left
+    return Plan(tuple(create), tuple(update), tuple(delete), unchanged)
+
+
+class _PodIndex:
+    """Pods by one label pair, so that a service looks at its own and not at all of them."""
+
+    def __init__(self, pods: Iterable[Pod]) -> None:
+        self._by_label: dict[tuple[str, str, str], list[Pod]] = defaultdict(list)
+        for pod in pods:
+            for key, value in pod.metadata.labels.items():
+                self._by_label[pod.metadata.namespace, key, value].append(pod)
+
+    def select(self, service: Service) -> list[Pod]:
+        namespace, selector = service.metadata.namespace, service.spec.selector
+        nothing: list[Pod] = []
+        candidates = [self._by_label.get((namespace, k, v), nothing) for k, v in selector.items()]
+        fewest = min(candidates, key=len)
+        return [pod for pod in fewest if selector.items() <= pod.metadata.labels.items()]
+
+
+def _may_serve(pod: Pod, unreachable: Collection[str]) -> bool:
+    return bool(pod.status.pod_ip) and not is_pod_finished(pod) and pod.spec.node_name not in unreachable
+
+
+def _slices_of(service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlice]) -> Iterator[EndpointSlice]:
+    groups: dict[Group, dict[str, Endpoint]] = defaultdict(dict)
+    for pod in pods:
+        ports = _ports(service, pod)
+        if ports or not service.spec.ports:
+            family = "IPv6" if ":" in pod.status.pod_ip else "IPv4"
+            groups[family, ports][pod.metadata.uid] = _endpoint(service, pod)
+    for group, endpoints in sorted(groups.items(), key=lambda entry: _group_id(entry[0])):
+        for name, members in _pack(service.metadata.name, group, endpoints, now):
+            yield _slice(service, group, name, members)
+
+
+def _pack(
+    service: str, group: Group, endpoints: Mapping[str, Endpoint], now: Sequence[EndpointSlice]
+) -> Iterator[tuple[str, list[Endpoint]]]:
+    """Distribute endpoints (by pod UID) over slices: stay where you are, then fill, then open new ones."""
+    base = f"{service}-{_group_id(group)}"
+    left = dict(endpoints)
+    packed: dict[str, list[Endpoint]] = {}
+    for item in sorted(now, key=lambda item: item.metadata.name):
+        if (item.address_type, item.ports) == group:
+            uids = [e.target_ref.uid for e in item.endpoints if e.target_ref is not None]
+            kept = [left.pop(uid) for uid in uids[:MAX_ENDPOINTS] if uid in left]
+            packed[item.metadata.name] = kept
+    waiting = sorted(left.values(), key=_endpoint_order, reverse=True)
+    number = 0
+    while waiting:
+        name = base if number == 0 else f"{base}-{number}"
+        members = packed.setdefault(name, [])
+        while waiting and len(members) < MAX_ENDPOINTS:
+            members.append(waiting.pop())
+        number += 1
+    for name, members in sorted(packed.items()):
+        if members:
+            yield name, sorted(members, key=_endpoint_order)
+
+
+def _endpoint_order(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
+    return (endpoint.target_ref.name if endpoint.target_ref else "", endpoint.addresses)
+
+
+def _group_id(group: Group) -> str:
+    family, ports = group
+    text = ";".join((family, *(f"{p.name}/{p.protocol}/{p.port}" for p in ports)))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _ports(service: Service, pod: Pod) -> tuple[EndpointPort, ...]:
+    """The service's ports on this pod; a named one that the pod lacks is left out."""
+    found = []
+    for port in service.spec.ports:
+        number: int | None
+        if isinstance(port.target_port, str):
+            number = _named_port(pod, port.target_port, port.protocol)
+        else:
+            number = port.target_port or port.port
+        if number is not None:
+            found.append(EndpointPort(name=port.name, protocol=port.protocol, port=number))
+    return tuple(found)
+
+
+def _named_port(pod: Pod, name: str, protocol: str) -> int | None:
+    for container in pod.spec.containers:
+        for port in container.ports:
+            if port.name == name and port.protocol == protocol:
+                return port.container_port
+    return None
+
+
+def _endpoint(service: Service, pod: Pod) -> Endpoint:
+    terminating = pod.metadata.deletion_timestamp is not None
+    serving = is_pod_ready(pod) or service.spec.publish_not_ready_addresses
+    ready = service.spec.publish_not_ready_addresses or (serving and not terminating)
+    return Endpoint(
+        addresses=(pod.status.pod_ip,),
+        conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
+        node_name=pod.spec.node_name,
+        target_ref=reference_to(pod),
+    )
+
+
+def _slice(service: Service, group: Group, name: str, members: Sequence[Endpoint]) -> EndpointSlice:
+    labels = {
+        **service.metadata.labels,
+        SERVICE_NAME_LABEL: service.metadata.name,
+        MANAGED_BY_LABEL: MANAGED_BY,
+    }
+    if service.spec.cluster_ip == "None":
+        labels[HEADLESS_LABEL] = ""
+    family, ports = group
+    return EndpointSlice(
+        kind=EndpointSlice.KIND,
+        api_version=EndpointSlice.API_VERSION,
+        metadata=ObjectMeta(
+            name=name,
+            generate_name=f"{service.metadata.name}-",
+            namespace=service.metadata.namespace,
+            labels=labels,
+            owner_references=(owner_reference(service),),
+        ),
+        address_type="IPv6" if family == "IPv6" else "IPv4",
+        endpoints=tuple(members),
+        ports=ports,
+    )
+
+
+def _our_metadata(item: EndpointSlice) -> dict[str, object]:
+    return {"labels": item.metadata.labels, "owner_references": item.metadata.owner_references}
+
+
+def _same(old: EndpointSlice, new: EndpointSlice) -> bool:
+    return (
+        old.endpoints == new.endpoints
+        and old.ports == new.ports
+        and old.address_type == new.address_type
+        and old.metadata.labels == new.metadata.labels
+        and old.metadata.owner_references == new.metadata.owner_references
+    )
