@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from podlane.api.meta import is_pod_ready
-from podlane.api.network import NetworkConfig
+from podlane.api.network import config_key, parse_config
 from podlane.api.types import Node, Pod, Service
 from podlane.lab import network, traffic
 from podlane.lab.cluster import Lab, LabError
@@ -168,8 +168,8 @@ class Demo:
 
     def picture(self) -> str:
         """The lab as it is now."""
-        config = self._store.get("/coreos.com/network/config")
-        network_line = f"  network {NetworkConfig.parse(config.value).network}" if config else ""
+        config = self._store.get(config_key("/coreos.com/network"))
+        network_line = f"  pod network {parse_config(config.value).network}" if config else ""
         nodes = self._registry.list(Node).items
         subnets = {n.metadata.name: n.spec.pod_cidr for n in nodes}
         services = self._registry.list(Service, "default").items

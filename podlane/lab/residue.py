@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from podlane.lab import network
@@ -17,6 +18,19 @@ from podlane.lab.topology import Topology
 from podlane.runtime.command import run
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """What is there now: pids, mount points, cgroup folders."""
+
+    pids: frozenset[int] = frozenset()
+    mounts: tuple[str, ...] = ()
+    cgroups: tuple[Path, ...] = ()
+
+
+def find(lab: Topology) -> Residue:
+    return Residue(_pids(lab), _mounts(lab), tuple(_cgroup_folders(lab)))
 
 
 def remove(lab: Topology) -> str:
@@ -27,12 +41,16 @@ def remove(lab: Topology) -> str:
     return f"{ended} processes, {mounts} mounts, {cgroups} cgroups removed"
 
 
+def _pids(lab: Topology) -> frozenset[int]:
+    within = {p for n in network.namespaces(lab.prefix) for p in network.pids(n)}
+    return frozenset(within | _cgroup_pids(lab)) - {os.getpid()}
+
+
 def _end_processes(lab: Topology) -> int:
     seen: set[int] = set()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = {p for n in network.namespaces(lab.prefix) for p in network.pids(n)} | _cgroup_pids(lab)
-        left.discard(os.getpid())
+        left = _pids(lab)
         if not left:
             break
         seen |= left
@@ -60,10 +78,14 @@ def _cgroup_pids(lab: Topology) -> set[int]:
     }
 
 
-def _unmount(lab: Topology) -> int:
+def _mounts(lab: Topology) -> tuple[str, ...]:
     roots = tuple(f"{d}/" for d in (lab.run_dir, lab.data_dir))
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    ours = [p for p in points if p.startswith(roots)]
+    return tuple(p for p in points if p.startswith(roots))
+
+
+def _unmount(lab: Topology) -> int:
+    ours = _mounts(lab)
     for point in reversed(ours):  # the innermost were mounted last
         run(["umount", "--lazy", point], timeout=10, check=False)
     return len(ours)

@@ -1,0 +1,127 @@
+"""What a lab is made of, and its picture: pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from podlane.api.types import (
+    Condition,
+    Node,
+    NodeAddress,
+    NodeStatus,
+    ObjectMeta,
+    Pod,
+    PodSpec,
+    PodStatus,
+    Service,
+    ServicePort,
+    ServiceSpec,
+)
+from podlane.errors import UsageError
+from podlane.lab.daemons import specs
+from podlane.lab.picture import draw
+from podlane.lab.topology import Topology, decode
+from podlane.lab.traffic import Answer, summarize
+
+pytestmark = pytest.mark.unit
+
+
+def test_every_host_has_an_address_of_its_own() -> None:
+    lab = Topology("lab", nodes=100, servers=3)
+    addresses = [h.address for h in lab.hosts]
+    assert len(set(addresses)) == len(addresses) == 103
+    assert lab.endpoints == tuple(f"http://192.168.64.{n}:2379" for n in (11, 12, 13))
+
+
+def test_two_labs_share_no_name() -> None:
+    def names(lab: Topology) -> set[str]:
+        return {lab.cgroup, str(lab.run_dir), str(lab.data_dir), lab.underlay, *(lab.netns(h) for h in lab.hosts)}
+
+    assert not names(Topology("a")) & names(Topology("b"))
+    assert not Topology("ab").netns("node1").startswith(Topology("a").prefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "servers", "said"),
+    [
+        ("Lab", 3, 1, "--name: expected 1 to 12"),
+        ("a-b", 3, 1, "--name: expected 1 to 12"),
+        ("", 3, 1, "--name: expected 1 to 12"),
+        ("lab", 0, 1, "--hosts: expected 1 to 100, got 0"),
+        ("lab", 101, 1, "--hosts: expected 1 to 100, got 101"),
+        ("lab", 3, 2, "--etcd: expected 1 or 3 members, got 2"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_option(name: str, nodes: int, servers: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Topology(name, nodes, servers)
+
+
+def test_a_topology_is_read_back_as_it_was_written() -> None:
+    lab = Topology("x1", 5, 3)
+    assert decode(lab.encode()) == lab
+
+
+def test_an_unknown_host_is_refused_naming_those_there_are() -> None:
+    with pytest.raises(UsageError, match="server1, node1, node2"):
+        Topology("lab", 2).host("node3")
+
+
+def test_each_daemon_gets_paths_of_its_own_host() -> None:
+    lab = Topology("lab", nodes=2)
+    first, second = (" ".join(a for s in specs(lab, lab.host(n)) for a in s.argv) for n in ("node1", "node2"))
+    assert "/run/podlane/lab/lab/node1/" in first
+    assert "node2" not in first
+    assert "node1" not in second
+
+
+def test_the_summary_tells_a_late_answer_from_none() -> None:
+    answers = [
+        Answer("h", "web-a", 1, 0.0, 0.1),
+        Answer("h", "web-b", 3, 0.2, 0.9, "timed out"),
+        Answer("h", "", 10, 0.3, 5.0, "refused"),
+    ]
+    summary = summarize(answers)
+    assert str(summary) == "3 requests, 1 answered at a later try, 1 not answered"
+    assert summary.backends == {"web-a": 1, "web-b": 1}
+    assert summary.errors == {"timed out": 1, "refused": 1}
+    assert summary.slowest == 5.0
+
+
+def test_the_picture() -> None:
+    def node(name: str, address: str) -> Node:
+        status = NodeStatus(addresses=(NodeAddress(type="InternalIP", address=address),))
+        return Node(metadata=ObjectMeta(name=name), status=status)
+
+    def pod(name: str, on: str, ip: str, ready: bool) -> Pod:
+        condition = Condition(type="Ready", status="True" if ready else "False")
+        return Pod(
+            metadata=ObjectMeta(name=name, namespace="default"),
+            spec=PodSpec(node_name=on),
+            status=PodStatus(pod_ip=ip, conditions=(condition,)),
+        )
+
+    service = Service(
+        metadata=ObjectMeta(name="web"),
+        spec=ServiceSpec(
+            cluster_ip="10.96.1.2", ports=(ServicePort(port=80, target_port="http"),), selector={"app": "web"}
+        ),
+    )
+    drawn = draw(
+        [node("node2", "192.168.64.102"), node("node1", "192.168.64.101")],
+        [pod("web-a", "node1", "10.244.7.2", True), pod("web-b", "node1", "10.244.7.3", False)],
+        [service],
+        {"node1": "10.244.7.0/24"},
+    )
+    assert drawn.splitlines() == [
+        "  service web  10.96.1.2  80/TCP → http  (pods with app=web)",
+        "  ┌─ node1 ────────────────────┐ ┌─ node2 ────────────────────┐",
+        "  │ 192.168.64.101             │ │ 192.168.64.102             │",
+        "  │ subnet 10.244.7.0/24       │ │ subnet none                │",
+        "  │                            │ │                            │",
+        "  │ ● web-a                    │ │ no pods                    │",
+        "  │     10.244.7.2             │ │                            │",
+        "  │ ○ web-b                    │ │                            │",
+        "  │     10.244.7.3             │ │                            │",
+        "  └────────────────────────────┘ └────────────────────────────┘",
+    ]
