@@ -1,7 +1,7 @@
 """Other programs: run one, with a deadline, and say clearly what went wrong.
 
 Owns: `run`, the only user of subprocess outside the lab. Invariant: when `run`
-returns or raises, the child and whatever it started are gone. The child gets a
+returns or raises, the child and all of its process group are gone. The child gets a
 process group of its own, so that a Ctrl-C for us does not hit a half-done
 `nft` and a deadline kills grandchildren too; the C locale, so that messages
 can be recognised; and no terminal on standard input.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from podlane.errors import PodlaneError
 
 _LAST_LINES = 5
+_LAST_WORDS = 1.0  # seconds to read what a killed command had said
 _SHOWN_ARGUMENTS = 200
 
 
@@ -38,9 +39,7 @@ class CommandError(PodlaneError):
     `returncode` is None when it did not start or was killed at its deadline.
     """
 
-    def __init__(
-        self, argv: Sequence[str], cause: str, *, returncode: int | None = None, stderr: str = ""
-    ) -> None:
+    def __init__(self, argv: Sequence[str], cause: str, *, returncode: int | None = None, stderr: str = "") -> None:
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
@@ -99,7 +98,7 @@ def _kill(child: subprocess.Popen[bytes]) -> str:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     try:
-        _, err = child.communicate(timeout=5)
+        _, err = child.communicate(timeout=_LAST_WORDS)
     except subprocess.TimeoutExpired:
         # A grandchild that left the group holds the pipes: do not wait for it.
         for pipe in (child.stdin, child.stdout, child.stderr):

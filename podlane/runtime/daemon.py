@@ -26,7 +26,8 @@ from podlane.runtime.health import Check, Checks, HealthServer
 from podlane.runtime.log import get_logger
 from podlane.runtime.notify import Notifier
 
-_TICK = 0.2  # seconds between looks at the ready checks
+_TICK = 0.2  # seconds between looks at the ready checks until they pass
+_STEADY_TICK = 1.0  # and after
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -97,8 +98,8 @@ class Daemon:
             self._log.info("starting", pid=os.getpid())
             threads = [self._start(name, target) for name, target in self._threads]
             while not self.stop.is_set():
-                self._tick(self.clock.monotonic())
-                self._sleep(_TICK)
+                self.tick()
+                self._sleep(self._pause())
             self._shut_down(threads)
         finally:
             signal.set_wakeup_fd(previous_fd)
@@ -127,6 +128,11 @@ class Daemon:
             self._log.info("stopping", signal=signal.Signals(self._received).name)
             self.stop.set()
 
+    def _pause(self) -> float:
+        watchdog = self._notifier.watchdog
+        tick = _STEADY_TICK if self._was_ready else _TICK
+        return tick if watchdog is None else min(tick, watchdog / 4)
+
     def _start(self, name: str, target: Callable[[threading.Event], None]) -> threading.Thread:
         thread = threading.Thread(target=self._body, args=(name, target), name=name, daemon=True)
         thread.start()
@@ -143,8 +149,9 @@ class Daemon:
             self._log.error("thread ended before it was told to", thread=name)
             self.request_stop(1)
 
-    def _tick(self, now: float) -> None:
-        """Look at the checks and tell the service manager what changed."""
+    def tick(self) -> None:
+        """Look at the checks and tell the service manager what changed. `run` calls it."""
+        now = self.clock.monotonic()
         waiting = self._ready.failing()
         status = "; ".join(f"{name}: {reason}" for name, reason in waiting.items()) or "ready"
         if not waiting and not self._was_ready:
@@ -160,9 +167,7 @@ class Daemon:
             if not unwell:
                 self._notifier.send("WATCHDOG=1")
             else:
-                self._log.warning(
-                    "unhealthy", **{name.replace("-", "_"): why for name, why in unwell.items()}
-                )
+                self._log.warning("unhealthy", **{name.replace("-", "_"): why for name, why in unwell.items()})
             self._next_sign = now + self._notifier.watchdog / 2
 
     def _shut_down(self, threads: list[threading.Thread]) -> None:

@@ -9,6 +9,7 @@ daemon up by asking. Forms as in Kubernetes: one `[+]name ok` or
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -74,19 +75,16 @@ class HealthServer:
         try:
             self._server = _Server(host, port, self)
         except (OSError, OverflowError) as error:
-            raise PodlaneError(
-                f"listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
-            ) from error
+            raise PodlaneError(f"listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.5,), name="health", daemon=True).start()
+        threading.Thread(target=self._server.serve, name="health", daemon=True).start()
         _log.info("serving metrics and health", address=host, port=self.port)
 
     def close(self) -> None:
         """Stop serving. May be called twice."""
         server, self._server = self._server, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """Return status, content type and body for a path."""
@@ -112,7 +110,9 @@ class _Server(HTTPServer):
             self.address_family = socket.AF_INET6
         self.health = health
         self._free = threading.BoundedSemaphore(_CLIENTS)
+        self._ended = threading.Event()
         super().__init__((host, port), _Handler)
+        self._wake_read, self._wake_write = socket.socketpair()
 
     def server_bind(self) -> None:
         # HTTPServer would look up our host name here, which can take as long as DNS does.
@@ -121,13 +121,27 @@ class _Server(HTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
+    def serve(self) -> None:
+        """Accept clients until `close`; unlike serve_forever it needs no polling to notice that."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while not any(descriptor == self._wake_read.fileno() for descriptor, _ in poll.poll()):
+            self._handle_request_noblock()  # type: ignore[attr-defined]
+        self._ended.set()
+
+    def close(self) -> None:
+        self._wake_write.send(b"\0")
+        self._ended.wait(_CLIENT_SECONDS)
+        self.server_close()
+        self._wake_read.close()
+        self._wake_write.close()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        threading.Thread(
-            target=self._serve, args=(request, client_address), name="health-client", daemon=True
-        ).start()
+        threading.Thread(target=self._serve, args=(request, client_address), name="health-client", daemon=True).start()
 
     def _serve(self, request: Any, client_address: Any) -> None:
         try:

@@ -111,9 +111,7 @@ def _add_time(_logger: object, _method: str, record: Record) -> Record:
 
 
 def _ordered(record: Record) -> dict[str, Any]:
-    return {k: record[k] for k in _FIRST if k in record} | {
-        k: v for k, v in record.items() if k not in _FIRST
-    }
+    return {k: record[k] for k in _FIRST if k in record} | {k: v for k, v in record.items() if k not in _FIRST}
 
 
 def _render_json(_logger: object, _method: str, record: Record) -> str:

@@ -41,9 +41,7 @@ def histogram(
     name: str, help_text: str, labels: Sequence[str] = (), *, buckets: Sequence[float] = SECONDS
 ) -> Histogram:
     """Return the histogram of that name, made at the first call."""
-    return _once(
-        name, Histogram, lambda: Histogram(name, help_text, labels, registry=REGISTRY, buckets=buckets)
-    )
+    return _once(name, Histogram, lambda: Histogram(name, help_text, labels, registry=REGISTRY, buckets=buckets))
 
 
 def render(registry: CollectorRegistry = REGISTRY) -> bytes:
@@ -62,7 +60,5 @@ def _once(name: str, kind: type[_M], make: Callable[[], _M]) -> _M:
         if known is None:
             known = _known[name] = make()
         if not isinstance(known, kind):
-            raise TypeError(
-                f"register metric {name}: already a {type(known).__name__}, not a {kind.__name__}"
-            )
+            raise TypeError(f"register metric {name}: already a {type(known).__name__}, not a {kind.__name__}")
         return known

@@ -108,9 +108,7 @@ def daemon_options(daemon: str, *, healthz_port: int) -> Callable[[Callable[...,
             healthz_port: int,
             **kwargs: Any,
         ) -> Any:
-            options = DaemonOptions(
-                log_level, log_format, healthz_ip, None if healthz_port < 0 else healthz_port
-            )
+            options = DaemonOptions(log_level, log_format, healthz_ip, None if healthz_port < 0 else healthz_port)
             return command(*args, daemon_options=options, **kwargs)
 
         return with_options

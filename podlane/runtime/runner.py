@@ -25,9 +25,7 @@ from podlane.runtime.log import get_logger
 _SYNCS = metrics.counter("podlane_sync_total", "Syncs by result: ok, error, not_ready.", ["runner", "result"])
 _DURATION = metrics.histogram("podlane_sync_duration_seconds", "Time one sync took.", ["runner"])
 _FAILURES = metrics.gauge("podlane_sync_failures", "Failed syncs since the last good one.", ["runner"])
-_LAST_OK = metrics.gauge(
-    "podlane_sync_last_success_timestamp_seconds", "When the last good sync ended.", ["runner"]
-)
+_LAST_OK = metrics.gauge("podlane_sync_last_success_timestamp_seconds", "When the last good sync ended.", ["runner"])
 
 
 _NOT_READY_RETRY = 1.0  # seconds; what was missing normally triggers when it is there

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from podlane.errors import PodlaneError
+from podlane.runtime import log
+from podlane.runtime.health import HealthServer
+from podlane.runtime.options import DaemonOptions, daemon_options
+
+pytestmark = pytest.mark.unit
+
+
+@click.command()
+@daemon_options("kube-thing", healthz_port=8471)
+@click.option("--own", default=1)
+def command(daemon_options: DaemonOptions, own: int) -> None:
+    click.echo(f"{daemon_options} {own}")
+
+
+def test_defaults_options_and_environment() -> None:
+    runner = CliRunner()
+    assert runner.invoke(command, []).output == f"{DaemonOptions(healthz_port=8471)} 1\n"
+    asked = DaemonOptions("debug", "json", "0.0.0.0", 0)
+    by_option = ["--log-level=debug", "--log-format=json", "--healthz-ip=0.0.0.0", "--healthz-port=0", "--own=2"]
+    assert runner.invoke(command, by_option).output == f"{asked} 2\n"
+    by_environment = {
+        "KUBE_THING_LOG_LEVEL": "debug",
+        "KUBE_THING_LOG_FORMAT": "json",
+        "KUBE_THING_HEALTHZ_IP": "0.0.0.0",
+        "KUBE_THING_HEALTHZ_PORT": "0",
+    }
+    assert runner.invoke(command, [], env=by_environment).output == f"{asked} 1\n"
+
+
+def test_the_port_can_be_none() -> None:
+    result = CliRunner().invoke(command, ["--healthz-port=none"])
+    assert result.output == f"{DaemonOptions(healthz_port=None)} 1\n"
+
+
+@pytest.mark.parametrize("bad", ["65536", "-1", "http", "", "٣"])
+def test_a_bad_port_is_refused(bad: str) -> None:
+    result = CliRunner().invoke(command, [f"--healthz-port={bad}"])
+    assert result.exit_code == 2
+    assert f"expected a port from 0 to 65535 or 'none', got {bad!r}" in result.output
+
+
+def test_the_daemon_it_makes_listens_and_logs_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    taken = HealthServer("127.0.0.1", 0)
+    try:
+        with pytest.raises(PodlaneError, match="Address already in use"):
+            DaemonOptions(healthz_port=taken.port).make_daemon("x")
+    finally:
+        taken.close()
+        log.configure()
+    options = DaemonOptions(log_level="error", healthz_port=None)
+    try:
+        daemon = options.make_daemon("x")
+        assert daemon.name == "x"
+        log.get_logger("x").warning("unheard")
+        assert "unheard" not in capsys.readouterr().err
+    finally:
+        log.configure()
