@@ -1,0 +1,146 @@
+"""From a pod to the containers that make it up: names, labels, configurations. Pure.
+
+Owns: the labels by which a restarted agent knows what runs, and the
+translation of a container's specification into the engine's terms. Invariant:
+the name of a container follows from pod, container and attempt alone, so a
+step that was carried out twice collides instead of doubling. Source:
+Kubernetes' dockershim naming (k8s_NAME_POD_NS_UID_ATTEMPT), its $(VAR)
+expansion (third_party/forked/golang/expansion) and its cpu shares and quota
+(pkg/kubelet/cm/helpers_linux.go).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from podlane.api import quantity
+from podlane.api.types import Container, Pod
+from scheduler.agent.runtime import INFRA_IMAGE, NETWORK, ContainerConfig, Limits, Record
+
+POD_UID = "podlane.io/pod-uid"
+POD_NAMESPACE = "podlane.io/pod-namespace"
+POD_NAME = "podlane.io/pod-name"
+CONTAINER_NAME = "podlane.io/container-name"
+SPEC_HASH = "podlane.io/spec-hash"
+RESTART_COUNT = "podlane.io/restart-count"
+BACKOFF = "podlane.io/backoff-seconds"
+GRACE = "podlane.io/termination-grace-period-seconds"
+
+INFRA = "POD"
+"""The infra container's container-name; upper case, so no container of a pod can have it."""
+
+_QUOTA_PERIOD_US = 100_000
+_MIN_QUOTA_US = 1_000
+_MIN_SHARES = 2
+_REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
+
+
+def pod_uid(record: Record) -> str:
+    return record.labels.get(POD_UID, "")
+
+
+def container_name(record: Record) -> str:
+    return record.labels.get(CONTAINER_NAME, "")
+
+
+def attempt(record: Record) -> int:
+    """How many times the container was started before, as its pod's restartCount counts."""
+    return _number(record.labels.get(RESTART_COUNT))
+
+
+def backoff(record: Record) -> int:
+    """Seconds to wait when this one ends, had it not run long enough to be forgiven; 0 for the first."""
+    return _number(record.labels.get(BACKOFF))
+
+
+def grace_period(record: Record) -> int:
+    return _number(record.labels.get(GRACE), default=30)
+
+
+def _number(text: str | None, default: int = 0) -> int:
+    return int(text) if text and text.isdecimal() else default
+
+
+def name_of(pod: Pod, container: str, number: int) -> str:
+    meta = pod.metadata
+    return f"podlane_{container}_{meta.name}_{meta.namespace}_{meta.uid}_{number}"
+
+
+def spec_hash(container: Container) -> str:
+    """Changes when the container must be made anew; a changed probe needs no new container."""
+    static = msgspec.structs.replace(container, readiness_probe=None, image_pull_policy="")
+    return hashlib.sha256(msgspec.json.encode(static)).hexdigest()[:16]
+
+
+def infra_config(pod: Pod, number: int) -> ContainerConfig:
+    """The container that holds the pod's network namespace."""
+    return ContainerConfig(
+        name=name_of(pod, INFRA, number),
+        image=INFRA_IMAGE,
+        labels=_labels(pod, INFRA, "", number, 0),
+        network=NETWORK,
+        hostname=(pod.spec.hostname or pod.metadata.name)[:63].rstrip("-."),
+        limits=Limits(cpu_shares=_MIN_SHARES),
+    )
+
+
+def container_config(pod: Pod, container: Container, infra: str, number: int, wait: int) -> ContainerConfig:
+    """One container of a pod; `infra` names the container whose network it joins, `wait` its back-off label."""
+    env: dict[str, str] = {}
+    for var in container.env:
+        env[var.name] = expand(var.value, env)
+    return ContainerConfig(
+        name=name_of(pod, container.name, number),
+        image=container.image,
+        labels=_labels(pod, container.name, spec_hash(container), number, wait),
+        network=f"container:{infra}",
+        entrypoint=tuple(expand(part, env) for part in container.command),
+        cmd=tuple(expand(part, env) for part in container.args),
+        env=tuple(f"{name}={value}" for name, value in env.items()),
+        working_dir=container.working_dir,
+        limits=limits(container),
+    )
+
+
+def limits(container: Container) -> Limits:
+    """Limits as a CPU quota and a memory limit, the CPU request (or else limit) as shares."""
+    given = container.resources
+    request = given.requests.get("cpu", given.limits.get("cpu", "0"))
+    quota = quantity.milli_cpu(given.limits.get("cpu", "0")) * _QUOTA_PERIOD_US // 1000
+    return Limits(
+        cpu_shares=max(_MIN_SHARES, quantity.milli_cpu(request) * 1024 // 1000),
+        cpu_quota=max(_MIN_QUOTA_US, quota) if quota else 0,
+        memory=quantity.bytes_(given.limits.get("memory", "0")),
+    )
+
+
+def expand(text: str, env: Mapping[str, str]) -> str:
+    """Replace $(NAME) of known variables; `$$` is a literal `$`, an unknown name stays as it is."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return "$"
+        return env.get(name, match[0])
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def _labels(pod: Pod, container: str, digest: str, number: int, wait: int) -> dict[str, str]:
+    labels = {
+        POD_UID: pod.metadata.uid,
+        POD_NAMESPACE: pod.metadata.namespace,
+        POD_NAME: pod.metadata.name,
+        CONTAINER_NAME: container,
+        RESTART_COUNT: str(number),
+        GRACE: str(pod.spec.termination_grace_period_seconds),
+    }
+    if digest:
+        labels[SPEC_HASH] = digest
+    if wait:
+        labels[BACKOFF] = str(wait)
+    return labels

@@ -1,0 +1,397 @@
+"""What to do about the pods of a node: everything seen in, a plan out. Pure.
+
+Owns: every decision about containers (when a pod's network is made anew, when
+a container is started again, when and how it is ended) and the order of the
+steps. Invariants: nothing is done to a pod while an earlier plan for it is
+being carried out; all that must survive a restart of the agent is read from
+the containers themselves, so planning after an interruption at any step leads
+to the same end; a pod that is finished is never started again. Source:
+Kubernetes' computePodActions and doBackOff (pkg/kubelet/kuberuntime): the first
+restart is immediate, the next wait 10 s doubling to 5 min counted from the end
+of the container, and 10 min of running are forgiven everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from podlane.api.meta import is_pod_finished
+from podlane.api.types import Container, Pod
+from scheduler.agent import containers as c
+from scheduler.agent.actions import Action, Create, Pull, Release, Remove, Signal, Start, Stop
+from scheduler.agent.runtime import Record
+
+INITIAL_BACKOFF = 10
+MAX_BACKOFF = 300
+FORGIVEN_AFTER = 2 * MAX_BACKOFF
+"""Seconds a container must have run for its next restart to be immediate again."""
+KEPT_DEAD = 1
+"""Ended containers kept per container of a pod, for `logs --previous`."""
+
+Bucket = Literal["start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy"]
+BUCKETS: tuple[Bucket, ...] = ("start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that did not work and is tried again at `until` (Unix seconds). Reasons are the kubelet's."""
+
+    reason: str
+    message: str
+    count: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is remembered of a pod that must go: since when (Unix seconds), and who had SIGTERM (ids)."""
+
+    since: float
+    signalled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A node at one moment.
+
+    `pods` by UID; `images` has the id, or None if absent, of each image any
+    pod might start; `failures` by (UID, container name), the infra container
+    under INFRA; `pulled` are the (UID, container, attempt) whose image was
+    fetched for that very attempt; `busy` are pods an earlier plan is being
+    carried out for; `network` is "" when the pod network is usable, else why
+    not; `stale` are ids of infra containers on a network that must go.
+    """
+
+    now: float
+    pods: Mapping[str, Pod]
+    records: Collection[Record]
+    images: Mapping[str, str | None] = field(default_factory=dict)
+    failures: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
+    pulled: frozenset[tuple[str, str, int]] = frozenset()
+    endings: Mapping[str, Ending] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
+    network: str = ""
+    stale: frozenset[str] = frozenset()
+    drain_delay: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` go beside
+    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before.
+    """
+
+    uid: str
+    pod: Pod | None
+    bucket: Bucket
+    why: str = ""
+    steps: tuple[Action, ...] = ()
+    pulls: tuple[Pull, ...] = ()
+    waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    wake_at: float | None = None
+
+    @property
+    def ref(self) -> str:
+        return f"{self.pod.metadata.namespace}/{self.pod.metadata.name}" if self.pod else self.uid
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    pods: tuple[PodPlan, ...]
+
+    def bucket(self, name: Bucket) -> tuple[PodPlan, ...]:
+        return tuple(p for p in self.pods if p.bucket == name)
+
+    @property
+    def wake_at(self) -> float | None:
+        return min((p.wake_at for p in self.pods if p.wake_at is not None), default=None)
+
+    def summary(self) -> str:
+        """`start=2 keep=5`: the buckets that are not empty."""
+        counts = ((name, len(self.bucket(name))) for name in BUCKETS)
+        return " ".join(f"{name}={count}" for name, count in counts if count)
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for p in self.pods:
+            if p.steps or p.pulls:
+                lines.append(f"# {p.bucket} {p.ref}" + (f": {p.why}" if p.why else ""))
+                lines += [str(step) for step in (*p.pulls, *p.steps)]
+        return "\n".join(lines)
+
+
+def plan(seen: Observed) -> Plan:
+    """One plan per pod that is bound here or has containers here, sorted by UID."""
+    by_pod: dict[str, list[Record]] = {uid: [] for uid in seen.pods}
+    for record in seen.records:
+        by_pod.setdefault(c.pod_uid(record), []).append(record)
+    return Plan(tuple(_plan_one(seen, uid, by_pod[uid]) for uid in sorted(by_pod)))
+
+
+def wanted_images(pods: Iterable[Pod]) -> frozenset[str]:
+    """The images `Observed.images` must tell about."""
+    return frozenset(ct.image for p in pods if p.metadata.deletion_timestamp is None for ct in p.spec.containers)
+
+
+def next_start(last: Record, now: float) -> tuple[float, int]:
+    """When an ended container may start again (Unix seconds, perhaps past), and the new one's back-off label."""
+    before = c.backoff(last)
+    ended = last.finished_at if last.finished_at is not None else last.created_at
+    begun = last.started_at if last.started_at is not None else last.created_at
+    if not before or ended - begun > FORGIVEN_AFTER:
+        return now, INITIAL_BACKOFF
+    # a clock set back must not stretch the wait
+    return min(ended, now) + before, min(2 * before, MAX_BACKOFF)
+
+
+def should_run(pod: Pod, last: Record | None) -> bool:
+    """By the restart policy, a container whose latest attempt is `last` ought to be running."""
+    if last is None or last.state != "exited":
+        return True
+    policy = pod.spec.restart_policy
+    return policy == "Always" or (policy == "OnFailure" and last.exit_code != 0)
+
+
+def attempts(records: Iterable[Record], name: str) -> list[Record]:
+    """A container's records, the latest first."""
+    mine = [r for r in records if c.container_name(r) == name]
+    return sorted(mine, key=lambda r: (c.attempt(r), r.created_at), reverse=True)
+
+
+def live_infra(records: Iterable[Record]) -> Record | None:
+    return next((r for r in attempts(records, c.INFRA) if r.running), None)
+
+
+def _plan_one(seen: Observed, uid: str, records: list[Record]) -> PodPlan:
+    pod = seen.pods.get(uid)
+    if uid in seen.busy:
+        return PodPlan(uid, pod, "busy", waiting=_starting(pod, records))
+    if pod is None:
+        return _plan_end(seen, uid, None, records)
+    if pod.metadata.deletion_timestamp is not None:
+        return _plan_end(seen, uid, pod, records)
+    return _plan_run(seen, pod, records)
+
+
+# --- pods that should run ---------------------------------------------------------
+
+
+def _plan_run(seen: Observed, pod: Pod, records: list[Record]) -> PodPlan:
+    latest = {ct.name: next(iter(attempts(records, ct.name)), None) for ct in pod.spec.containers}
+    infra = live_infra(records)
+    ended = is_pod_finished(pod) or not any(should_run(pod, last) for last in latest.values())
+    # the namespace died under containers that may not be started a second time
+    begun = any(last is not None and last.state != "created" for last in latest.values())
+    lost = (infra is None or infra.id in seen.stale) and pod.spec.restart_policy == "Never" and begun
+    if ended or lost:
+        return _plan_finish(pod, records)
+    if infra is None or infra.id in seen.stale:
+        return _plan_rebuild(seen, pod, records, latest)
+    steps: list[Action] = [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA) if r.id != infra.id]
+    builder = _Builder(seen, pod, infra.name, infra.id)
+    for ct in pod.spec.containers:
+        builder.add(ct, attempts(records, ct.name))
+    steps += builder.steps
+    fresh = all(last is None for last in latest.values())
+    return _result(builder, "start" if fresh else "restart", "; ".join(builder.why), steps)
+
+
+def _plan_rebuild(seen: Observed, pod: Pod, records: list[Record], latest: Mapping[str, Record | None]) -> PodPlan:
+    """Make the pod's network namespace (anew): what still runs in a dead one is ended first."""
+    uid = pod.metadata.uid
+    steps: list[Action] = []
+    for name, last in latest.items():
+        if last is not None and last.running:
+            steps.append(Signal(name, last.name, last.id, "SIGKILL"))
+        elif last is not None and last.state == "created":
+            steps.append(Remove(name, last.name))
+    steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]
+    waiting = dict.fromkeys(latest, ("ContainerCreating", ""))
+    failure = seen.failures.get((uid, c.INFRA))
+    if seen.network or (failure is not None and failure.until > seen.now):
+        reason, why = (failure.reason, failure.message) if failure else ("NetworkNotReady", seen.network)
+        wake = None if seen.network or failure is None else failure.until
+        waiting = dict.fromkeys(latest, ("ContainerCreating", f"{reason}: {why}"))
+        bucket: Bucket = "rebuild" if steps else "wait"
+        return PodPlan(uid, pod, bucket, f"{reason}: {why}", tuple(steps), waiting=waiting, wake_at=wake)
+    number = max((c.attempt(r) + 1 for r in records if c.container_name(r) == c.INFRA), default=0)
+    config = c.infra_config(pod, number)
+    steps += [Create(c.INFRA, config), Start(c.INFRA, config.name)]
+    builder = _Builder(seen, pod, config.name, "")
+    for ct in pod.spec.containers:
+        if should_run(pod, latest[ct.name]):
+            builder.add(ct, attempts(records, ct.name))
+    steps += builder.steps
+    bucket = "rebuild" if records else "start"
+    return _result(builder, bucket, "infra container is gone" if records else "", steps)
+
+
+def _result(builder: _Builder, bucket: Bucket, why: str, steps: list[Action]) -> PodPlan:
+    pod = builder.pod
+    if not steps:
+        bucket = "pull" if builder.pulls else "wait" if builder.waiting else "keep"
+    return PodPlan(
+        uid=pod.metadata.uid,
+        pod=pod,
+        bucket=bucket,
+        why=why,
+        steps=tuple(steps),
+        pulls=tuple(builder.pulls),
+        waiting=builder.waiting,
+        wake_at=builder.wake_at,
+    )
+
+
+class _Builder:
+    """Collects the steps for the containers of one pod, in the order of its specification."""
+
+    def __init__(self, seen: Observed, pod: Pod, infra: str, infra_id: str) -> None:
+        self.seen, self.pod, self.infra, self.infra_id = seen, pod, infra, infra_id
+        self.steps: list[Action] = []
+        self.pulls: list[Pull] = []
+        self.waiting: dict[str, tuple[str, str]] = {}
+        self.why: list[str] = []
+        self.wake_at: float | None = None
+
+    def add(self, ct: Container, history: list[Record]) -> None:
+        """`history` is the container's records, the latest first."""
+        last = history[0] if history else None
+        if last is None:
+            self._start(ct, self._first_attempt(ct), 0)
+        elif last.state == "created":
+            self._begin_created(ct, last)
+        elif last.running:
+            self._check_running(ct, last)
+        elif should_run(self.pod, last):
+            self._restart(ct, last)
+        self.steps += [Remove(ct.name, r.name) for r in history[1 + KEPT_DEAD :] if not r.running]
+
+    def _begin_created(self, ct: Container, last: Record) -> None:
+        if self.infra_id and last.joined == self.infra_id and self._current(ct, last):
+            self.waiting[ct.name] = ("ContainerCreating", "")
+            self.steps.append(Start(ct.name, last.name))
+            return
+        if self.infra_id:  # a rebuild has removed it already
+            self.steps.append(Remove(ct.name, last.name))
+        self._start(ct, c.attempt(last), c.backoff(last))
+
+    def _check_running(self, ct: Container, last: Record) -> None:
+        if not self.infra_id or last.joined != self.infra_id:
+            if self.infra_id:
+                self.steps.append(Signal(ct.name, last.name, last.id, "SIGKILL"))
+            self.why.append(f"{ct.name} is in a dead network namespace")
+            self._start(ct, c.attempt(last) + 1, c.backoff(last))
+        elif not self._current(ct, last):
+            self.why.append(f"{ct.name} specification changed")
+            self.steps.append(Stop(ct.name, last.name, self.pod.spec.termination_grace_period_seconds))
+            self._start(ct, c.attempt(last) + 1, 0)
+
+    def _restart(self, ct: Container, last: Record) -> None:
+        rebuilt = not self.infra_id or last.joined != self.infra_id
+        at, wait = next_start(last, self.seen.now)
+        if rebuilt:  # it did not fail, its network did
+            at, wait = self.seen.now, c.backoff(last)
+        if at > self.seen.now:
+            meta = self.pod.metadata
+            self.waiting[ct.name] = (
+                "CrashLoopBackOff",
+                f"back-off {c.backoff(last)}s restarting failed container={ct.name} "
+                f"pod={meta.name}_{meta.namespace}({meta.uid})",
+            )
+            self._wake(at)
+            return
+        self.why.append(f"{ct.name} ended with {last.exit_code}")
+        self._start(ct, c.attempt(last) + 1, wait)
+
+    def _start(self, ct: Container, number: int, wait: int) -> None:
+        """Create and start an attempt once its image is there and earlier failures are slept off."""
+        uid = self.pod.metadata.uid
+        self.waiting.setdefault(ct.name, ("ContainerCreating", ""))
+        failure = self.seen.failures.get((uid, ct.name))
+        if failure is not None and failure.until > self.seen.now:
+            self.waiting[ct.name] = (failure.reason, failure.message)
+            self._wake(failure.until)
+            return
+        present = self.seen.images.get(ct.image) is not None
+        if ct.image_pull_policy == "Never" and not present:
+            text = f'Container image "{ct.image}" is not present with pull policy of Never'
+            self.waiting[ct.name] = ("ErrImageNeverPull", text)
+            return
+        fetched = (uid, ct.name, number) in self.seen.pulled
+        if (ct.image_pull_policy == "Always" and not fetched) or not present:
+            if failure is not None:
+                self.waiting[ct.name] = (failure.reason, failure.message)
+            self.pulls.append(Pull(ct.name, ct.image, number))
+            return
+        config = c.container_config(self.pod, ct, self.infra, number, wait)
+        self.steps += [Create(ct.name, config), Start(ct.name, config.name)]
+
+    def _first_attempt(self, ct: Container) -> int:
+        """Goes on counting where the status stopped when the engine lost its containers."""
+        for status in self.pod.status.container_statuses:
+            if status.name == ct.name and status.container_id:
+                return status.restart_count + 1
+        return 0
+
+    @staticmethod
+    def _current(ct: Container, record: Record) -> bool:
+        return record.labels.get(c.SPEC_HASH) == c.spec_hash(ct)
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
+
+
+# --- pods that should not ------------------------------------------------------------
+
+
+def _plan_finish(pod: Pod, records: list[Record]) -> PodPlan:
+    """Everything ended for good: the network goes, the ended containers stay for their logs."""
+    steps: list[Action] = [
+        Signal(c.container_name(r), r.name, r.id, "SIGKILL")
+        for r in records
+        if r.running and c.container_name(r) != c.INFRA
+    ]
+    steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]
+    return PodPlan(pod.metadata.uid, pod, "stop" if steps else "keep", "finished", tuple(steps))
+
+
+def _plan_end(seen: Observed, uid: str, pod: Pod | None, records: list[Record]) -> PodPlan:
+    """End a pod: drain, SIGTERM, grace, SIGKILL, remove, tell the store.
+
+    Containers of a pod that is not bound here (any more) are nobody's
+    endpoints, so they are not drained, but they get their grace period.
+    """
+    bucket: Bucket = "stop" if pod else "orphan"
+    ending = seen.endings.get(uid, Ending(seen.now))
+    running = [r for r in records if r.running and c.container_name(r) != c.INFRA]
+    if not running:
+        steps: list[Action] = [Remove(c.container_name(r), r.name) for r in records if c.container_name(r) != c.INFRA]
+        steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]
+        if pod is not None:
+            steps.append(Release(pod.metadata.namespace, pod.metadata.name))
+        return PodPlan(uid, pod, bucket, "ended", tuple(steps))
+    grace: float = max(c.grace_period(r) for r in running)
+    if pod is not None:
+        given = pod.metadata.deletion_grace_period_seconds
+        grace = given if given is not None else pod.spec.termination_grace_period_seconds
+    deadline = ending.since + grace
+    if seen.now >= deadline:
+        return PodPlan(uid, pod, bucket, f"grace period of {grace:g} s is over", _signals(running, "SIGKILL"))
+    if pod is not None and (drained := ending.since + min(seen.drain_delay, grace)) > seen.now:
+        return PodPlan(uid, pod, bucket, "draining", wake_at=drained)
+    unasked = [r for r in running if r.id not in ending.signalled]
+    why = "deleted" if pod else "not bound to this node"
+    return PodPlan(uid, pod, bucket, why, _signals(unasked, "SIGTERM"), wake_at=deadline)
+
+
+def _signals(records: list[Record], signal: str) -> tuple[Action, ...]:
+    return tuple(Signal(c.container_name(r), r.name, r.id, signal) for r in records)
+
+
+def _starting(pod: Pod | None, records: list[Record]) -> dict[str, tuple[str, str]]:
+    """Containers without a record of a pod that is being worked on."""
+    if pod is None:
+        return {}
+    return {ct.name: ("ContainerCreating", "") for ct in pod.spec.containers if not attempts(records, ct.name)}

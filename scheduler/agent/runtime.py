@@ -1,0 +1,262 @@
+"""What the agent needs of a container engine: the boundary between us and Docker.
+
+Owns: the vocabulary (container configurations, records, errors) and the
+`Runtime` protocol that docker.py and fake.py implement;
+tests/contract/test_agent_runtime.py holds both to one suite. Invariants every
+implementation keeps: a container is never started twice (each attempt is a new
+container, so an exited record is final); `list` answers with everything that
+carries our labels, in one call; a call that names a container may use its name
+or its id; every call ends by a deadline. Source: the Docker Engine API 1.41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from podlane.errors import PodlaneError
+
+INFRA_IMAGE = "podlane/infra:1"
+NETWORK = "podlane"
+BRIDGE = "podlane0"
+
+
+class RuntimeUnavailable(PodlaneError):
+    """The engine does not answer. Worth retrying."""
+
+
+class RuntimeRefused(PodlaneError):
+    """The engine answered, and will not do it: the message is the engine's."""
+
+
+class NoSuchImage(RuntimeRefused):
+    """The image is not on this node."""
+
+
+class NoSuchContainer(RuntimeRefused):
+    """The container is gone."""
+
+
+class NameInUse(RuntimeRefused):
+    """A container of that name is there already."""
+
+
+class NotRunning(RuntimeRefused):
+    """The container cannot be signalled or entered: it does not run."""
+
+
+class NetworkInUse(RuntimeRefused):
+    """The network must be made anew, and containers are still on it."""
+
+
+ContainerState = Literal["created", "running", "exited"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Control-group settings; 0 means not set. Memory in bytes, the quota in µs per 100 ms."""
+
+    cpu_shares: int = 0
+    cpu_quota: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerConfig:
+    """How to make a container. `network` is a network's name or `container:NAME` to join another's.
+
+    An empty entrypoint or cmd leaves the image's; a given entrypoint hides the
+    image's cmd too, which is also what Kubernetes' command and args mean.
+    """
+
+    name: str
+    image: str
+    labels: Mapping[str, str]
+    network: str
+    hostname: str = ""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A container as the engine reports it. Times in Unix seconds by this machine's clock.
+
+    A container that could not be started is "exited" with the engine's exit
+    code and `error`. `joined` is the id of the container whose network it uses.
+    """
+
+    id: str
+    name: str
+    state: ContainerState
+    labels: Mapping[str, str]
+    image: str = ""
+    image_id: str = ""
+    ip: str = ""
+    joined: str = ""
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    exit_code: int = 0
+    oom_killed: bool = False
+    error: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """The pod network on this node, as netd leased it. `subnet` in CIDR form, `gateway` an address in it."""
+
+    subnet: str
+    gateway: str
+    mtu: int
+    name: str = NETWORK
+    bridge: str = BRIDGE
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+    name: str
+    version: str
+    kernel: str
+    os_image: str
+    architecture: str
+    cpus: int
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeEvent:
+    """Something changed. `action` is the engine's word; nothing but "look again" follows from it."""
+
+    kind: Literal["container", "image", "network"]
+    action: str
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    exit_code: int
+    output: bytes
+
+
+class LogStream(Protocol):
+    """What a container wrote on standard output and error, mixed as it came."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None:
+        """End the iteration; may be called from another thread."""
+        ...
+
+
+class ExecSession(Protocol):
+    """A command running in a container, with its input and output connected."""
+
+    def output(self) -> Iterator[tuple[str, bytes]]:
+        """("stdout" | "stderr", bytes) pieces until the command's output ends; with a tty all is stdout."""
+        ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def end_input(self) -> None: ...
+
+    def resize(self, height: int, width: int) -> None: ...
+
+    def exit_code(self) -> int:
+        """Of the finished command; call it after `output` ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EventStream(Protocol):
+    def __iter__(self) -> Iterator[RuntimeEvent]: ...
+
+    def close(self) -> None:
+        """End the iteration; may be called from another thread."""
+        ...
+
+
+class Runtime(Protocol):
+    """Thread-safe. Every call may raise RuntimeUnavailable; RuntimeRefused (or a kind of it) as noted."""
+
+    def info(self) -> RuntimeInfo: ...
+
+    def list(self) -> tuple[Record, ...]:
+        """Every container with our labels, running or not."""
+        ...
+
+    def events(self) -> EventStream:
+        """What happens to our containers and to images, from now on; ends when the connection does."""
+        ...
+
+    def ensure_network(self, spec: NetworkSpec) -> bool:
+        """Create or adopt the pod network; True when it was made (anew).
+
+        Raises NetworkInUse when one with another subnet, gateway or MTU has containers on it.
+        """
+        ...
+
+    def ensure_infra_image(self) -> None:
+        """Build INFRA_IMAGE unless it is there; never pulls."""
+        ...
+
+    def image(self, name: str) -> str | None:
+        """The id of an image on this node, or None."""
+        ...
+
+    def pull(self, name: str) -> str:
+        """Fetch an image and return its id; takes as long as the registry goes on sending. Raises RuntimeRefused."""
+        ...
+
+    def create(self, config: ContainerConfig) -> str:
+        """Make a container and return its id. Raises NoSuchImage, NameInUse, RuntimeRefused."""
+        ...
+
+    def start(self, container: str) -> None:
+        """Raises NoSuchContainer; RuntimeRefused when its command cannot be run."""
+        ...
+
+    def signal(self, container: str, name: str) -> None:
+        """Send a signal; "SIGTERM" means the stop signal its image asks for. Raises NoSuchContainer, NotRunning."""
+        ...
+
+    def stop(self, container: str, grace: float) -> None:
+        """SIGTERM, `grace` seconds later SIGKILL; returns when it has ended. Raises NoSuchContainer."""
+        ...
+
+    def remove(self, container: str) -> None:
+        """Remove a container, killing it if it runs; no error when it is gone."""
+        ...
+
+    def exec(self, container: str, command: tuple[str, ...], timeout: float) -> ExecResult:
+        """Run a command to its end. Raises TimeoutError after `timeout` seconds, NoSuchContainer, NotRunning."""
+        ...
+
+    def open_exec(self, container: str, command: tuple[str, ...], *, tty: bool, stdin: bool) -> ExecSession:
+        """Raises NoSuchContainer, NotRunning."""
+        ...
+
+    def logs(
+        self,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        timestamps: bool = False,
+    ) -> LogStream:
+        """Output of a container, oldest first; `since` in Unix seconds. Raises NoSuchContainer."""
+        ...
+
+    def close(self) -> None: ...
