@@ -87,8 +87,9 @@ def plan(
     slices: Iterable[EndpointSlice],
     *,
     unreachable: Collection[str] = frozenset(),
+    max_endpoints: int = MAX_ENDPOINTS,
 ) -> Plan:
-    """Decide for all services. `unreachable`: nodes whose pods have no endpoints."""
+    """Decide for all services. `unreachable`: nodes whose pods have no endpoints; `max_endpoints`: a slice."""
     index = _PodIndex(pod for pod in pods if _may_serve(pod, unreachable))
     existing: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
     for item in slices:
@@ -106,7 +107,7 @@ def plan(
             unchanged += len(now)
             continue
         have = {item.metadata.name: item for item in now}
-        for item in _slices_of(service, index.select(service), now):
+        for item in _slices_of(service, index.select(service), now, max_endpoints):
             old = have.pop(item.metadata.name, None)
             if old is None:
                 create.append(item)
@@ -141,7 +142,9 @@ def _may_serve(pod: Pod, unreachable: Collection[str]) -> bool:
     return bool(pod.status.pod_ip) and not is_pod_finished(pod) and pod.spec.node_name not in unreachable
 
 
-def _slices_of(service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlice]) -> Iterator[EndpointSlice]:
+def _slices_of(
+    service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlice], most: int
+) -> Iterator[EndpointSlice]:
     groups: dict[Group, dict[str, Endpoint]] = defaultdict(dict)
     for pod in pods:
         ports = _ports(service, pod)
@@ -149,12 +152,12 @@ def _slices_of(service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlic
             family = "IPv6" if ":" in pod.status.pod_ip else "IPv4"
             groups[family, ports][pod.metadata.uid] = _endpoint(service, pod)
     for group, endpoints in sorted(groups.items(), key=lambda entry: _group_id(entry[0])):
-        for name, members in _pack(service.metadata.name, group, endpoints, now):
+        for name, members in _pack(service.metadata.name, group, endpoints, now, most):
             yield _slice(service, group, name, members)
 
 
 def _pack(
-    service: str, group: Group, endpoints: Mapping[str, Endpoint], now: Sequence[EndpointSlice]
+    service: str, group: Group, endpoints: Mapping[str, Endpoint], now: Sequence[EndpointSlice], most: int
 ) -> Iterator[tuple[str, list[Endpoint]]]:
     """Distribute endpoints (by pod UID) over slices: stay where you are, then fill, then open new ones."""
     base = f"{service}-{_group_id(group)}"
@@ -163,14 +166,14 @@ def _pack(
     for item in sorted(now, key=lambda item: item.metadata.name):
         if (item.address_type, item.ports) == group:
             uids = [e.target_ref.uid for e in item.endpoints if e.target_ref is not None]
-            kept = [left.pop(uid) for uid in uids[:MAX_ENDPOINTS] if uid in left]
+            kept = [left.pop(uid) for uid in uids[:most] if uid in left]
             packed[item.metadata.name] = kept
     waiting = sorted(left.values(), key=_endpoint_order, reverse=True)
     number = 0
     while waiting:
         name = base if number == 0 else f"{base}-{number}"
         members = packed.setdefault(name, [])
-        while waiting and len(members) < MAX_ENDPOINTS:
+        while waiting and len(members) < most:
             members.append(waiting.pop())
         number += 1
     for name, members in sorted(packed.items()):
