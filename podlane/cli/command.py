@@ -87,6 +87,7 @@ def connection_options(*, hidden: bool) -> list[click.Option]:
             help="Namespace of the objects (default: default).",
         ),
         option("--lab", metavar="NAME", shell_complete=complete_lab, help="Work on this lab."),
+        option("--config", metavar="FILE", help="Says where etcd is; default /etc/podlane/config.yaml."),
         option(
             "--etcd-endpoints",
             metavar="URL[,URL…]",

@@ -34,7 +34,7 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 
 
-class DurationType(click.ParamType):
+class DurationType(click.ParamType[float]):
     """Seconds, as a float."""
 
     name = "duration"
@@ -106,8 +106,20 @@ def timeout_option(default: str, what: str) -> Callable[[F], F]:
     return click.option("--timeout", type=DURATION, default=default, show_default=True, help=what)
 
 
-def load_manifests(filenames: tuple[str, ...]) -> list[Manifest]:
-    """Read and check every manifest. Raises Invalid with all errors of all files."""
+def load_manifests(filenames: tuple[str, ...], *, namespace: str) -> list[Manifest]:
+    """Read and check every manifest; one that names no namespace gets `namespace`.
+
+    Raises Invalid with all errors of all files.
+    """
+    import msgspec
+
     from podlane.api.manifest import load
 
-    return load(filenames, click.get_text_stream("stdin"))
+    manifests: list[Manifest] = []
+    for manifest in load(filenames, click.get_text_stream("stdin")):
+        obj = manifest.obj
+        given = (manifest.raw.get("metadata") or {}).get("namespace")
+        if type(obj).NAMESPACED and not given and obj.metadata.namespace != namespace:
+            obj = msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, namespace=namespace))
+        manifests.append(msgspec.structs.replace(manifest, obj=obj))
+    return manifests

@@ -36,6 +36,10 @@ def qualified(resource: Resource) -> str:
     return f"{resource.singular}.{group}" if slash else resource.singular
 
 
+def resource_of_object(obj: Object) -> Resource:
+    return resource_of(type(obj))
+
+
 def full_name(obj: Object) -> str:
     """`pod/web-1`, `lease.coordination.k8s.io/node1`."""
     return f"{qualified(resource_of(type(obj)))}/{obj.metadata.name}"
@@ -72,12 +76,12 @@ def parse(arguments: Sequence[str]) -> list[Target]:
     """
     if not arguments:
         raise UsageError("resource type: missing; expected e.g. pods, rc/web, pods,services or all")
+    if "" in arguments:
+        raise UsageError("argument: expected a name, got an empty one")
     if "/" not in arguments[0]:
         slashed = next((a for a in arguments if "/" in a), None)
         if slashed is not None:
-            raise UsageError(
-                f'argument "{slashed}": TYPE/NAME cannot follow a separate TYPE "{arguments[0]}"'
-            )
+            raise UsageError(f'argument "{slashed}": TYPE/NAME cannot follow a separate TYPE "{arguments[0]}"')
         names = tuple(dict.fromkeys(arguments[1:]))
         return [Target(entry, names) for entry in _find_all(arguments[0])]
     wanted: dict[str, tuple[Resource, list[str]]] = {}
@@ -99,7 +103,7 @@ def parse_for(cls: type[Object], arguments: Sequence[str]) -> tuple[str, ...]:
     """
     resource = resource_of(cls)
     if not any("/" in a for a in arguments) and (len(arguments) == 1 or find_resource(arguments[0]) is None):
-        names = tuple(dict.fromkeys(arguments))
+        names = tuple(name for name in dict.fromkeys(arguments) if name)
     else:
         target, *others = parse(arguments)
         for other in (target, *others):

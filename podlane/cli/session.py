@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from threading import Event
 from typing import TYPE_CHECKING, Any
+
+from podlane.errors import UsageError
 
 if TYPE_CHECKING:
     from podlane.runtime.clock import Clock
@@ -41,20 +44,31 @@ def _connect(options: Mapping[str, Given]) -> Store:
 
 @dataclass
 class Session:
-    """Made by the group for each invocation; `options` are the connection options that were given."""
+    """Made by the group for each invocation.
+
+    `options` are the connection options that were given; setting `stop` ends
+    whatever waits or watches.
+    """
 
     connect: Connect = _connect
     clock: Clock | None = None
     options: dict[str, Given] = field(default_factory=dict)
     verbose: int = 0
+    stop: Event = field(default_factory=Event)
     _store: Store | None = None
     _registry: Registry | None = None
 
     @property
     def namespace(self) -> str:
-        """The namespace of -n, else `default`."""
+        """The namespace of -n, else `default`. Raises UsageError for what cannot be one."""
         given = self.options.get("namespace")
-        return str(given.value) if given else DEFAULT_NAMESPACE
+        if given is None:
+            return DEFAULT_NAMESPACE
+        from podlane.api.names import dns_label_error
+
+        if error := dns_label_error(given.value):
+            raise UsageError(f"--namespace: {error}")
+        return str(given.value)
 
     @property
     def store(self) -> Store:
