@@ -22,7 +22,7 @@ from podlane.errors import PodlaneError
 S = TypeVar("S", bound=Struct)
 
 # Kubernetes' types without `omitempty`: shown also when zero or false
-ALWAYS_SHOWN = frozenset({"replicas", "readyReplicas", "ready", "restartCount", "exitCode"})
+ALWAYS_SHOWN = frozenset({"replicas", "readyReplicas", "ready", "restartCount", "exitCode", "serving", "terminating"})
 
 _encoder = msgspec.json.Encoder()
 
@@ -90,9 +90,7 @@ def to_builtins(obj: Struct, *, defaults: bool = True) -> dict[str, Any]:
             # an optional struct means something by being there (`running: {}`)
             if inner or default is None or default is msgspec.NODEFAULT:
                 result[name] = inner
-        elif (
-            default is msgspec.NODEFAULT or value != default or (defaults and (value or name in ALWAYS_SHOWN))
-        ):
+        elif default is msgspec.NODEFAULT or value != default or (defaults and (value or name in ALWAYS_SHOWN)):
             result[name] = _plain(value, defaults)
     return result
 

@@ -13,9 +13,11 @@ import msgspec
 
 from podlane.api.types import (
     Container,
+    Node,
     Object,
     Pod,
     PodSpec,
+    Probe,
     ReplicationController,
     Service,
     ServicePort,
@@ -32,9 +34,7 @@ def apply_defaults(obj: O, *, namespace: str = DEFAULT_NAMESPACE) -> O:
     metadata = obj.metadata
     if cls.NAMESPACED and not metadata.namespace:
         metadata = msgspec.structs.replace(metadata, namespace=namespace)
-    filled: Object = msgspec.structs.replace(
-        obj, kind=cls.KIND, api_version=cls.API_VERSION, metadata=metadata
-    )
+    filled: Object = msgspec.structs.replace(obj, kind=cls.KIND, api_version=cls.API_VERSION, metadata=metadata)
     if isinstance(filled, Pod):
         filled = msgspec.structs.replace(filled, spec=_pod_spec(filled.spec))
     elif isinstance(filled, ReplicationController):
@@ -58,9 +58,7 @@ def _controller(controller: ReplicationController) -> ReplicationController:
     spec = msgspec.structs.replace(
         controller.spec,
         selector=controller.spec.selector or dict(labels),
-        template=msgspec.structs.replace(
-            controller.spec.template, spec=_pod_spec(controller.spec.template.spec)
-        ),
+        template=msgspec.structs.replace(controller.spec.template, spec=_pod_spec(controller.spec.template.spec)),
     )
     metadata = controller.metadata
     if not metadata.labels and labels:
@@ -81,7 +79,52 @@ def _container(container: Container) -> Container:
         )
     if not container.image_pull_policy and container.image:
         container = msgspec.structs.replace(container, image_pull_policy=pull_policy(container.image))
+    if container.readiness_probe is not None:
+        container = msgspec.structs.replace(container, readiness_probe=_probe(container.readiness_probe))
     return container
+
+
+def _probe(probe: Probe) -> Probe:
+    """A number that is 0 means its default; an empty path means the root."""
+    http_get = probe.http_get
+    if http_get is not None and not http_get.path:
+        http_get = msgspec.structs.replace(http_get, path="/")
+    return msgspec.structs.replace(
+        probe,
+        http_get=http_get,
+        timeout_seconds=probe.timeout_seconds or 1,
+        period_seconds=probe.period_seconds or 10,
+        success_threshold=probe.success_threshold or 1,
+        failure_threshold=probe.failure_threshold or 3,
+    )
+
+
+def inherit(old: O, new: O) -> O:
+    """What an update leaves unsaid and therefore keeps: what the server or a daemon has set.
+
+    These are the status, uid, creation and deletion times, generation and
+    resourceVersion, a service's address and a pod's node.
+    """
+    metadata = msgspec.structs.replace(
+        new.metadata,
+        uid=new.metadata.uid or old.metadata.uid,
+        resource_version=new.metadata.resource_version or old.metadata.resource_version,
+        generation=old.metadata.generation,
+        creation_timestamp=old.metadata.creation_timestamp,
+        deletion_timestamp=old.metadata.deletion_timestamp,
+        deletion_grace_period_seconds=old.metadata.deletion_grace_period_seconds,
+    )
+    kept: Object = msgspec.structs.replace(new, metadata=metadata)
+    if hasattr(old, "status"):
+        kept = msgspec.structs.replace(kept, status=old.status)
+    if isinstance(kept, Service) and isinstance(old, Service) and not kept.spec.cluster_ip:
+        spec = msgspec.structs.replace(kept.spec, cluster_ip=old.spec.cluster_ip, cluster_ips=old.spec.cluster_ips)
+        kept = msgspec.structs.replace(kept, spec=spec)
+    elif isinstance(kept, Pod) and isinstance(old, Pod) and not kept.spec.node_name:
+        kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, node_name=old.spec.node_name))
+    elif isinstance(kept, Node) and isinstance(old, Node) and not kept.spec.pod_cidr:
+        kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=old.spec.pod_cidr))
+    return cast(O, kept)
 
 
 def _service_port(port: ServicePort) -> ServicePort:

@@ -282,8 +282,10 @@ class Service(Object, frozen=True, kw_only=True):
 
 
 class EndpointConditions(Struct, frozen=True, kw_only=True):
-    ready: bool = False
-    serving: bool = False
+    """Absent means ready and serving, as discovery.k8s.io/v1 says: say false where it is not."""
+
+    ready: bool = True
+    serving: bool = True
     terminating: bool = False
 
 
@@ -441,6 +443,5 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
 
 
 KINDS: dict[str, type[Object]] = {
-    cls.KIND: cls
-    for cls in (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, Event, Namespace)
+    cls.KIND: cls for cls in (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, Event, Namespace)
 }
