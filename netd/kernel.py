@@ -1,0 +1,273 @@
+"""The kernel netd programs: observe it, apply a plan to it, hear of changes.
+
+Owns: netd's only netlink sockets and sysctls. Invariants: `observe` is a dump
+of what is there and remembers nothing; `apply` takes steps in the plan's
+order, stops at a device step that fails (everything rests on the device), goes
+on past an entry that fails, and names all failures in one ApplyError. fake.py
+is the same in memory; one contract suite holds both.
+
+Plain netlink through podlane.runtime.netlink and not pyroute2, which costs
+10 MB of memory and 0.3 ms or more per entry.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from netd import plan as p
+from netd import rtnetlink as rt
+from netd.model import PROTOCOL, Actual, Interface, Route
+from podlane.errors import ApplyError, PodlaneError
+from podlane.runtime.netlink import NETLINK_ROUTE, DumpInterrupted, Message, NetlinkError, NetlinkSocket
+
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_DUMP_ATTEMPTS = 5
+_LISTEN = 1.0  # seconds a stop may go unnoticed
+
+_T = TypeVar("_T")
+
+
+class Kernel(Protocol):
+    """What netd needs of a kernel. Used from one thread, but for `listen`."""
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Every link with its IPv4 addresses. Raises PodlaneError."""
+        ...
+
+    def observe(self, device: str, network: IPv4Network) -> Actual:
+        """What there is of `device` and of the routes into `network`. Raises PodlaneError."""
+        ...
+
+    def apply(self, plan: p.Plan) -> None:
+        """Carry out the steps in order. Raises ApplyError."""
+        ...
+
+    def listen(self, device: str, on_change: Callable[[], None], stop: threading.Event) -> None:
+        """Call `on_change` whenever something netd looks at may have changed, until `stop`."""
+        ...
+
+
+class LinuxKernel:
+    """The kernel of the network namespace this thread is in."""
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        with _socket() as nl:
+            links = _dump(nl, rt.get_links(), rt.RTM_NEWLINK, rt.parse_link)
+            addresses: dict[int, list[IPv4Interface]] = {}
+            for index, address, usable in _dump(nl, rt.get_addresses(), rt.RTM_NEWADDR, rt.parse_address):
+                if usable:
+                    addresses.setdefault(index, []).append(address)
+            metrics: dict[int, int] = {}
+            for route in _dump(nl, rt.get_routes(), rt.RTM_NEWROUTE, rt.parse_route):
+                if route.destination.prefixlen == 0 and route.index:
+                    metrics[route.index] = min(route.metric, metrics.get(route.index, route.metric))
+        return tuple(
+            Interface(
+                name=link.name,
+                index=link.index,
+                mtu=link.mtu,
+                up=link.up,
+                loopback=bool(link.flags & rt.IFF_LOOPBACK),
+                kind=link.kind,
+                addresses=tuple(addresses.get(link.index, ())),
+                default_metric=metrics.get(link.index),
+            )
+            for link in links
+        )
+
+    def observe(self, device: str, network: IPv4Network) -> Actual:
+        forwarding = _FORWARDING.read_text().strip() == "1"
+        with _socket() as nl:
+            link = _find(nl, device)
+            routes = self._routes(nl, network)
+            if link is None:
+                return Actual(routes=routes, forwarding=forwarding)
+            if link.kind != "vxlan":
+                return Actual(foreign_kind=link.kind or "physical", routes=routes, forwarding=forwarding)
+            index = link.index
+            addresses = _dump(nl, rt.get_addresses(index), rt.RTM_NEWADDR, rt.parse_address)
+            neighbours = _dump(
+                nl, rt.get_neighbours(index), rt.RTM_NEWNEIGH, lambda body: rt.parse_neighbour(body, index)
+            )
+            fdb = _dump(nl, rt.get_fdb(index), rt.RTM_NEWNEIGH, lambda body: rt.parse_fdb(body, index))
+        on_device = frozenset(address for at, address, _ in addresses if at == index)
+        return Actual(
+            device=link.vxlan(on_device, _name_of),
+            neighbours=dict(each for each in neighbours if each is not None),
+            fdb=dict(each for each in fdb if each is not None),
+            routes=routes,
+            forwarding=forwarding,
+        )
+
+    @staticmethod
+    def _routes(nl: NetlinkSocket, network: IPv4Network) -> dict[IPv4Network, Route]:
+        routes: dict[IPv4Network, Route] = {}
+        names: dict[int, str] = {0: ""}
+        first, last = int(network.network_address), int(network.broadcast_address)
+        for raw in _dump(nl, rt.get_routes(), rt.RTM_NEWROUTE, rt.parse_route):
+            if raw.metric or raw.tos:
+                continue
+            inside = first <= int(raw.destination.network_address) <= last
+            if raw.protocol != PROTOCOL and not (inside and raw.destination.prefixlen > network.prefixlen):
+                continue
+            if raw.index not in names:
+                names[raw.index] = _name_of(raw.index)
+            # of several with one destination the kernel uses the first
+            routes.setdefault(raw.destination, Route(raw.gateway, names[raw.index], raw.onlink, raw.protocol))
+        return routes
+
+    def apply(self, plan: p.Plan) -> None:
+        with _socket() as nl:
+            for device_step in plan.device_steps:
+                try:
+                    _device_step(nl, device_step)
+                except (OSError, PodlaneError) as error:
+                    raise ApplyError([(str(device_step), error)]) from error
+            failures: list[tuple[str, Exception]] = []
+            steps: list[p.EntryStep] = []
+            messages: list[Message] = []
+            indexes: dict[str, int] = {}
+            for step in plan.entry_steps:
+                try:
+                    messages.append(_entry_message(step, indexes))
+                except OSError as error:
+                    failures.append((str(step), error))
+                    continue
+                steps.append(step)
+            for failure in nl.batch(messages):
+                step = steps[failure.index]
+                if not _gone(step, failure.errno):
+                    failures.append((str(step), NetlinkError(str(failure), failure.errno)))
+        if failures:
+            raise ApplyError(failures)
+
+    def listen(self, device: str, on_change: Callable[[], None], stop: threading.Event) -> None:
+        groups = (rt.GROUP_LINK, rt.GROUP_NEIGH, rt.GROUP_IPV4_IFADDR, rt.GROUP_IPV4_ROUTE)
+        with NetlinkSocket(NETLINK_ROUTE, groups=groups) as nl:
+            on_change()  # what happened before the socket was there
+            index = _index_or_zero(device)
+            while not stop.is_set():
+                try:
+                    events = nl.receive(_LISTEN)
+                except NetlinkError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    on_change()  # some were lost: look at everything
+                    continue
+                if any(kind in (rt.RTM_NEWLINK, rt.RTM_DELLINK) for kind, _ in events):
+                    index = _index_or_zero(device)
+                if any(_concerns(kind, body, index) for kind, body in events):
+                    on_change()
+
+
+def _concerns(kind: int, body: bytes, index: int) -> bool:
+    """ARP on other interfaces and routes in other tables are noise."""
+    if kind in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH):
+        return rt.neighbour_index(body) == index
+    if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
+        return rt.route_is_main(body)
+    return True
+
+
+def _socket() -> NetlinkSocket:
+    try:
+        return NetlinkSocket(NETLINK_ROUTE)
+    except OSError as error:
+        raise PodlaneError(f"open netlink socket: {error.strerror or error}") from error
+
+
+def _dump(nl: NetlinkSocket, message: Message, wanted: int, parse: Callable[[memoryview], _T]) -> list[_T]:
+    for attempt in range(1, _DUMP_ATTEMPTS + 1):
+        try:
+            return [parse(body) for kind, body in _bodies(nl, message) if kind == wanted]
+        except DumpInterrupted:
+            if attempt == _DUMP_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _bodies(nl: NetlinkSocket, message: Message) -> Iterator[tuple[int, memoryview]]:
+    # a view into the datagram stays valid for as long as somebody holds it
+    return nl.dump(message)
+
+
+def _find(nl: NetlinkSocket, name: str) -> rt.Link | None:
+    try:
+        return rt.parse_link(nl.ask(rt.get_link(name)))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"if{index}"
+
+
+def _index_or_zero(name: str) -> int:
+    with suppress(OSError):
+        return socket.if_nametoindex(name)
+    return 0
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise OSError(errno.ENODEV, f"no interface {name}") from None
+
+
+def _device_step(nl: NetlinkSocket, step: p.DeviceStep) -> None:
+    match step:
+        case p.SetForwarding():
+            _FORWARDING.write_text("1\n")
+        case p.CreateDevice(device):
+            nl.request(rt.new_vxlan(device, _index(device.underlay) if device.underlay else 0))
+        case p.DeleteDevice(name):
+            nl.request(rt.delete_link(_index(name)))
+        case p.SetMac(name, mac):
+            nl.request(rt.set_link(_index(name), mac=mac))
+        case p.SetMtu(name, mtu):
+            nl.request(rt.set_link(_index(name), mtu=mtu))
+        case p.SetUp(name):
+            nl.request(rt.set_link(_index(name), up=True))
+        case p.AddAddress(name, address):
+            nl.request(rt.change_address(_index(name), address, add=True))
+        case p.DeleteAddress(name, address):
+            nl.request(rt.change_address(_index(name), address, add=False))
+
+
+def _entry_message(step: p.EntryStep, indexes: dict[str, int]) -> Message:
+    name = step.route.device if isinstance(step, p.SetRoute | p.DeleteRoute) else step.name
+    if name not in indexes:
+        indexes[name] = _index(name)
+    index = indexes[name]
+    match step:
+        case p.SetFdb(_, mac, entry):
+            return rt.replace_fdb(index, mac, entry)
+        case p.DeleteFdb(_, mac, entry):
+            return rt.delete_fdb(index, mac, entry)
+        case p.SetNeighbour(_, address, neighbour):
+            return rt.replace_neighbour(index, address, neighbour)
+        case p.DeleteNeighbour(_, address):
+            return rt.delete_neighbour(index, address)
+        case p.SetRoute(destination, route):
+            return rt.replace_route(destination, route, index)
+        case p.DeleteRoute(destination, route):
+            return rt.delete_route(destination, route, index)
+
+
+def _gone(step: p.Step, number: int) -> bool:
+    """Whether a removal failed because there is nothing to remove any more."""
+    removal = isinstance(step, p.DeleteFdb | p.DeleteNeighbour | p.DeleteRoute)
+    return removal and number in (errno.ENOENT, errno.ESRCH)

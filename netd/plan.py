@@ -1,0 +1,276 @@
+"""The difference between the wanted and the actual kernel state, as ordered steps.
+
+Owns: the order in which netd changes a kernel. Pure: no I/O, no clock, no
+randomness. Invariants: applying a plan, or any part of it in order, and then
+planning and applying again reaches the desired state; a state that is right
+already gives an empty plan; nothing without netd's mark is removed. What a
+peer needs is added in the order a packet needs it in reverse (FDB entry,
+neighbour, route), so that no route leads to a VTEP that is not known yet.
+`str(plan)` is what an operator would type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from netd.model import PROTO_KERNEL, PROTOCOL, Actual, Desired, Device, FdbEntry, Neighbour, Route
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDevice:
+    """Makes the device with its MAC address and MTU; down, without addresses."""
+
+    device: Device
+
+    def __str__(self) -> str:
+        d = self.device
+        parts = [f"ip link add {d.name} address {d.mac} mtu {d.mtu} type vxlan id {d.vni}"]
+        parts += [f"local {d.local}"] if d.local else []
+        parts += [f"dev {d.underlay}"] if d.underlay else []
+        parts.append(f"dstport {d.port} {'learning' if d.learning else 'nolearning'}")
+        parts += ["gbp"] if d.gbp else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteDevice:
+    name: str
+
+    def __str__(self) -> str:
+        return f"ip link delete {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMac:
+    """The kernel drops all of a device's neighbours when its MAC address changes."""
+
+    name: str
+    mac: str
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} address {self.mac}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMtu:
+    name: str
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} mtu {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    name: str
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} up"
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    name: str
+    address: IPv4Interface
+
+    def __str__(self) -> str:
+        return f"ip address add {self.address} dev {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAddress:
+    name: str
+    address: IPv4Interface
+
+    def __str__(self) -> str:
+        return f"ip address delete {self.address} dev {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetForwarding:
+    def __str__(self) -> str:
+        return "sysctl -w net.ipv4.ip_forward=1"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFdb:
+    name: str
+    mac: str
+    entry: FdbEntry
+
+    def __str__(self) -> str:
+        return f"bridge fdb replace {self.mac} dev {self.name} dst {self.entry.remote} self permanent extern_learn"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFdb:
+    name: str
+    mac: str
+    entry: FdbEntry
+
+    def __str__(self) -> str:
+        return f"bridge fdb delete {self.mac} dev {self.name} dst {self.entry.remote} self"
+
+
+@dataclass(frozen=True, slots=True)
+class SetNeighbour:
+    name: str
+    address: IPv4Address
+    neighbour: Neighbour
+
+    def __str__(self) -> str:
+        mac, protocol = self.neighbour.mac, self.neighbour.protocol
+        return f"ip neigh replace {self.address} lladdr {mac} dev {self.name} nud permanent protocol {protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNeighbour:
+    name: str
+    address: IPv4Address
+
+    def __str__(self) -> str:
+        return f"ip neigh delete {self.address} dev {self.name}"
+
+
+def _route_text(destination: IPv4Network, route: Route) -> str:
+    via = f" via {route.gateway}" if route.gateway else ""
+    onlink = " onlink" if route.onlink else ""
+    return f"{destination}{via} dev {route.device} protocol {route.protocol}{onlink}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoute:
+    destination: IPv4Network
+    route: Route
+
+    def __str__(self) -> str:
+        return f"ip route replace {_route_text(self.destination, self.route)}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    destination: IPv4Network
+    route: Route
+
+    def __str__(self) -> str:
+        return f"ip route delete {_route_text(self.destination, self.route)}"
+
+
+DeviceStep = CreateDevice | DeleteDevice | SetMac | SetMtu | SetUp | AddAddress | DeleteAddress | SetForwarding
+EntryStep = SetFdb | DeleteFdb | SetNeighbour | DeleteNeighbour | SetRoute | DeleteRoute
+Step = DeviceStep | EntryStep
+
+
+class Refused(Exception):
+    """The desired state cannot be reached without touching what is not netd's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in the order they must be taken.
+
+    The device's come first and depend on one another; after them come entries,
+    of which each may fail without harm to the others. `problems` says which
+    entries are left alone because somebody else's stand in their place.
+    """
+
+    device_steps: tuple[DeviceStep, ...] = ()
+    entry_steps: tuple[EntryStep, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.device_steps, *self.entry_steps)
+
+    def __bool__(self) -> bool:
+        return bool(self.device_steps or self.entry_steps)
+
+    def __str__(self) -> str:
+        return "".join(f"{step}\n" for step in self.steps)
+
+
+def plan(desired: Desired, actual: Actual) -> Plan:
+    """Raises Refused when the device's name is taken by a link that is not VXLAN."""
+    if actual.foreign_kind:
+        raise Refused(
+            f"create device {desired.device.name}: a {actual.foreign_kind} link of that name exists; "
+            "rename or delete it"
+        )
+    device_steps = tuple(_device_steps(desired, actual))
+    actual = _without_what_goes(device_steps, actual)
+    problems: list[str] = []
+    entry_steps = (*_additions(desired, actual, problems), *_removals(desired, actual))
+    return Plan(device_steps, entry_steps, tuple(problems))
+
+
+def _device_steps(desired: Desired, actual: Actual) -> Iterator[DeviceStep]:
+    want, have = desired.device, actual.device
+    if not actual.forwarding:
+        yield SetForwarding()
+    if have is not None and not have.same_tunnel(want):
+        yield DeleteDevice(have.name)
+        have = None
+    if have is None:
+        yield CreateDevice(want)
+        have = replace(want, up=False, addresses=frozenset())
+    if have.mac != want.mac:
+        yield SetMac(want.name, want.mac)
+    if have.mtu != want.mtu:
+        yield SetMtu(want.name, want.mtu)
+    for address in sorted(want.addresses - have.addresses):
+        yield AddAddress(want.name, address)
+    for address in sorted(have.addresses - want.addresses):
+        # an earlier lease's; others on our device are somebody's intention
+        if address.network.prefixlen == 32 and address.ip in desired.network:
+            yield DeleteAddress(want.name, address)
+    if not have.up:
+        yield SetUp(want.name)
+
+
+def _without_what_goes(steps: tuple[DeviceStep, ...], actual: Actual) -> Actual:
+    """The state after the device steps: the kernel takes entries along with a device or its MAC address."""
+    for step in steps:
+        if isinstance(step, DeleteDevice | CreateDevice):
+            name = step.name if isinstance(step, DeleteDevice) else step.device.name
+            routes = {d: r for d, r in actual.routes.items() if r.device != name}
+            actual = replace(actual, neighbours={}, fdb={}, routes=routes)
+        elif isinstance(step, SetMac):
+            actual = replace(actual, neighbours={})
+    return actual
+
+
+def _additions(desired: Desired, actual: Actual, problems: list[str]) -> Iterator[EntryStep]:
+    """What a packet meets last comes first."""
+    name = desired.device.name
+    for mac, entry in desired.fdb.items():
+        have_entry = actual.fdb.get(mac)
+        if have_entry is None or have_entry.remote != entry.remote:
+            yield SetFdb(name, mac, entry)
+    for address, neighbour in desired.neighbours.items():
+        if actual.neighbours.get(address) != neighbour:
+            yield SetNeighbour(name, address, neighbour)
+    for destination, route in desired.routes.items():
+        have_route = actual.routes.get(destination)
+        if have_route == route:
+            continue
+        if have_route is not None and have_route.protocol == PROTO_KERNEL:
+            problems.append(f"add route {destination} via {name}: {have_route.device} has an address in that subnet")
+            continue
+        yield SetRoute(destination, route)
+
+
+def _removals(desired: Desired, actual: Actual) -> Iterator[EntryStep]:
+    """Routes first; the neighbour last, because its mark vouches for an FDB entry without one."""
+    name = desired.device.name
+    for destination, route in actual.routes.items():
+        if destination not in desired.routes and route.protocol == PROTOCOL:
+            yield DeleteRoute(destination, route)
+    marked = {n.mac for n in actual.neighbours.values() if n.protocol == PROTOCOL}
+    for mac, entry in actual.fdb.items():
+        if mac not in desired.fdb and (entry.ours or mac in marked):
+            yield DeleteFdb(name, mac, entry)
+    for address, neighbour in actual.neighbours.items():
+        if address not in desired.neighbours and neighbour.protocol == PROTOCOL:
+            yield DeleteNeighbour(name, address)
