@@ -274,12 +274,14 @@ class FakeRuntime:
             self._tell(RuntimeEvent("container", "destroy", found.record.name, found.record.labels))
 
     def exec(self, container: str, command: tuple[str, ...], timeout: float) -> ExecResult:
+        del timeout  # nothing here takes time
         with self._lock:
             self._check()
             found = self._running(container)
         return self.execs(found.record.name, command)
 
     def open_exec(self, container: str, command: tuple[str, ...], *, tty: bool, stdin: bool) -> FakeExec:
+        del command, tty, stdin  # whatever the command is, it echoes
         with self._lock:
             self._check()
             self._running(container)
@@ -294,6 +296,7 @@ class FakeRuntime:
         since: float | None = None,
         timestamps: bool = False,
     ) -> FakeLogs:
+        del follow, timestamps  # the fake's logs have an end and no times
         with self._lock:
             self._check()
             lines = [data for at, data in self._find(container).output if since is None or at >= since]
