@@ -11,7 +11,7 @@ Source: the etcd v3 API (api/etcdserverpb/rpc.proto).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -35,6 +35,10 @@ class Compacted(PodlaneError):
 
 class LeaseNotFound(PodlaneError):
     """The lease expired or was revoked."""
+
+
+class Refused(PodlaneError):
+    """The store will never do this: the request is malformed, too large, or the store is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,20 @@ class Compare:
     def holds(cls, key: str, value: bytes) -> Compare:
         return cls(key, "value", value)
 
+    def holds_for(self, kv: KeyValue | None) -> bool:
+        """Whether it holds when the key is as `kv` says (None: absent), by etcd's rules."""
+        if self.target == "value":  # no value, not even the empty one, equals that of an absent key
+            return kv is not None and kv.value == self.operand
+        if kv is None:
+            return self.operand == 0
+        actual = {
+            "create": kv.create_revision,
+            "mod": kv.mod_revision,
+            "version": kv.version,
+            "lease": kv.lease,
+        }
+        return actual[self.target] == self.operand
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -102,19 +120,28 @@ Op = Put | Delete | Get
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """`reads` has one tuple per Get of the branch taken, in order."""
+    """`reads` has one tuple per Get of the branch taken, in order.
+
+    `revision` is the transaction's own when it wrote, else the store's latest.
+    """
 
     succeeded: bool
     revision: int
     reads: tuple[tuple[KeyValue, ...], ...] = ()
+    cluster_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All keys below a prefix as of `revision`, sorted by key."""
+    """All keys below a prefix as of `revision`, sorted by key.
+
+    `cluster_id` is etcd's: it tells one cluster from another, but a cluster
+    wiped and started with the same flags has the same.
+    """
 
     items: tuple[KeyValue, ...]
     revision: int
+    cluster_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +161,13 @@ class WatchBatch:
 
 
 class Watch(Protocol):
-    """An open watch. Not thread-safe but for `cancel`, which may come from anywhere."""
+    """An open watch; whoever opened it cancels it. Not thread-safe but for `cancel`, which may come from anywhere."""
 
     def next(self, timeout: float) -> WatchBatch | None:
         """Wait up to `timeout` seconds for the next batch; None when there was none.
 
         Raises Compacted, or StoreUnavailable when the stream broke: then open
-        another from the last revision seen + 1.
+        another from the last revision seen, and skip what was seen.
         """
         ...
 
@@ -164,6 +191,14 @@ class Store(Protocol):
 
     def list(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Listing: ...
 
+    def pages(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Listing]:
+        """Give what `list` gives in pieces, all as of one revision, so that never all values are in memory.
+
+        At least one page comes, and `timeout` is each page's. Raises Compacted
+        when that revision is compacted meanwhile: begin again.
+        """
+        ...
+
     def txn(
         self,
         compare: Sequence[Compare],
@@ -179,11 +214,19 @@ class Store(Protocol):
         ...
 
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
-        """Watch every key below `prefix` from `start_revision` on (the first revision delivered)."""
+        """Watch every key below `prefix` from `start_revision` on (the first revision delivered).
+
+        Start at the last revision seen rather than at the next: etcd before
+        3.4.33 and 3.5.15 forgets deletions at exactly the revision it was
+        compacted to, without calling that compacted.
+        """
         ...
 
     def grant(self, ttl: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
-        """Make a lease of `ttl` whole seconds (at least 2) and return its id."""
+        """Make a lease of `ttl` whole seconds (at least 2) and return its id.
+
+        The store may make it longer, never shorter.
+        """
         ...
 
     def keep_alive(self, lease: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:

@@ -1,0 +1,160 @@
+"""The registry's work on many objects at once: bind, create, delete.
+
+Owns: the batching, and what a loser gets instead. Invariants: objects are
+independent, one that cannot be done holds up no other; the answers are in the
+order of what was asked; an unreachable store costs one deadline and not one
+for each object. Fenced ends the whole call: the leader has nothing more to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import msgspec
+
+from podlane.api.codec import DecodeError, decode
+from podlane.api.meta import set_condition, short_name, utcnow_from
+from podlane.api.types import Condition, Object, Pod, Service
+from podlane.errors import AlreadyExists, Conflict, Fenced, NotFound, PodlaneError, StoreUnavailable
+from podlane.store import keys
+from podlane.store.interface import Get
+from podlane.store.rules import at_revision, change, creation, grace_of, removal, replacement
+from podlane.store.writes import MAX_OPS, Lost, Write, commit_all
+
+if TYPE_CHECKING:
+    from podlane.store.registry import Registry
+
+O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Put a pod on a node if it still is at `resource_version`.
+
+    `pod` is the pod at that version if the caller has it, which saves reading it.
+    """
+
+    namespace: str
+    name: str
+    node: str
+    resource_version: str
+    pod: Pod | None = None
+
+
+def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | None]:
+    """None for each pod bound, else why not: Conflict (it changed, is bound, or ends), NotFound, StoreUnavailable.
+
+    Sets spec.nodeName and the condition PodScheduled. Raises Fenced.
+    """
+    answers: list[Exception | None] = [None] * len(bindings)
+    writes: dict[int, Write] = {}
+    for i, (binding, pod) in enumerate(zip(bindings, _pods(registry, bindings), strict=True)):
+        try:
+            if isinstance(pod, Exception):
+                raise pod
+            writes[i] = change(pod, replacement(pod, _bound(registry, pod, binding)))
+        except PodlaneError as error:
+            answers[i] = error
+    outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
+    for i, outcome in zip(writes, outcomes, strict=True):
+        what = f"bind pod/{bindings[i].name}"
+        if isinstance(outcome, StoreUnavailable):
+            answers[i] = outcome
+        elif isinstance(outcome, Lost):
+            gone = None in outcome.found.values()
+            answers[i] = NotFound(f"{what}: not found") if gone else Conflict(f"{what}: it has changed")
+    return answers
+
+
+def create_many(registry: Registry, objs: Sequence[O]) -> list[O | Exception]:
+    """See Registry.create_many. Services one by one, for their addresses."""
+    prepared = [registry.prepared(obj) for obj in objs]
+    batch = [i for i, new in enumerate(prepared) if not isinstance(new, Service)]
+    outcomes = commit_all(registry.store, [creation(prepared[i]) for i in batch], registry.fence)
+    answers: dict[int, O | Exception] = {}
+    for i, outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, StoreUnavailable):
+            answers[i] = outcome
+        elif not isinstance(outcome, Lost):
+            answers[i] = at_revision(prepared[i], outcome.revision)
+        elif objs[i].metadata.name:
+            answers[i] = AlreadyExists(f"create {short_name(objs[i])}: already exists")
+    for i, obj in enumerate(objs):
+        if i not in answers:  # a service, or a generated name that is taken
+            answers[i] = _outcome_of(partial(registry.create, obj))
+    return [answers[i] for i in range(len(objs))]
+
+
+def delete_many(registry: Registry, objs: Sequence[O], *, grace_seconds: int | None = None) -> list[O | Exception]:
+    """See Registry.delete_many. Those that have changed since they were read are deleted one by one."""
+    answers: list[O | Exception] = list(objs)
+    left: dict[int, O] = {}
+    writes: dict[int, Write] = {}
+    for i, obj in enumerate(objs):
+        if isinstance(obj, Pod) and (grace := grace_of(obj, grace_seconds)):
+            left[i] = replacement(obj, cast(O, registry.ended(obj, grace)))
+            if left[i] != obj:
+                writes[i] = change(obj, left[i])
+        else:
+            writes[i] = removal(obj)
+    outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
+    for i, outcome in zip(writes, outcomes, strict=True):
+        if isinstance(outcome, StoreUnavailable):
+            answers[i] = outcome
+        elif isinstance(outcome, Lost):
+            answers[i] = _outcome_of(partial(_delete_as_is, registry, objs[i], grace_seconds))
+        elif i in left:
+            answers[i] = at_revision(left[i], outcome.revision)
+    return answers
+
+
+def _delete_as_is(registry: Registry, obj: O, grace_seconds: int | None) -> O:
+    meta = obj.metadata
+    return registry.delete(type(obj), meta.namespace, meta.name, uid=meta.uid or None, grace_seconds=grace_seconds)
+
+
+def _outcome_of(call: Callable[[], O]) -> O | Exception:
+    try:
+        return call()
+    except Fenced:
+        raise
+    except PodlaneError as error:
+        return error
+
+
+def _bound(registry: Registry, pod: Pod, binding: Binding) -> Pod:
+    what = f"bind pod/{binding.name}"
+    if pod.metadata.resource_version != binding.resource_version:
+        raise Conflict(f"{what}: it is at version {pod.metadata.resource_version}, not {binding.resource_version}")
+    if pod.spec.node_name:
+        raise Conflict(f"{what}: it is on {pod.spec.node_name} already")
+    if pod.metadata.deletion_timestamp is not None:
+        raise Conflict(f"{what}: it is being deleted")
+    scheduled = Condition(type="PodScheduled", status="True", last_transition_time=utcnow_from(registry.clock.now()))
+    status = msgspec.structs.replace(pod.status, conditions=set_condition(pod.status.conditions, scheduled))
+    return msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, node_name=binding.node), status=status)
+
+
+def _pods(registry: Registry, bindings: Sequence[Binding]) -> list[Pod | Exception]:
+    """The pods meant, read from the store where the caller does not have them."""
+    unread = [keys.pod_key(b.namespace, b.name) for b in bindings if b.pod is None]
+    found: dict[str, Pod | Exception] = {}
+    for start in range(0, len(unread), MAX_OPS):
+        wanted = unread[start : start + MAX_OPS]
+        try:
+            reads = registry.store.txn([], [Get(key) for key in wanted]).reads
+        except StoreUnavailable as error:
+            found.update(dict.fromkeys(unread[start:], error))
+            break
+        for kv in (kv for read in reads for kv in read):
+            try:
+                found[kv.key] = decode(Pod, kv.value, revision=kv.mod_revision)
+            except DecodeError as error:
+                found[kv.key] = error
+    return [
+        b.pod or found.get(keys.pod_key(b.namespace, b.name)) or NotFound(f"bind pod/{b.name}: not found")
+        for b in bindings
+    ]

@@ -1,0 +1,97 @@
+"""The name of everything in etcd, both ways.
+
+Owns: the form of every key. Invariant: no other module composes or takes apart
+a key, so that the layouts other programs read (Kubernetes' under /registry)
+are written in one place. Source: kube-apiserver's registry paths. flannel's
+keys are netd's own (their prefix is configurable).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from podlane.api.types import (
+    EndpointSlice,
+    Event,
+    Lease,
+    Namespace,
+    Node,
+    Object,
+    Pod,
+    ReplicationController,
+    Service,
+)
+from podlane.errors import UsageError
+
+REGISTRY = "/registry/"
+CLUSTER_CONFIG = "/podlane/config"
+ELECTION_SCHEDULER = "/podlane/election/scheduler"
+BINDINGS = "/podlane/bindings/"
+SERVICE_IPS = "/registry/ranges/serviceips/"
+
+_PREFIXES: dict[type[Object], str] = {
+    Pod: "/registry/pods/",
+    ReplicationController: "/registry/controllers/",
+    Service: "/registry/services/specs/",
+    EndpointSlice: "/registry/endpointslices/",
+    Node: "/registry/minions/",
+    Lease: "/registry/leases/",
+    Event: "/registry/events/",
+    Namespace: "/registry/namespaces/",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectKey:
+    """What an object's key says; `namespace` is "" for kinds without one."""
+
+    cls: type[Object]
+    namespace: str
+    name: str
+
+
+def prefix_for(cls: type[Object], namespace: str | None = None) -> str:
+    """Below it are all objects of a kind, or those of one namespace. Ends in a slash."""
+    prefix = _PREFIXES[cls]
+    return f"{prefix}{_part(namespace)}/" if namespace is not None and cls.NAMESPACED else prefix
+
+
+def key_for(cls: type[Object], namespace: str, name: str) -> str:
+    """The key of one object; the namespace counts only for kinds that have one."""
+    prefix = _PREFIXES[cls]
+    return f"{prefix}{_part(namespace)}/{_part(name)}" if cls.NAMESPACED else f"{prefix}{_part(name)}"
+
+
+def pod_key(namespace: str, name: str) -> str:
+    return key_for(Pod, namespace, name)
+
+
+def parse_key(key: str) -> ObjectKey:
+    """The reverse of `key_for`. Raises ValueError for a key that is no object's."""
+    for cls, prefix in _PREFIXES.items():
+        if key.startswith(prefix):
+            parts = key[len(prefix) :].split("/")
+            if all(parts) and len(parts) == (2 if cls.NAMESPACED else 1):
+                return ObjectKey(cls, parts[0] if cls.NAMESPACED else "", parts[-1])
+    raise ValueError(f'parse key: no object has the key "{key}"')
+
+
+def bindings_prefix(node: str) -> str:
+    """Below it are copies of the pods bound to one node. Ends in a slash."""
+    return f"{BINDINGS}{_part(node)}/"
+
+
+def binding_key(node: str, namespace: str, name: str) -> str:
+    return f"{bindings_prefix(node)}{_part(namespace)}/{_part(name)}"
+
+
+def service_ip_key(ip: str) -> str:
+    """Exists while a service has this cluster IP."""
+    return f"{SERVICE_IPS}{_part(ip)}"
+
+
+def _part(text: str) -> str:
+    """One path element: an empty one or one with a slash would name something else."""
+    if not text or "/" in text:
+        raise UsageError(f'compose key: expected a name without "/", got "{text}"')
+    return text

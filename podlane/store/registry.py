@@ -1,0 +1,369 @@
+"""The typed objects in the store, and every rule about writing them.
+
+Owns: all writes below /registry and /podlane. Invariants:
+- every write compares what it rests on (a revision, an absence) and, for a
+  leader, its fence; nothing is ever overwritten unseen;
+- a bound pod and its copy under /podlane/bindings/{node}/ are written and
+  removed in one transaction, so the copy's mod_revision is the pod's
+  resourceVersion and an agent needs to watch its own prefix only;
+- a service and the key of its address are one transaction: no two services
+  share an address, and none outlives its service.
+Semantics are Kubernetes' (generation, graceful deletion, immutable fields);
+source: registry/generic/registry/store.go and registry/core in kube-apiserver.
+Validation of manifests is not done here but where they are read.
+
+A StoreUnavailable from a write leaves open whether it was done: reading again
+tells.
+"""
+
+from __future__ import annotations
+
+import builtins
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import msgspec
+
+from podlane.api.codec import DecodeError, decode, encode
+from podlane.api.meta import new_uid, short_name, utcnow_from
+from podlane.api.types import (
+    NODE_LEASE_NAMESPACE,
+    ClusterConfig,
+    Lease,
+    LeaseSpec,
+    Object,
+    Pod,
+    Service,
+)
+from podlane.errors import AlreadyExists, Conflict, FieldError, Invalid, NotFound, StoreUnavailable
+from podlane.runtime.clock import Clock, SystemClock
+from podlane.runtime.log import get_logger
+from podlane.store import addresses, bulk, keys
+from podlane.store.interface import DEFAULT_TIMEOUT, Compare, Put, Store
+from podlane.store.mirror import Mirror
+from podlane.store.rules import (
+    HEADLESS,
+    at_revision,
+    change,
+    creation,
+    grace_of,
+    key_of,
+    marked_for_deletion,
+    named,
+    removal,
+    replacement,
+    with_cluster_ip,
+)
+from podlane.store.writes import Lost, Write, commit
+
+O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+DEFAULT_NAMESPACE = "default"
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
+RANDOM_PICKS = 8  # of a service address, before the taken ones are listed
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectList(Generic[O]):
+    """Objects as of one revision; `undecodable` are the keys whose value cannot be read."""
+
+    items: tuple[O, ...]
+    revision: int
+    undecodable: tuple[str, ...] = ()
+
+
+class Registry:
+    """Thread-safe. Every call may raise StoreUnavailable, and Fenced if there is a `fence`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        fence: Compare | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.store = store
+        self.fence = fence
+        self.clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self._log = get_logger("registry")
+
+    def fenced(self, fence: Compare) -> Registry:
+        """The same registry, but each write also compares `fence` and raises Fenced when it does not hold."""
+        return Registry(self.store, clock=self.clock, fence=fence, rng=self._rng)
+
+    # --- reading -------------------------------------------------------------------
+
+    def get(self, cls: type[O], namespace: str, name: str) -> O:
+        """Raises NotFound, DecodeError."""
+        return self._read(cls, namespace, name)
+
+    def list(self, cls: type[O], namespace: str | None = None) -> ObjectList[O]:
+        """All objects of a kind, or of one namespace, sorted by key."""
+        items: list[O] = []
+        undecodable: list[str] = []
+        revision = 0
+        for page in self.store.pages(keys.prefix_for(cls, namespace)):
+            revision = page.revision
+            for kv in page.items:
+                try:
+                    items.append(decode(cls, kv.value, revision=kv.mod_revision))
+                except DecodeError as error:
+                    self._log.warning("left out of list", key=kv.key, error=str(error))
+                    undecodable.append(kv.key)
+        return ObjectList(tuple(items), revision, tuple(undecodable))
+
+    def mirror(self, cls: type[O], on_change: Callable[[], None], namespace: str | None = None) -> Mirror[O]:
+        """A Mirror of a kind keyed "namespace/name", or "name" for kinds without namespaces."""
+        within = f"{namespace}/" if namespace is not None and cls.NAMESPACED else ""
+        return Mirror(
+            self.store,
+            keys.prefix_for(cls, namespace),
+            decode=lambda kv: decode(cls, kv.value, revision=kv.mod_revision),
+            on_change=on_change,
+            name=cls.KIND.lower(),
+            clock=self.clock,
+            key_prefix=within,
+        )
+
+    def bindings(self, node: str, on_change: Callable[[], None]) -> Mirror[Pod]:
+        """A Mirror of the pods bound to one node, keyed "namespace/name"."""
+        return Mirror(
+            self.store,
+            keys.bindings_prefix(node),
+            decode=lambda kv: decode(Pod, kv.value, revision=kv.mod_revision),
+            on_change=on_change,
+            name="binding",
+            clock=self.clock,
+        )
+
+    # --- writing -------------------------------------------------------------------
+
+    def create(self, obj: O) -> O:
+        """Store a new object with uid, creationTimestamp and generation 1; returns it as stored.
+
+        A service gets its cluster IP. With generateName and no name, one is
+        made up. Raises AlreadyExists, Invalid (the cluster IP asked for is not
+        to be had), RangeFull.
+        """
+        for _ in range(8):
+            new = self.prepared(obj)
+            try:
+                return cast(O, self._create_service(new)) if isinstance(new, Service) else self._create(new)
+            except AlreadyExists:
+                if obj.metadata.name:
+                    raise
+        raise AlreadyExists(f"create {short_name(new)}: every name tried is taken")
+
+    def update(self, obj: O) -> O:
+        """Replace an object if its resourceVersion is still the latest (any, if it has none).
+
+        uid, creationTimestamp and a deletionTimestamp stay; generation grows
+        when the spec changed; writing what is there already writes nothing.
+        Raises NotFound, Conflict, Invalid (an immutable field changed).
+        """
+        old = self._read(type(obj), obj.metadata.namespace, obj.metadata.name)
+        if obj.metadata.resource_version not in {"", old.metadata.resource_version}:
+            raise Conflict(
+                f"update {short_name(obj)}: it is at version {old.metadata.resource_version}, "
+                f"not {obj.metadata.resource_version}"
+            )
+        return self._replace(old, obj)
+
+    def modify(self, cls: type[O], namespace: str, name: str, change: Callable[[O], O | None]) -> O:
+        """Read, change and write, again when another writer was faster, for DEFAULT_TIMEOUT seconds.
+
+        `change` may return None (or its argument) for "leave it so". Returns
+        the object as it then is. Raises NotFound, Conflict, Invalid.
+        """
+        deadline = self._deadline()
+        while True:
+            old = self._read(cls, namespace, name)
+            new = change(old)
+            if new is None:
+                return old
+            try:
+                return self._replace(old, new)
+            except Conflict:
+                self._check(deadline)
+
+    def delete(
+        self,
+        cls: type[O],
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        grace_seconds: int | None = None,
+    ) -> O:
+        """Delete an object and return what it was, or what it is if it ends gracefully.
+
+        A pod bound to a node is only marked (deletionTimestamp, its grace
+        period unless `grace_seconds` says otherwise); its agent removes it. It
+        is gone at once with a grace of 0, when it is finished or not bound.
+        Raises NotFound, Conflict (`uid` differs).
+        """
+        deadline = self._deadline()
+        while True:
+            old = self._read(cls, namespace, name)
+            if uid is not None and old.metadata.uid != uid:
+                raise Conflict(f"delete {short_name(old)}: its uid is {old.metadata.uid}, not {uid}")
+            try:
+                if isinstance(old, Pod) and (grace := grace_of(old, grace_seconds)):
+                    return self._replace(old, cast(O, self.ended(old, grace)))
+                self._write(old, removal(old), "delete")
+                return old
+            except Conflict:
+                self._check(deadline)
+
+    def remove(self, pod: Pod) -> bool:
+        """Remove a pod and its binding for good, whatever has changed in it; by its uid.
+
+        For the agent, when nothing of the pod is left. False: it was gone already.
+        """
+        try:
+            self.delete(Pod, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid, grace_seconds=0)
+        except (NotFound, Conflict):  # another pod of that name is not ours to remove
+            return False
+        return True
+
+    # --- many at once ----------------------------------------------------------------
+
+    def bind(self, bindings: Sequence[bulk.Binding]) -> builtins.list[Exception | None]:
+        """Give pods their nodes, many to a transaction; see bulk.bind."""
+        return bulk.bind(self, bindings)
+
+    def create_many(self, objs: Sequence[O]) -> builtins.list[O | Exception]:
+        """Create independent objects, many to a transaction; each answer is the object or what `create` would raise."""
+        return bulk.create_many(self, objs)
+
+    def delete_many(self, objs: Sequence[O], *, grace_seconds: int | None = None) -> builtins.list[O | Exception]:
+        """Delete objects as they were read, by uid; each answer is what `delete` would return or raise."""
+        return bulk.delete_many(self, objs, grace_seconds=grace_seconds)
+
+    # --- heartbeats --------------------------------------------------------------------
+
+    def put_node_lease(self, node: str, lease_id: int, seconds: int) -> None:
+        """Write a node's heartbeat, which lives as long as the etcd lease: while it exists the node is alive.
+
+        Raises LeaseNotFound.
+        """
+        lease = Lease(spec=LeaseSpec(holder_identity=node, lease_duration_seconds=seconds))
+        self.put_leased(named(lease, NODE_LEASE_NAMESPACE, node), lease_id)
+
+    def put_leased(self, obj: Object, lease_id: int) -> None:
+        """Write an object that ends with an etcd lease, over whatever is there. Raises LeaseNotFound."""
+        new = obj if obj.metadata.uid else self.prepared(obj)
+        commit(self.store, Write((), (Put(key_of(new), encode(new), lease_id),)), self.fence)
+
+    # --- the cluster's configuration --------------------------------------------------
+
+    def cluster_config(self) -> ClusterConfig:
+        """Raises NotFound before `init_cluster`."""
+        kv = self.store.get(keys.CLUSTER_CONFIG)
+        if kv is None:
+            raise NotFound(f"get cluster config: {keys.CLUSTER_CONFIG} is not in the store; run podlane init")
+        return decode(ClusterConfig, kv.value)
+
+    def init_cluster(self, config: ClusterConfig, overwrite: bool = False) -> None:
+        """Raises AlreadyExists, unless `overwrite`; Invalid."""
+        addresses.service_network(config.service_cidr)
+        compare = () if overwrite else (Compare.absent(keys.CLUSTER_CONFIG),)
+        write = Write(compare, (Put(keys.CLUSTER_CONFIG, encode(config)),))
+        if isinstance(commit(self.store, write, self.fence), Lost):
+            raise AlreadyExists(f"init cluster: {keys.CLUSTER_CONFIG} is in the store already")
+
+    # --- inside --------------------------------------------------------------------
+
+    def prepared(self, obj: O) -> O:
+        """The object as it is first stored, but for what the store decides."""
+        meta = obj.metadata
+        name = meta.name or (meta.generate_name and meta.generate_name + self._suffix())
+        metadata = msgspec.structs.replace(
+            meta,
+            name=name,
+            namespace=(meta.namespace or DEFAULT_NAMESPACE) if type(obj).NAMESPACED else "",
+            uid=new_uid(),
+            resource_version="",
+            generation=1 if hasattr(obj, "spec") else 0,
+            creation_timestamp=utcnow_from(self.clock.now()),
+            deletion_timestamp=None,
+            deletion_grace_period_seconds=None,
+        )
+        return msgspec.structs.replace(obj, kind=type(obj).KIND, api_version=type(obj).API_VERSION, metadata=metadata)
+
+    def ended(self, pod: Pod, grace: int) -> Pod:
+        """The pod marked to end in `grace` seconds from now."""
+        return marked_for_deletion(pod, utcnow_from(self.clock.now() + grace), grace)
+
+    def _read(self, cls: type[O], namespace: str, name: str) -> O:
+        namespace = (namespace or DEFAULT_NAMESPACE) if cls.NAMESPACED else ""
+        kv = self.store.get(keys.key_for(cls, namespace, name))
+        if kv is None:
+            raise NotFound(f"get {short_name(named(cls(), namespace, name))}: not found")
+        return decode(cls, kv.value, revision=kv.mod_revision)
+
+    def _create(self, new: O) -> O:
+        outcome = commit(self.store, creation(new), self.fence)
+        if isinstance(outcome, Lost):
+            raise AlreadyExists(f"create {short_name(new)}: already exists")
+        return at_revision(new, outcome.revision)
+
+    def _create_service(self, new: Service) -> Service:
+        wanted = new.spec.cluster_ip
+        if wanted == HEADLESS:
+            return self._create(with_cluster_ip(new, wanted))
+        network = addresses.service_network(self.cluster_config().service_cidr)
+        if wanted and (problem := addresses.problem_of(wanted, network)):
+            raise Invalid(short_name(new), [FieldError("spec.clusterIP", problem)])
+        deadline = self._deadline()
+        tries = 0
+        while True:
+            address = wanted or self._pick_address(network, tries)
+            placed = with_cluster_ip(new, address)
+            outcome = commit(self.store, creation(placed), self.fence)
+            if not isinstance(outcome, Lost):
+                return at_revision(placed, outcome.revision)
+            if outcome.found[key_of(new)] is not None:
+                raise AlreadyExists(f"create {short_name(new)}: already exists")
+            if wanted:
+                raise Invalid(short_name(new), [FieldError("spec.clusterIP", f"{wanted} is allocated already")])
+            tries += 1
+            self._check(deadline)
+
+    def _pick_address(self, network: addresses.Network, tries: int) -> str:
+        if tries < RANDOM_PICKS:
+            return addresses.random_address(network, self._rng)
+        taken = {kv.key.removeprefix(keys.SERVICE_IPS) for kv in self.store.list(keys.SERVICE_IPS).items}
+        address = addresses.free_address(network, taken, self._rng)
+        if address is None:
+            raise addresses.RangeFull(f"allocate cluster IP in {network}: range full")
+        return address
+
+    def _replace(self, old: O, new: O) -> O:
+        """Write `new` over `old`, which was read at its resourceVersion."""
+        new = replacement(old, new)
+        if new == old:
+            return old
+        return at_revision(new, self._write(old, change(old, new), "update"))
+
+    def _write(self, old: Object, write: Write, action: str) -> int:
+        outcome = commit(self.store, write, self.fence)
+        if isinstance(outcome, Lost):
+            if outcome.found[key_of(old)] is None:
+                raise NotFound(f"{action} {short_name(old)}: not found")
+            raise Conflict(f"{action} {short_name(old)}: it has changed since it was read")
+        return outcome.revision
+
+    def _deadline(self) -> float:
+        return self.clock.monotonic() + DEFAULT_TIMEOUT
+
+    def _check(self, deadline: float) -> None:
+        if self.clock.monotonic() >= deadline:
+            raise StoreUnavailable(f"write: others were faster for {DEFAULT_TIMEOUT} s")
+
+    def _suffix(self) -> str:
+        return "".join(self._rng.choice(NAME_LETTERS) for _ in range(5))

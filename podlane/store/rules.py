@@ -1,0 +1,144 @@
+"""What writing an object means: the rules, without the writing.
+
+Owns: how creation, change and removal of an object become one conditional
+write each, and what a change may not change. Pure: no store, no clock.
+Invariants: see registry.py. Source: Kubernetes' registry strategies
+(pkg/registry/core/*/strategy.go).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TypeVar, cast
+
+import msgspec
+
+from podlane.api.codec import encode
+from podlane.api.meta import is_pod_finished, reference_to, short_name
+from podlane.api.types import Event, Lease, Object, Pod, Service
+from podlane.errors import Conflict, FieldError, Invalid, UsageError
+from podlane.store import keys
+from podlane.store.interface import Compare, Delete, Put
+from podlane.store.writes import Write
+
+O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+HEADLESS = "None"
+
+
+def key_of(obj: Object) -> str:
+    """Its key in the store."""
+    return keys.key_for(type(obj), obj.metadata.namespace, obj.metadata.name)
+
+
+def named(obj: O, namespace: str, name: str) -> O:
+    metadata = msgspec.structs.replace(obj.metadata, namespace=namespace, name=name)
+    return msgspec.structs.replace(obj, metadata=metadata)
+
+
+def at_revision(obj: O, revision: int) -> O:
+    """The object as a reader of that revision sees it."""
+    metadata = msgspec.structs.replace(obj.metadata, resource_version=str(revision))
+    return msgspec.structs.replace(obj, metadata=metadata)
+
+
+def with_cluster_ip(service: Service, address: str) -> Service:
+    spec = msgspec.structs.replace(service.spec, cluster_ip=address, cluster_ips=(address,))
+    return msgspec.structs.replace(service, spec=spec)
+
+
+def grace_of(pod: Pod, asked: int | None) -> int:
+    """Seconds a deletion leaves the pod's agent; 0: nobody need be asked, it can go at once."""
+    if not pod.spec.node_name or is_pod_finished(pod):
+        return 0
+    return max(0, pod.spec.termination_grace_period_seconds if asked is None else asked)
+
+
+def marked_for_deletion(pod: Pod, ends: datetime, grace: int) -> Pod:
+    """The pod with its end set, unless it ends by then already: an end only ever comes nearer."""
+    known = pod.metadata.deletion_timestamp
+    if known is not None and known <= ends:
+        return pod
+    metadata = msgspec.structs.replace(pod.metadata, deletion_timestamp=ends, deletion_grace_period_seconds=grace)
+    return msgspec.structs.replace(pod, metadata=metadata)
+
+
+def creation(new: Object, lease: int = 0) -> Write:
+    """Write it if nothing has its key, nor its service address."""
+    compare = [Compare.absent(key_of(new))]
+    ops = list(_puts(new, lease))
+    if address_key := _address_key(new):
+        compare.append(Compare.absent(address_key))
+        ops.append(Put(address_key, encode(reference_to(new))))
+    return Write(tuple(compare), tuple(ops))
+
+
+def change(old: Object, new: Object) -> Write:
+    """Write it if `old` is still as it was read."""
+    return Write((_unchanged(old),), _puts(new))
+
+
+def removal(old: Object) -> Write:
+    """Remove it, and what goes with it, if it is still as it was read."""
+    ops = [Delete(key_of(old))]
+    if isinstance(old, Pod) and old.spec.node_name:
+        ops.append(Delete(_binding_key(old)))
+    if address_key := _address_key(old):
+        ops.append(Delete(address_key))
+    return Write((_unchanged(old),), tuple(ops))
+
+
+def replacement(old: O, new: O) -> O:
+    """What may be written over `old`. Raises Conflict (another uid), Invalid (an immutable field), UsageError."""
+    if isinstance(old, Lease | Event):
+        raise UsageError(f"update {short_name(old)}: it belongs to an etcd lease, which only its writer knows")
+    was, wanted = old.metadata, new.metadata
+    if wanted.uid not in {"", was.uid}:
+        raise Conflict(f"update {short_name(old)}: its uid is {was.uid}, not {wanted.uid}")
+    if isinstance(old, Service) and isinstance(new, Service):
+        if new.spec.cluster_ip not in {"", old.spec.cluster_ip}:
+            raise _immutable(old, "spec.clusterIP", old.spec.cluster_ip, new.spec.cluster_ip)
+        new = cast(O, with_cluster_ip(new, old.spec.cluster_ip))
+    if isinstance(old, Pod) and isinstance(new, Pod) and old.spec.node_name not in {"", new.spec.node_name}:
+        raise _immutable(old, "spec.nodeName", old.spec.node_name, new.spec.node_name)
+    ends, grace = wanted.deletion_timestamp, wanted.deletion_grace_period_seconds
+    if ends is None:  # a deletion cannot be taken back
+        ends, grace = was.deletion_timestamp, was.deletion_grace_period_seconds
+    metadata = msgspec.structs.replace(
+        wanted,
+        namespace=was.namespace,
+        uid=was.uid,
+        resource_version=was.resource_version,
+        creation_timestamp=was.creation_timestamp,
+        generation=was.generation + (getattr(old, "spec", None) != getattr(new, "spec", None)),
+        deletion_timestamp=ends,
+        deletion_grace_period_seconds=grace,
+    )
+    return msgspec.structs.replace(new, kind=old.kind, api_version=old.api_version, metadata=metadata)
+
+
+def _immutable(obj: Object, field: str, was: str, wanted: str) -> Invalid:
+    return Invalid(short_name(obj), [FieldError(field, f'cannot be changed: it is "{was}", got "{wanted}"')])
+
+
+def _unchanged(old: Object) -> Compare:
+    return Compare.modified_at(key_of(old), int(old.metadata.resource_version))
+
+
+def _puts(new: Object, lease: int = 0) -> tuple[Put, ...]:
+    value = encode(new)
+    put = Put(key_of(new), value, lease)
+    if isinstance(new, Pod) and new.spec.node_name:
+        return put, Put(_binding_key(new), value)
+    return (put,)
+
+
+def _binding_key(pod: Pod) -> str:
+    return keys.binding_key(pod.spec.node_name, pod.metadata.namespace, pod.metadata.name)
+
+
+def _address_key(obj: Object) -> str:
+    """The key that says its cluster IP is taken, or ""."""
+    if isinstance(obj, Service) and obj.spec.cluster_ip not in {"", HEADLESS}:
+        return keys.service_ip_key(obj.spec.cluster_ip)
+    return ""
