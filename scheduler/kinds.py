@@ -23,6 +23,7 @@ def owner_of(rc: ReplicationController) -> Owner:
         replicas=rc.spec.replicas,
         template=rc.spec.template,
         min_ready_seconds=rc.spec.min_ready_seconds,
+        deleting=rc.metadata.deletion_timestamp is not None,
     )
 
 

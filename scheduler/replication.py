@@ -37,7 +37,11 @@ _PHASE_RANK = {"Pending": 0, "Unknown": 1, "Running": 2}
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What wants replicas. `min_ready_seconds`: how long a pod must be ready to count as available."""
+    """What wants replicas. `min_ready_seconds`: how long a pod must be ready to count as available.
+
+    One that is `deleting` (its deletionTimestamp is set) only counts: it neither
+    adopts, makes nor removes pods, so that they can be orphaned in peace.
+    """
 
     reference: OwnerReference
     namespace: str
@@ -45,6 +49,7 @@ class Owner:
     replicas: int
     template: PodTemplateSpec
     min_ready_seconds: int = 0
+    deleting: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.reference.name}"
@@ -141,6 +146,9 @@ def plan(
     next_at: float | None = None
     for owner in owners:
         mine = [pod for pod in owned[owner.reference.uid] if is_pod_active(pod)]
+        if owner.deleting:
+            counts[owner.reference.uid], _ = _count(owner, mine, now, unreachable)
+            continue
         strangers = [pod for pod in mine if not matches(owner.selector, pod.metadata.labels)]
         claims = _claims(owner, orphans[owner.namespace])
         counts[owner.reference.uid], wake = _count(owner, mine, now, unreachable)
