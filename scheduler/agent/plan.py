@@ -113,6 +113,10 @@ class Plan:
         counts = ((name, len(self.bucket(name))) for name in BUCKETS)
         return " ".join(f"{name}={count}" for name, count in counts if count)
 
+    def why(self) -> str:
+        """What is done to which pods, for the log: `default/web-1: web ended with 1`."""
+        return ", ".join(f"{p.ref}: {p.why}" for p in self.pods if p.why and (p.steps or p.pulls))
+
     def __str__(self) -> str:
         lines: list[str] = []
         for p in self.pods:
@@ -270,6 +274,11 @@ class _Builder:
 
     def _begin_created(self, ct: Container, last: Record) -> None:
         if self.infra_id and last.joined == self.infra_id and self._current(ct, last):
+            failure = self.seen.failures.get((self.pod.metadata.uid, ct.name))
+            if failure is not None and failure.until > self.seen.now:
+                self.waiting[ct.name] = (failure.reason, failure.message)
+                self._wake(failure.until)
+                return
             self.waiting[ct.name] = ("ContainerCreating", "")
             self.steps.append(Start(ct.name, last.name))
             return
@@ -366,6 +375,9 @@ def _plan_end(seen: Observed, uid: str, pod: Pod | None, records: list[Record]) 
     bucket: Bucket = "stop" if pod else "orphan"
     ending = seen.endings.get(uid, Ending(seen.now))
     running = [r for r in records if r.running and c.container_name(r) != c.INFRA]
+    failure = seen.failures.get((uid, c.INFRA))
+    if failure is not None and failure.until > seen.now:
+        return PodPlan(uid, pod, bucket, failure.message, wake_at=failure.until)
     if not running:
         steps: list[Action] = [Remove(c.container_name(r), r.name) for r in records if c.container_name(r) != c.INFRA]
         steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]

@@ -1,0 +1,327 @@
+"""The agent's loop: look at the node, plan, set workers to it, report.
+
+Owns: the order of a sync. Invariants: nothing is done before the first
+complete list of bindings; what is being worked on is noted before the engine is
+asked, so no plan rests on a look taken in the middle of another plan's steps; a
+sync itself changes no container and writes nothing, so it never waits for one
+pod's sake; nothing that runs depends on the store: with etcd away pods go on,
+and their statuses are written when it is back.
+
+observe (bindings, one list of the engine's containers, images, probes) → plan
+(plan.py) → apply (workers, pulls, prober, status writer).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from podlane.api.meta import is_pod_ready
+from podlane.api.types import Pod, PodStatus
+from podlane.errors import PodlaneError
+from podlane.runtime import metrics
+from podlane.runtime.clock import Clock, SystemClock
+from podlane.runtime.log import get_logger
+from podlane.runtime.runner import Runner
+from scheduler.agent import containers as c
+from scheduler.agent import status
+from scheduler.agent.actions import Pull
+from scheduler.agent.memory import Memory
+from scheduler.agent.network import NoSubnet, contains, read_subnet_file
+from scheduler.agent.plan import Observed, Plan, PodPlan, attempts, live_infra, plan, wanted_images
+from scheduler.agent.probes import Prober, Target, checker
+from scheduler.agent.runtime import EventStream, NetworkInUse, NetworkSpec, Record, Runtime, RuntimeUnavailable
+from scheduler.agent.statuswriter import StatusWriter
+from scheduler.agent.steps import Events, Steps
+from scheduler.agent.workers import Workers
+
+WORKERS = 5
+"""Pods worked on at once: dockerd gains nothing from more."""
+PULLERS = 3
+MIN_INTERVAL = 0.02
+_SUBNET_POLL = 0.5
+_NETWORK_CHECK = 30.0
+_RECONNECT = 1.0
+
+_PODS = metrics.gauge("podlane_agent_pods", "Pods bound to this node.")
+_RUNNING = metrics.gauge("podlane_agent_containers_running", "Containers of pods that run.")
+_START = metrics.histogram(
+    "podlane_agent_pod_start_seconds",
+    "From the moment the agent first saw a pod to its being ready.",
+    buckets=(0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+
+class Bindings(Protocol):
+    """podlane.store.mirror.Mirror[Pod], as far as it is used here."""
+
+    def snapshot(self) -> dict[str, Pod]: ...
+
+
+class Store(Protocol):
+    """podlane.store.registry.Registry, as far as it is used here."""
+
+    def update(self, obj: Pod) -> Pod: ...
+
+    def remove(self, pod: Pod) -> object: ...
+
+
+class Agent:
+    """Runs what `bindings` says on `runtime`. `bindings.on_change` must call `trigger`."""
+
+    def __init__(
+        self,
+        *,
+        node_ip: str,
+        runtime: Runtime,
+        store: Store,
+        events: Events,
+        subnet_file: Path,
+        drain_delay: float = 1.0,
+        clock: Clock | None = None,
+        check: Callable[[Target], tuple[bool, str]] | None = None,
+    ) -> None:
+        self.clock = clock or SystemClock()
+        self.runtime = runtime
+        self.bindings: Bindings | None = None
+        self._node_ip = node_ip
+        self._subnet_file = subnet_file
+        self._drain_delay = drain_delay
+        self._events = events
+        self._log = get_logger("agent")
+        self.runner = Runner(self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL)
+        self.memory = Memory(self.clock)
+        self._steps = Steps(runtime, self.memory, events, store.remove)
+        self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after)
+        self._pulls: Workers[tuple[str, str]] = Workers("pull", PULLERS, self.runner.trigger_after)
+        self._statuses = StatusWriter(store.update, self.runner.trigger_after)
+        self.prober = Prober(
+            check or checker(runtime), on_change=self.trigger, on_failure=self._unhealthy, clock=self.clock
+        )
+        self._network: NetworkSpec | None = None
+        self._network_checked = 0.0
+        self._network_problem = "no sync yet"
+        self._first_seen: dict[str, float] = {}
+        self._stream: EventStream | None = None
+        self._records: tuple[Record, ...] = ()
+
+    def trigger(self) -> None:
+        """Something changed. Cheap, from any thread."""
+        self.runner.trigger()
+
+    def network_problem(self) -> str | None:
+        """Why no pod can be given a network now; None when it can."""
+        return self._network_problem or None
+
+    def records(self) -> tuple[Record, ...]:
+        """The containers as of the last look."""
+        return self._records
+
+    def close(self) -> None:
+        """Begin nothing more. Pods go on running."""
+        self._workers.close()
+        self._pulls.close()
+        self._statuses.close()
+
+    # --- the sync ------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Look, plan, set to work. Raises NotReady before the first list, RuntimeUnavailable."""
+        assert self.bindings is not None
+        busy = self._workers.busy()  # before looking: see the module
+        pods = self._statuses.newest(self.bindings.snapshot().values())
+        records = self._records = self.runtime.list()
+        network = self._ensure_network()
+        seen = Observed(
+            now=self.clock.now(),
+            pods=pods,
+            records=records,
+            images=self.memory.images(self.runtime, wanted_images(pods.values())),
+            failures=self.memory.failures(),
+            pulled=self.memory.pulled(),
+            endings=self.memory.note_endings(_ending(pods, records)),
+            busy=busy,
+            network=network,
+            stale=self._stale(records),
+            drain_delay=self._drain_delay,
+        )
+        planned = plan(seen)
+        self._apply(planned)
+        self._report(seen, planned)
+        self._forget(seen)
+        if planned.wake_at is not None:
+            self.runner.trigger_after(max(0.0, planned.wake_at - self.clock.now()))
+
+    def _apply(self, planned: Plan) -> None:
+        for pod in planned.pods:
+            if pod.bucket == "busy":
+                continue
+            for step in pod.pulls:
+                self._pulls.submit((pod.uid, step.container), _after(self._steps.pull, pod, step))
+            if pod.steps:
+                self._log.debug("plan", bucket=pod.bucket, pod=pod.ref, steps=[str(step) for step in pod.steps])
+                self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod))
+        if any(pod.steps or pod.pulls for pod in planned.pods):
+            self._log.info("sync complete", summary=planned.summary(), why=planned.why())
+
+    def _report(self, seen: Observed, planned: Plan) -> None:
+        """Tell the prober whom to ask, and offer every pod's status to be written."""
+        by_pod: dict[str, list[Record]] = {}
+        for record in seen.records:
+            by_pod.setdefault(c.pod_uid(record), []).append(record)
+        self.prober.set(self._targets(seen, by_pod))
+        probed = self.prober.ready()
+        working = self._workers.busy()
+        for pod_plan in planned.pods:
+            pod = seen.pods.get(pod_plan.uid)
+            if pod is None:
+                continue
+            records = by_pod.get(pod_plan.uid, [])
+            ready = {r.id for r in records if r.running and (r.id in probed or not _is_probed(pod, r))}
+            new = status.compute(
+                pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
+            )
+            # while it is being worked on, a status nobody acts on is only one write more
+            if pod_plan.uid in working and not status.is_urgent(pod.status, new):
+                continue
+            self._statuses.offer(pod, new)
+            self._measure(pod, ready=is_pod_ready(_with(pod, new)))
+        _PODS.set(len(seen.pods))
+        _RUNNING.set(sum(r.running and c.container_name(r) != c.INFRA for r in seen.records))
+
+    def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> dict[str, Target]:
+        targets: dict[str, Target] = {}
+        for uid, pod in seen.pods.items():
+            records = by_pod.get(uid, [])
+            infra = live_infra(records)
+            if infra is None or pod.metadata.deletion_timestamp is not None:
+                continue
+            reported = {s.container_id: s.ready for s in pod.status.container_statuses}
+            for ct in pod.spec.containers:
+                last = next(iter(attempts(records, ct.name)), None)
+                if ct.readiness_probe is None or last is None or not last.running:
+                    continue
+                targets[last.id] = Target(
+                    id=last.id,
+                    pod=pod,
+                    container=ct,
+                    probe=ct.readiness_probe,
+                    ip=infra.ip,
+                    running_for=seen.now - (last.started_at or seen.now),
+                    was_ready=reported.get(f"docker://{last.id}", False),
+                )
+        return targets
+
+    def _forget(self, seen: Observed) -> None:
+        self.memory.keep(seen.pods.keys())
+        self._statuses.keep(seen.pods.keys())
+        self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}
+
+    def _measure(self, pod: Pod, *, ready: bool) -> None:
+        uid = pod.metadata.uid
+        if not ready:
+            self._first_seen.setdefault(uid, self.clock.monotonic())
+        elif self._first_seen.get(uid):
+            _START.observe(self.clock.monotonic() - self._first_seen[uid])
+            self._first_seen[uid] = 0.0
+
+    # --- network ------------------------------------------------------------------------
+
+    def _ensure_network(self) -> str:
+        """Make or adopt the pod network; returns "" or why there is none."""
+        try:
+            wanted = read_subnet_file(self._subnet_file)
+        except NoSubnet as error:
+            if self._network is None:
+                self._network_problem = str(error)
+                self.runner.trigger_after(_SUBNET_POLL)
+            # once known, the network outlives its file: netd rewrites it while it restarts
+            return self._network_problem
+        now = self.clock.monotonic()
+        if wanted == self._network and now - self._network_checked < _NETWORK_CHECK:
+            return self._network_problem
+        try:
+            self.runtime.ensure_infra_image()
+            if self.runtime.ensure_network(wanted):
+                self._log.info("network created", subnet=wanted.subnet, gateway=wanted.gateway, mtu=wanted.mtu)
+        except RuntimeUnavailable:
+            raise
+        except PodlaneError as error:
+            level = self._log.info if isinstance(error, NetworkInUse) else self._log.warning
+            level("network not ready", error=str(error), retry_in=_RECONNECT)
+            self._network, self._network_problem = wanted, str(error)
+            self._network_checked = float("-inf")
+            self.runner.trigger_after(_RECONNECT)
+            return self._network_problem
+        self._network, self._network_checked, self._network_problem = wanted, now, ""
+        return ""
+
+    def _stale(self, records: tuple[Record, ...]) -> frozenset[str]:
+        """Infra containers with an address outside the leased subnet: no route leads to them any more."""
+        network = self._network
+        if network is None:
+            return frozenset()
+        infra = (r for r in records if c.container_name(r) == c.INFRA and r.running and r.ip)
+        return frozenset(r.id for r in infra if not contains(network, r.ip))
+
+    # --- the engine's events ----------------------------------------------------------------
+
+    def follow_events(self, stop: threading.Event) -> None:
+        """Trigger on what the engine reports, until `stop`: the body of one thread."""
+        threading.Thread(target=self._end_stream, args=(stop,), name="events-stop", daemon=True).start()
+        while not stop.is_set():
+            try:
+                self._stream = stream = self.runtime.events()
+                if stop.is_set():
+                    stream.close()
+                self._network_checked = float("-inf")  # the engine may have been restarted
+                self.memory.forget_images()
+                self.trigger()
+                for event in stream:
+                    if event.kind == "image":
+                        self.memory.forget_images()
+                    self.trigger()
+            except PodlaneError as error:
+                if not stop.is_set():
+                    self._log.warning("events lost", error=str(error), retry_in=_RECONNECT)
+            self.trigger()
+            self.clock.wait(stop, _RECONNECT)
+
+    def _end_stream(self, stop: threading.Event) -> None:
+        stop.wait()
+        if self._stream is not None:
+            self._stream.close()
+
+    def _unhealthy(self, target: Target, message: str) -> None:
+        self._events.event(target.pod, "Warning", "Unhealthy", f"Readiness probe failed: {message}")
+
+
+def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> frozenset[str]:
+    """UIDs of pods that must go: being deleted, or with containers here and not bound here."""
+    deleted = {uid for uid, pod in pods.items() if pod.metadata.deletion_timestamp is not None}
+    return frozenset(deleted | {uid for uid in map(c.pod_uid, records) if uid not in pods})
+
+
+def _is_probed(pod: Pod, record: Record) -> bool:
+    name = c.container_name(record)
+    return any(ct.name == name and ct.readiness_probe is not None for ct in pod.spec.containers)
+
+
+def _with(pod: Pod, new: PodStatus) -> Pod:
+    return msgspec.structs.replace(pod, status=new)
+
+
+def _bound(work: Callable[[PodPlan], float], pod: PodPlan) -> Callable[[], float]:
+    return lambda: work(pod)
+
+
+def _after(pull: Callable[[PodPlan, Pull], None], pod: PodPlan, step: Pull) -> Callable[[], float]:
+    def work() -> float:
+        pull(pod, step)
+        return 0.0
+
+    return work

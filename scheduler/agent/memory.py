@@ -1,0 +1,107 @@
+"""What the agent remembers between two looks at its node.
+
+Owns: failures being slept off, images fetched, the ends of pods, and which
+images are there. Invariant: losing all of it (the agent restarts) costs a
+repeated attempt or a longer wait, never a wrong action: what must survive is in
+the containers' labels. Thread-safe: workers write, the sync reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from podlane.runtime.clock import Clock
+from scheduler.agent import containers as c
+from scheduler.agent.plan import INITIAL_BACKOFF, MAX_BACKOFF, Ending, Failure
+from scheduler.agent.runtime import Runtime
+
+SANDBOX_BACKOFF = (1, 60)
+"""Seconds before a pod's network (or its release) is tried again: first and longest; doubling between."""
+
+
+class Memory:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: dict[tuple[str, str], Failure] = {}
+        self._pulled: set[tuple[str, str, int]] = set()
+        self._endings: dict[str, Ending] = {}
+        self._images: dict[str, str | None] = {}
+        self._image_changes = 0
+
+    def now(self) -> float:
+        """The clock its times are by, in Unix seconds."""
+        return self._clock.now()
+
+    # --- failures --------------------------------------------------------------------
+
+    def failed(self, uid: str, container: str, reason: str, message: str, *, again: str = "") -> Failure:
+        """Note a failure of a container (or INFRA); `again` is the reason when it is not the first."""
+        with self._lock:
+            before = self._failures.get((uid, container))
+            count = before.count + 1 if before else 1
+            first, longest = SANDBOX_BACKOFF if container == c.INFRA else (INITIAL_BACKOFF, MAX_BACKOFF)
+            pause = min(longest, first * 2 ** min(count - 1, 16))
+            failure = Failure(again if again and before else reason, message, count, self._clock.now() + pause)
+            self._failures[(uid, container)] = failure
+            return failure
+
+    def succeeded(self, uid: str, container: str) -> None:
+        with self._lock:
+            self._failures.pop((uid, container), None)
+
+    def failures(self) -> dict[tuple[str, str], Failure]:
+        with self._lock:
+            return dict(self._failures)
+
+    # --- images -------------------------------------------------------------------------
+
+    def images(self, runtime: Runtime, wanted: Iterable[str]) -> dict[str, str | None]:
+        """The id of each image, None if absent; asks the engine only for those not known."""
+        with self._lock:
+            known, changes = dict(self._images), self._image_changes
+        unknown = {name for name in wanted if name not in known}
+        for name in unknown:
+            known[name] = runtime.image(name)
+        with self._lock:
+            if unknown and changes == self._image_changes:
+                self._images = known
+        return known
+
+    def forget_images(self) -> None:
+        """Something happened to an image: ask again."""
+        with self._lock:
+            self._images.clear()
+            self._image_changes += 1
+
+    def fetched(self, uid: str, container: str, attempt: int) -> None:
+        with self._lock:
+            self._pulled.add((uid, container, attempt))
+
+    def pulled(self) -> frozenset[tuple[str, str, int]]:
+        with self._lock:
+            return frozenset(self._pulled)
+
+    # --- ends -----------------------------------------------------------------------------
+
+    def note_endings(self, uids: Collection[str]) -> dict[str, Ending]:
+        """These pods are to end; those not seen before end from now on."""
+        now = self._clock.now()
+        with self._lock:
+            self._endings = {uid: self._endings.get(uid, Ending(now)) for uid in uids}
+            return dict(self._endings)
+
+    def signalled(self, uid: str, container_id: str) -> None:
+        """A container of an ending pod had its SIGTERM."""
+        with self._lock:
+            ending = self._endings.get(uid)
+            if ending is not None:
+                self._endings[uid] = replace(ending, signalled=ending.signalled | {container_id})
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget every pod but these."""
+        with self._lock:
+            self._failures = {key: value for key, value in self._failures.items() if key[0] in uids}
+            self._pulled = {key for key in self._pulled if key[0] in uids}

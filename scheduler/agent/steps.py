@@ -1,0 +1,160 @@
+"""Carrying out a pod's plan, step by step.
+
+Owns: what each failure of a step means for the steps after it, and the events
+told about it. Invariants: steps of one pod run in the plan's order; a failed
+container does not keep the pod's other containers from starting, a failed
+network does; a step that finds itself done already (name in use, container
+gone) has succeeded. Event reasons and texts are the kubelet's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from podlane.api.types import Pod
+from podlane.errors import PodlaneError
+from podlane.runtime.log import get_logger
+from scheduler.agent import containers as c
+from scheduler.agent.actions import Action, Create, Pull, Release, Remove, Signal, Start, Stop
+from scheduler.agent.memory import Memory
+from scheduler.agent.plan import PodPlan
+from scheduler.agent.runtime import (
+    NameInUse,
+    NoSuchContainer,
+    NoSuchImage,
+    NotRunning,
+    Runtime,
+    RuntimeRefused,
+    RuntimeUnavailable,
+)
+
+ENGINE_PAUSE = 1.0
+"""Seconds before a pod is looked at again when the engine did not answer."""
+
+
+class Events(Protocol):
+    """podlane.store.events.EventRecorder, as far as it is used here."""
+
+    def event(self, obj: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None: ...
+
+
+class Steps:
+    """`release` removes a pod from the store for good. Thread-safe: one call per pod at a time."""
+
+    def __init__(self, runtime: Runtime, memory: Memory, events: Events, release: Callable[[Pod], object]) -> None:
+        self._runtime = runtime
+        self._memory = memory
+        self._events = events
+        self._release = release
+        self._log = get_logger("agent")
+
+    def carry_out(self, plan: PodPlan) -> float:
+        """Do the plan's steps; returns in how many seconds to look at the node again."""
+        broken: set[str] = set()
+        for step in plan.steps:
+            container = "" if isinstance(step, Release) else step.container
+            if container in broken or c.INFRA in broken:
+                continue
+            try:
+                self._do(plan, step)
+            except RuntimeUnavailable as error:
+                self._log.warning("step failed", pod=plan.ref, error=str(error), retry_in=ENGINE_PAUSE)
+                return ENGINE_PAUSE
+            except PodlaneError as error:
+                broken.add(container or c.INFRA)
+                self._failed(plan, step, error)
+        return 0.0
+
+    def pull(self, plan: PodPlan, step: Pull) -> None:
+        """Fetch an image for a container of a pod."""
+        assert plan.pod is not None
+        self._events.event(plan.pod, "Normal", "Pulling", f'Pulling image "{step.image}"')
+        try:
+            self._runtime.pull(step.image)
+        except (RuntimeRefused, RuntimeUnavailable) as error:
+            text = f'Failed to pull image "{step.image}": {error}'
+            failure = self._memory.failed(plan.uid, step.container, "ErrImagePull", text, again="ImagePullBackOff")
+            self._events.event(plan.pod, "Warning", "Failed", text)
+            if failure.count > 1:
+                self._events.event(plan.pod, "Normal", "BackOff", f'Back-off pulling image "{step.image}"')
+            self._log.warning("pull failed", pod=plan.ref, image=step.image, error=str(error))
+            return
+        self._memory.forget_images()
+        self._memory.succeeded(plan.uid, step.container)
+        self._memory.fetched(plan.uid, step.container, step.attempt)
+        self._events.event(plan.pod, "Normal", "Pulled", f'Successfully pulled image "{step.image}"')
+
+    def _do(self, plan: PodPlan, step: Action) -> None:
+        runtime = self._runtime
+        match step:
+            case Create():
+                self._create(plan, step)
+            case Start():
+                runtime.start(step.name)
+                self._memory.succeeded(plan.uid, step.container)
+                self._tell(plan, step.container, "Started", f"Started container {step.container}")
+            case Signal():
+                self._signal(plan, step)
+            case Stop():
+                self._tell(plan, step.container, "Killing", f"Stopping container {step.container}")
+                try:
+                    runtime.stop(step.name, step.grace)
+                except NoSuchContainer:
+                    return
+            case Remove():
+                runtime.remove(step.name)
+            case Release():
+                assert plan.pod is not None
+                self._release(plan.pod)
+                self._log.info("pod removed", pod=plan.ref)
+            case Pull():
+                raise AssertionError("pulls go beside the steps")
+
+    def _create(self, plan: PodPlan, step: Create) -> None:
+        if step.config.network.startswith("container:") and not self._was_pulled(plan, step):
+            text = f'Container image "{step.config.image}" already present on machine'
+            self._tell(plan, step.container, "Pulled", text)
+        try:
+            self._runtime.create(step.config)
+        except NameInUse:
+            return  # by an earlier attempt at this very step: the name holds pod, container and attempt
+        except NoSuchImage:
+            self._memory.forget_images()  # it was there when we asked
+            if step.container == c.INFRA:
+                self._runtime.ensure_infra_image()
+                self._runtime.create(step.config)
+            else:
+                raise
+        self._tell(plan, step.container, "Created", f"Created container {step.container}")
+
+    def _was_pulled(self, plan: PodPlan, step: Create) -> bool:
+        number = int(step.config.labels[c.RESTART_COUNT])
+        return (plan.uid, step.container, number) in self._memory.pulled()
+
+    def _signal(self, plan: PodPlan, step: Signal) -> None:
+        if step.signal == "SIGTERM":
+            self._tell(plan, step.container, "Killing", f"Stopping container {step.container}")
+        try:
+            self._runtime.signal(step.name, step.signal)
+        except (NoSuchContainer, NotRunning):
+            return
+        if step.signal == "SIGTERM":
+            self._memory.signalled(plan.uid, step.id)
+
+    def _failed(self, plan: PodPlan, step: Action, error: PodlaneError) -> None:
+        container = c.INFRA if isinstance(step, Release) else step.container
+        if container == c.INFRA:
+            reason, event = "FailedCreatePodSandBox", "FailedCreatePodSandBox"
+        else:
+            reason = "CreateContainerError" if isinstance(step, Create) else "RunContainerError"
+            event = "Failed"
+        failure = self._memory.failed(plan.uid, container, reason, str(error))
+        pause = failure.until - self._memory.now()
+        self._log.warning("step failed", pod=plan.ref, step=str(step), error=str(error), retry_in=pause)
+        if plan.pod is not None and not isinstance(step, Release):
+            self._events.event(plan.pod, "Warning", event, f"Error: {error}")
+
+    def _tell(self, plan: PodPlan, container: str, reason: str, text: str) -> None:
+        if plan.pod is not None and container != c.INFRA:
+            self._events.event(plan.pod, "Normal", reason, text)

@@ -1,0 +1,55 @@
+"""A few threads that work on many pods, on each pod one at a time.
+
+Owns: which pods are being worked on. Invariants: what is asked for a pod that
+is busy is dropped, not queued, because a plan made now is stale by then:
+`on_done` says to look and plan again. A pod counts as busy until `on_done` was called for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from podlane.runtime.log import get_logger
+
+K = TypeVar("K")
+
+
+class Workers(Generic[K]):
+    """`on_done(seconds)`: look again in so many seconds; called from the workers' threads."""
+
+    def __init__(self, name: str, size: int, on_done: Callable[[float], None]) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._on_done = on_done
+        self._lock = threading.Lock()
+        self._busy: set[K] = set()
+        self._log = get_logger(name)
+
+    def busy(self) -> frozenset[K]:
+        with self._lock:
+            return frozenset(self._busy)
+
+    def submit(self, key: K, work: Callable[[], float]) -> bool:
+        """Do `work`, which returns when to look again, unless the key is busy: then False."""
+        with self._lock:
+            if key in self._busy:
+                return False
+            self._busy.add(key)
+        self._pool.submit(self._run, key, work)
+        return True
+
+    def close(self) -> None:
+        """Begin nothing more; what is being done goes on to its end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, key: K, work: Callable[[], float]) -> None:
+        pause = 1.0
+        try:
+            pause = work()
+        except Exception as error:  # a fault of ours: the pod must not stay busy for ever
+            self._log.error("work failed", error=str(error) or repr(error), exc_info=error, retry_in=pause)
+        with self._lock:
+            self._busy.discard(key)
+        self._on_done(pause)
