@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -186,16 +186,11 @@ def _socket() -> NetlinkSocket:
 def _dump(nl: NetlinkSocket, message: Message, wanted: int, parse: Callable[[memoryview], _T]) -> list[_T]:
     for attempt in range(1, _DUMP_ATTEMPTS + 1):
         try:
-            return [parse(body) for kind, body in _bodies(nl, message) if kind == wanted]
+            return [parse(body) for kind, body in nl.dump(message) if kind == wanted]
         except DumpInterrupted:
             if attempt == _DUMP_ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
-
-
-def _bodies(nl: NetlinkSocket, message: Message) -> Iterator[tuple[int, memoryview]]:
-    # a view into the datagram stays valid for as long as somebody holds it
-    return nl.dump(message)
 
 
 def _find(nl: NetlinkSocket, name: str) -> rt.Link | None:

@@ -114,8 +114,9 @@ def get_links() -> Message:
 
 
 def parse_link(body: bytes | memoryview) -> Link:
+    body = bytes(body)  # a copy, because the link keeps a part of it
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
-    found = attribute_map(memoryview(body)[_IFINFO.size :])
+    found = attribute_map(body[_IFINFO.size :])
     info = attribute_map(found[_IFLA_LINKINFO]) if _IFLA_LINKINFO in found else {}
     return Link(
         index=index,

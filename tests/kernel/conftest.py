@@ -9,6 +9,7 @@ or fail, and nothing else is: processes by their id, namespaces by their name.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import signal
@@ -275,3 +276,24 @@ def netns_etcd(netns: NetnsMaker, tmp_path: Path) -> NetnsEtcd:
     etcd = NetnsEtcd(ns, tmp_path / "etcd-data", f"http://{ns.address}:2379")
     etcd.start()
     return etcd
+
+
+@contextlib.contextmanager
+def inside(ns: Netns) -> Iterator[None]:
+    """Move this thread into the namespace for a while; what it opens and starts meanwhile is in there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    clone_newnet = 0x40000000
+
+    def enter(fd: int) -> None:
+        if libc.setns(fd, clone_newnet):
+            raise OSError(ctypes.get_errno(), "setns")
+
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(ns.path, os.O_RDONLY)
+    try:
+        enter(there)
+        yield
+    finally:
+        enter(home)
+        os.close(home)
+        os.close(there)
