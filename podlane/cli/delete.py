@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from podlane.api.types import Object, ReplicationController
     from podlane.cli.query import Found
 
+_ORPHAN_ROUNDS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class How:
@@ -228,12 +230,17 @@ def _orphan(session: Session, rc: ReplicationController) -> None:
 
     namespace = rc.metadata.namespace
     session.registry.modify(ReplicationController, namespace, rc.metadata.name, mark)
-    for pod in session.registry.list(Pod, namespace).items:
-        if release(pod) is not None:
+    # a scheduler that has not seen the mark yet may adopt a pod once more: look until none is owned
+    for _ in range(_ORPHAN_ROUNDS):
+        owned = [p for p in session.registry.list(Pod, namespace).items if release(p) is not None]
+        if not owned:
+            return
+        for pod in owned:
             try:
                 session.registry.modify(Pod, namespace, pod.metadata.name, release)
             except NotFound:
                 continue
+    raise PodlaneError(f"orphan pods of replicationcontroller/{rc.metadata.name}: they are adopted again and again")
 
 
 def _empty_namespace(session: Session, namespace: Object, how: How) -> None:

@@ -19,18 +19,8 @@ if TYPE_CHECKING:
     from podlane.cli.resources import Target
 
 
-def last_seen(event: Event, now: datetime) -> str:
-    """`4s`, and for repeated ones `4s (x5 over 3m)`."""
-    from podlane.cli.text import age
-
-    last = age(event.last_timestamp or event.first_timestamp or event.metadata.creation_timestamp, now)
-    if event.count > 1:
-        return f"{last} (x{event.count} over {age(event.first_timestamp, now)})"
-    return last
-
-
 def event_rows(events: Sequence[Event], now: datetime, *, with_namespace: bool) -> list[list[str]]:
-    from podlane.cli.tables import event_object
+    from podlane.cli.tables import event_object, last_seen
 
     return [
         [event.metadata.namespace] * with_namespace

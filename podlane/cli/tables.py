@@ -182,6 +182,14 @@ def event_source(event: Event) -> str:
     return ", ".join(filter(None, (event.source.component, event.source.host)))
 
 
+def last_seen(event: Event, now: datetime) -> str:
+    """`4s`, and for repeated ones `4s (x5 over 3m)`."""
+    last = age(event.last_timestamp or event.first_timestamp or event.metadata.creation_timestamp, now)
+    if event.count > 1:
+        return f"{last} (x{event.count} over {age(event.first_timestamp, now)})"
+    return last
+
+
 def _event(event: Event, now: datetime) -> Sequence[str]:
     return (
         age(event.last_timestamp or event.first_timestamp, now),
