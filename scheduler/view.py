@@ -47,6 +47,7 @@ class View(Generic[T]):
         self._source = source
         self._lock = threading.Lock()
         self._writes: dict[str, _Write[T]] = {}
+        self._newest = 0
 
     def wrote(self, obj: T) -> None:
         """We stored `obj`, whose resourceVersion is the write's."""
@@ -60,11 +61,6 @@ class View(Generic[T]):
         """We deleted `obj` for good."""
         self._record(_Write("deleted", obj, revision_of(obj)))
 
-    def forget(self, obj: T) -> None:
-        """The write did not happen after all."""
-        with self._lock:
-            self._writes.pop(namespaced_name(obj), None)
-
     def _record(self, write: _Write[T]) -> None:
         with self._lock:
             self._writes[namespaced_name(write.obj)] = write
@@ -75,6 +71,10 @@ class View(Generic[T]):
             # the revision first: the snapshot may be newer than it, never older
             revision = self._source.revision
             objects = self._source.snapshot()
+            if revision < self._newest:
+                # the store was restored or exchanged: what we wrote is not in it
+                self._writes.clear()
+            self._newest = revision
             for key, write in list(self._writes.items()):
                 if not _outstanding(write, objects.get(key), revision):
                     del self._writes[key]
@@ -98,9 +98,4 @@ def _outstanding(write: _Write[T], shown: T | None, revision: int) -> bool:
         case "assumed":
             return shown is not None and revision_of(shown) == write.known
         case "deleted":
-            # shown as terminating: the store deletes it gracefully, and shows how far it is
-            return (
-                shown is not None
-                and shown.metadata.uid == write.obj.metadata.uid
-                and shown.metadata.deletion_timestamp is None
-            )
+            return shown is not None and shown.metadata.uid == write.obj.metadata.uid

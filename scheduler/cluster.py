@@ -1,0 +1,149 @@
+"""What the scheduler sees of the cluster, and who is told when it changes.
+
+Owns: the mirrors, which run on standbys too so that a new leader starts from
+what it knows already, and `Snapshot`, which lays a leader's own writes over
+them. Invariants: a standby reads and never writes; a new leader decides
+nothing before its mirrors have caught up with everything that was stored when
+it became leader (`caught_up`), for its predecessor's last writes may still be
+on their way to us.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from podlane.api.meta import namespaced_name
+from podlane.api.types import (
+    NODE_LEASE_NAMESPACE,
+    EndpointSlice,
+    Lease,
+    Node,
+    Object,
+    Pod,
+    ReplicationController,
+    Service,
+)
+from podlane.errors import StoreUnavailable
+from podlane.runtime.clock import Clock
+from podlane.store.mirror import Mirror
+from podlane.store.registry import ObjectList, Registry
+from scheduler import nodes
+from scheduler.view import Source, View, revision_of
+
+O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+CATCH_UP_SECONDS = 10.0
+_LOOK_AGAIN = 0.02
+
+
+class Cluster:
+    """The mirrors of every kind the scheduler reads. `run` them as threads, `listen` for changes."""
+
+    def __init__(self, registry: Registry, clock: Clock) -> None:
+        self.registry = registry
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._listeners: Mapping[type[Object], tuple[Callable[[], None], ...]] = {}
+        self.pods = self._mirror(Pod)
+        self.controllers = self._mirror(ReplicationController)
+        self.services = self._mirror(Service)
+        self.slices = self._mirror(EndpointSlice)
+        self.nodes = self._mirror(Node)
+        self.leases = self._mirror(Lease, NODE_LEASE_NAMESPACE)
+
+    @property
+    def mirrors(self) -> tuple[Mirror[Any], ...]:
+        return (self.pods, self.controllers, self.services, self.slices, self.nodes, self.leases)
+
+    def listen(self, listeners: Mapping[type[Object], Iterable[Callable[[], None]]]) -> None:
+        """Call these (quick ones: triggers) from now on when a kind changes, and no others."""
+        with self._lock:
+            self._listeners = {cls: tuple(callbacks) for cls, callbacks in listeners.items()}
+
+    def _mirror(self, cls: type[O], namespace: str | None = None) -> Mirror[O]:
+        def changed() -> None:
+            for callback in self._listeners.get(cls, ()):
+                callback()
+
+        return self.registry.mirror(cls, changed, namespace)
+
+    def catch_up(self, stop: threading.Event) -> None:
+        """Wait until every mirror shows all that is stored now, or `stop` is set.
+
+        Raises StoreUnavailable after CATCH_UP_SECONDS.
+        """
+        deadline = self._clock.monotonic() + CATCH_UP_SECONDS
+        self._await(self.pods, self.registry.list(Pod), deadline, stop)
+        self._await(self.controllers, self.registry.list(ReplicationController), deadline, stop)
+        self._await(self.services, self.registry.list(Service), deadline, stop)
+        self._await(self.slices, self.registry.list(EndpointSlice), deadline, stop)
+        self._await(self.nodes, self.registry.list(Node), deadline, stop)
+        self._await(self.leases, self.registry.list(Lease, NODE_LEASE_NAMESPACE), deadline, stop)
+
+    def _await(self, mirror: Mirror[O], stored: ObjectList[O], deadline: float, stop: threading.Event) -> None:
+        while not (mirror.synced and caught_up(mirror, stored)):
+            if self._clock.wait(stop, _LOOK_AGAIN):
+                return
+            if self._clock.monotonic() >= deadline:
+                raise StoreUnavailable(f"catch up with {mirror.prefix}: still behind after {CATCH_UP_SECONDS:g} s")
+
+
+def caught_up(source: Source[O], stored: ObjectList[O]) -> bool:
+    """Whether the source shows every write and every deletion that the list does.
+
+    Its own revision cannot tell: it only moves when something below its prefix does.
+    """
+    # the revision first: the snapshot may be newer than it, never older
+    revision, shown = source.revision, source.snapshot()
+    listed = set()
+    for obj in stored.items:
+        key = namespaced_name(obj)
+        listed.add(key)
+        # absent is as good as newer when the source has gone past the list
+        if key not in shown and revision <= stored.revision:
+            return False
+        if key in shown and revision_of(shown[key]) < revision_of(obj):
+            return False
+    return all(key in listed or revision_of(obj) > stored.revision for key, obj in shown.items())
+
+
+class Snapshot:
+    """What one leader decides on: the mirrors with its own writes laid over them. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        pods: Source[Pod],
+        controllers: Source[ReplicationController],
+        services: Source[Service],
+        slices: Source[EndpointSlice],
+        nodes: Source[Node],
+        leases: Source[Lease],
+    ) -> None:
+        self.pods = View(pods)
+        self.controllers = View(controllers)
+        self.services = View(services)
+        self.slices = View(slices)
+        self.nodes = View(nodes)
+        self.leases = View(leases)
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Snapshot:
+        return cls(
+            pods=cluster.pods,
+            controllers=cluster.controllers,
+            services=cluster.services,
+            slices=cluster.slices,
+            nodes=cluster.nodes,
+            leases=cluster.leases,
+        )
+
+    def alive(self) -> frozenset[str]:
+        """The nodes that have a heartbeat."""
+        return frozenset(lease.metadata.name for lease in self.leases.snapshot().values())
+
+    def unreachable(self) -> frozenset[str]:
+        """The nodes whose pods serve nothing (see nodes.unreachable)."""
+        return nodes.unreachable(self.nodes.snapshot().values(), self.alive())
