@@ -91,8 +91,21 @@ def label_of(obj: Object) -> str:
     return f"{type(obj).KIND}/{obj.metadata.name or obj.metadata.generate_name}"
 
 
-def check_namespaces(session: Session, manifests: Sequence[Manifest]) -> list[str]:
-    """What is wrong with the namespaces the manifests name."""
+def check_together(session: Session, manifests: Sequence[Manifest]) -> list[str]:
+    """What is wrong with the manifests though each is right: objects named twice, namespaces that are not there."""
+    from podlane.api.meta import key_of
+
+    first: dict[tuple[str, str, str], Manifest] = {}
+    errors: list[str] = []
+    for manifest in manifests:
+        if manifest.obj.metadata.name:
+            known = first.setdefault(key_of(manifest.obj), manifest)
+            if known is not manifest:
+                errors.append(f"{manifest.source} {label_of(manifest.obj)}: {known.source} has it too")
+    return errors + _check_namespaces(session, manifests)
+
+
+def _check_namespaces(session: Session, manifests: Sequence[Manifest]) -> list[str]:
     from podlane.api.types import Namespace
 
     known = {m.obj.metadata.name for m in manifests if isinstance(m.obj, Namespace)} | {DEFAULT_NAMESPACE}
@@ -117,7 +130,7 @@ def check_namespaces(session: Session, manifests: Sequence[Manifest]) -> list[st
 
 def plan(session: Session, manifests: Sequence[Manifest]) -> list[Step]:
     """Compare all manifests with the store. Raises UsageError with everything that forbids the change."""
-    errors = check_namespaces(session, manifests)
+    errors = check_together(session, manifests)
     steps: list[Step] = []
     for manifest in in_writing_order(manifests):
         obj = manifest.obj
@@ -185,10 +198,7 @@ def write_all(session: Session, steps: Sequence[Step], output: str | None, *, dr
 def read(session: Session, filenames: tuple[str, ...]) -> list[Manifest]:
     if not filenames:
         raise UsageError("-f: missing; expected a manifest file, a directory or - for standard input")
-    manifests = load_manifests(filenames, namespace=session.namespace)
-    if not manifests:
-        raise UsageError(f"read {', '.join(filenames)}: no objects in it")
-    return manifests
+    return load_manifests(filenames, namespace=session.namespace)
 
 
 @click.command("apply", cls=Command)
@@ -225,7 +235,7 @@ def apply(session: Session, filenames: tuple[str, ...], output: str | None, dry_
 def create(session: Session, filenames: tuple[str, ...], output: str | None, dry_run: bool) -> None:
     """Create the objects of the manifests. An object that exists is an error."""
     manifests = read(session, filenames)
-    if errors := check_namespaces(session, manifests):
+    if errors := check_together(session, manifests):
         raise UsageError("\n".join(errors))
     steps = [Step(manifest, None, manifest.obj) for manifest in in_writing_order(manifests)]
     write_all(session, steps, output, dry_run=dry_run)

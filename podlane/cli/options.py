@@ -59,7 +59,7 @@ def filename_option(command: F) -> F:
         "filenames",
         multiple=True,
         metavar="FILE|DIR|-",
-        type=click.Path(exists=True, allow_dash=True),
+        type=click.Path(),  # for completion; whether they exist is said with all other errors
         help="Manifest file, directory, or - for standard input; repeatable.",
     )(command)
 
@@ -111,15 +111,6 @@ def load_manifests(filenames: tuple[str, ...], *, namespace: str) -> list[Manife
 
     Raises Invalid with all errors of all files.
     """
-    import msgspec
-
     from podlane.api.manifest import load
 
-    manifests: list[Manifest] = []
-    for manifest in load(filenames, click.get_text_stream("stdin")):
-        obj = manifest.obj
-        given = (manifest.raw.get("metadata") or {}).get("namespace")
-        if type(obj).NAMESPACED and not given and obj.metadata.namespace != namespace:
-            obj = msgspec.structs.replace(obj, metadata=msgspec.structs.replace(obj.metadata, namespace=namespace))
-        manifests.append(msgspec.structs.replace(manifest, obj=obj))
-    return manifests
+    return load(filenames, click.get_text_stream("stdin"), namespace=namespace)
