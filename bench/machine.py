@@ -1,0 +1,33 @@
+"""The machine a figure was measured on. A figure without it says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`cores` are those this process may use."""
+
+    cpu: str
+    cores: int
+    kernel: str
+
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, Linux {self.kernel}"
+
+
+def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+    return Machine(_cpu(cpuinfo), len(os.sched_getaffinity(0)), os.uname().release)
+
+
+def _cpu(cpuinfo: Path) -> str:
+    """Return the model's name; ARM kernels give none, then the architecture must do."""
+    for line in cpuinfo.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return " ".join(value.split())
+    return platform.machine()
