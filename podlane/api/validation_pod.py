@@ -77,7 +77,9 @@ def _check_ports(ports: tuple[types.ContainerPort, ...], path: str, errors: Erro
 
 def _check_resources(resources: types.ResourceRequirements, path: str, errors: Errors) -> None:
     limits = _quantities(resources.limits, f"{path}.limits", errors)
-    requests = _quantities(resources.requests, f"{path}.requests", errors)
+    # what was copied from the limits by default has been reported there
+    own = {name: text for name, text in resources.requests.items() if text != resources.limits.get(name)}
+    requests = _quantities(own, f"{path}.requests", errors)
     for name, request in requests.items():
         if name in limits and request > limits[name]:
             errors.add(
