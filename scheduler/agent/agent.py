@@ -107,7 +107,7 @@ class Agent:
         self._network_problem = "no sync yet"
         self._first_seen: dict[str, float] = {}
         self._stream: EventStream | None = None
-        self._records: tuple[Record, ...] = ()
+        self.on_network_change: Callable[[], None] = lambda: None
 
     def trigger(self) -> None:
         """Something changed. Cheap, from any thread."""
@@ -117,9 +117,9 @@ class Agent:
         """Why no pod can be given a network now; None when it can."""
         return self._network_problem or None
 
-    def records(self) -> tuple[Record, ...]:
-        """The containers as of the last look."""
-        return self._records
+    def network(self) -> tuple[str, str]:
+        """The pod network's subnet ("" if not known) and why it is not usable ("" if it is)."""
+        return self._network.subnet if self._network else "", self._network_problem
 
     def close(self) -> None:
         """Begin nothing more. Pods go on running."""
@@ -134,8 +134,11 @@ class Agent:
         assert self.bindings is not None
         busy = self._workers.busy()  # before looking: see the module
         pods = self._statuses.newest(self.bindings.snapshot().values())
-        records = self._records = self.runtime.list()
+        records = self.runtime.list()
+        before = self.network()
         network = self._ensure_network()
+        if self.network() != before:
+            self.on_network_change()
         seen = Observed(
             now=self.clock.now(),
             pods=pods,

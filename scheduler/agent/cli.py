@@ -1,0 +1,261 @@
+"""`scheduler agent`: options, and how the parts are put together.
+
+Owns: the daemon's composition. Invariant: one agent per state directory (a lock
+file), for two on one engine would end each other's pods.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from podlane.api.types import ClusterConfig
+from podlane.errors import PodlaneError
+from podlane.runtime.clock import Clock, SystemClock
+from podlane.runtime.log import get_logger
+from podlane.runtime.options import DaemonOptions, daemon_options
+from podlane.store.config import StoreConfig, connect
+from podlane.store.options import store_options
+
+if TYPE_CHECKING:
+    from podlane.store.registry import Registry
+
+DEFAULT_PORT = 10250
+HEALTHZ_PORT = 10248
+_REFRESH = 30.0
+_RETRY = 1.0
+
+
+class Cluster:
+    """The cluster's configuration, read anew now and then: its token may be changed."""
+
+    def __init__(self, registry: Registry, clock: Clock) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._log = get_logger("agent")
+        self._problem = "the cluster config was not read yet"
+        self.config = ClusterConfig()
+        self.known = threading.Event()
+
+    def problem(self) -> str | None:
+        return None if self.known.is_set() else self._problem
+
+    def token(self) -> str:
+        return self.config.agent_token
+
+    def run(self, stop: threading.Event) -> None:
+        """Read it until `stop`: the body of one thread."""
+        while not stop.is_set():
+            try:
+                self.config = self._registry.cluster_config()
+                self.known.set()
+            except PodlaneError as error:
+                if not self.known.is_set() and str(error) != self._problem:
+                    self._log.warning("cluster config not read", error=str(error), retry_in=_RETRY)
+                self._problem = str(error)
+            self._clock.wait(stop, _REFRESH if self.known.is_set() else _RETRY)
+
+
+def _parse_pairs(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+    del ctx, param
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    for name, equals, _ in pairs:
+        if not equals or not name.strip():
+            raise click.BadParameter(f'expected NAME=VALUE,…, got "{value}"')
+    return {name.strip(): text.strip() for name, _, text in pairs}
+
+
+def _parse_capacity(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+    del ctx, param
+    from scheduler.agent.node import parse_capacity
+
+    try:
+        return parse_capacity(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _own_address(config: StoreConfig) -> str:
+    """The address this machine uses towards the store."""
+    host, _, port = config.targets[0][0].rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host.strip("[]"), int(port)))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise click.UsageError(f"--node-ip: cannot tell the address towards {host}: {error}") from error
+
+
+def _lock(state_dir: Path) -> IO[str]:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        file = (state_dir / "agent.lock").open("a+")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PodlaneError(f"lock {state_dir}: another agent runs with this state directory") from error
+    except OSError as error:
+        raise PodlaneError(f"lock {state_dir}: {error.strerror or error}") from error
+    return file
+
+
+@click.command(short_help="Run a node's pods.")
+@click.option(
+    "--node-name",
+    envvar="AGENT_NODE_NAME",
+    show_envvar=True,
+    default=lambda: os.uname().nodename,
+    show_default="host name",
+    help="Name of the Node.",
+)
+@click.option(
+    "--node-ip",
+    envvar="AGENT_NODE_IP",
+    show_envvar=True,
+    metavar="IP",
+    help="Address of the node, where the agent's API listens.  [default: the one used towards etcd]",
+)
+@click.option(
+    "--docker-host",
+    envvar="DOCKER_HOST",
+    show_envvar=True,
+    default="unix:///run/docker.sock",
+    show_default=True,
+    metavar="URL",
+    help="Docker's API.",
+)
+@click.option(
+    "--subnet-file",
+    envvar="AGENT_SUBNET_FILE",
+    show_envvar=True,
+    default=Path("/run/flannel/subnet.env"),
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where netd (or flanneld) writes the node's subnet.",
+)
+@click.option(
+    "--state-dir",
+    envvar="AGENT_STATE_DIR",
+    show_envvar=True,
+    default=Path("/var/lib/podlane/agent"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Holds the lock that keeps a second agent away.",
+)
+@click.option(
+    "--agent-port",
+    envvar="AGENT_PORT",
+    show_envvar=True,
+    default=DEFAULT_PORT,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port of the API for logs and exec.",
+)
+@click.option(
+    "--capacity",
+    envvar="AGENT_CAPACITY",
+    show_envvar=True,
+    default="",
+    metavar="cpu=N,memory=SIZE,pods=N",
+    callback=_parse_capacity,
+    help="What the node offers, where it is not the whole machine.",
+)
+@click.option(
+    "--node-labels",
+    envvar="AGENT_NODE_LABELS",
+    show_envvar=True,
+    default="",
+    metavar="NAME=VALUE,…",
+    callback=_parse_pairs,
+    help="Labels the node is registered with; an operator's later changes win.",
+)
+@click.option(
+    "--drain-delay",
+    envvar="AGENT_DRAIN_DELAY",
+    show_envvar=True,
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 60),
+    metavar="SECONDS",
+    help="How long a pod goes on serving after it was taken out of its services; part of its grace period.",
+)
+@store_options
+@daemon_options("agent", healthz_port=HEALTHZ_PORT)
+def agent(
+    *,
+    node_name: str,
+    node_ip: str | None,
+    docker_host: str,
+    subnet_file: Path,
+    state_dir: Path,
+    agent_port: int,
+    capacity: dict[str, str],
+    node_labels: dict[str, str],
+    drain_delay: float,
+    store_config: StoreConfig,
+    daemon_options: DaemonOptions,
+) -> None:
+    """Register this machine as a node and run, through Docker, the pods bound to it."""
+    # heavy modules are imported when the daemon runs, not for --help
+    from podlane.store.events import EventRecorder
+
+    from podlane.store.registry import Registry
+    from scheduler.agent.agent import Agent
+    from scheduler.agent.docker import DockerRuntime
+    from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity
+    from scheduler.agent.server import AgentServer
+
+    ip = node_ip or _own_address(store_config)
+    clock = SystemClock()
+    daemon = daemon_options.make_daemon("agent", clock=clock)
+    lock = _lock(state_dir)
+    runtime = DockerRuntime(docker_host)
+    registry = Registry(connect(store_config), clock=clock)
+    cluster = Cluster(registry, clock)
+    recorder = EventRecorder(registry, "agent", node_name, clock)
+    worker = Agent(
+        node_ip=ip,
+        runtime=runtime,
+        store=registry,
+        events=recorder,
+        subnet_file=subnet_file,
+        drain_delay=drain_delay,
+        clock=clock,
+    )
+    bindings = registry.bindings(node_name, worker.trigger)
+    worker.bindings = bindings
+    server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
+    facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
+    registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
+    worker.on_network_change = registrar.runner.trigger
+
+    def beat(stop: threading.Event) -> None:
+        while not cluster.known.is_set():
+            if clock.wait(stop, 0.1):
+                return
+        Heartbeat(node_name, cluster.config.node_lease_seconds, registry=registry, clock=clock).run(stop)
+
+    daemon.add_thread("cluster", cluster.run)
+    daemon.add_thread("bindings", bindings.run)
+    daemon.add_thread("docker-events", worker.follow_events)
+    daemon.add_thread("prober", worker.prober.run)
+    daemon.add_thread("agent", worker.runner.run)
+    daemon.add_thread("node", registrar.runner.run)
+    daemon.add_thread("heartbeat", beat)
+    daemon.add_thread("events", recorder.run)
+    daemon.add_ready_check("cluster", cluster.problem)
+    daemon.add_ready_check("bindings", bindings.not_ready)
+    daemon.add_ready_check("network", worker.network_problem)
+    daemon.add_ready_check("agent", worker.runner.ready)
+    daemon.add_ready_check("node", registrar.problem)
+    daemon.on_stop(runtime.close)
+    daemon.on_stop(worker.close)
+    daemon.on_stop(server.close)
+    with lock, suppress(KeyboardInterrupt):
+        raise SystemExit(daemon.run())
