@@ -182,3 +182,13 @@ def _unicast(mac: str) -> str:
     if int(mac[:2], 16) & _GROUP or mac == "00:00:00:00:00:00":
         raise OSError(errno.EADDRNOTAVAIL, f"{mac} is not a unicast address")
     return mac
+
+
+class FakeFirewall:
+    """Remembers what it was last asked for."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[IPv4Network, bool, bool] | None = None
+
+    def sync(self, network: IPv4Network, *, forward: bool, masquerade: bool) -> None:
+        self.asked = (network, forward, masquerade)

@@ -13,6 +13,7 @@ others' rules. Source: flannel pkg/trafficmngr; iptables(8); nft(8).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Network
 
 from podlane.errors import PodlaneError
@@ -51,9 +52,7 @@ def forward_restore(listing: str, network: IPv4Network | None) -> str:
     if not exists or have != want:
         out += [f":{CHAIN} - [0:0]", *want]
     if not placed:
-        # positions count from 1, and those of our own jumps that stand before it go first
-        before = sum(line == jump for line in forward[:place])
-        out += ["-D" + jump[2:]] * jumps + [f"-I FORWARD {place - before + 1} -j {CHAIN}"]
+        out += ["-D" + jump[2:]] * jumps + [f"-I FORWARD {place + 1} -j {CHAIN}"]
     return "\n".join(["*filter", *out, "COMMIT", ""]) if out else ""
 
 
@@ -78,19 +77,20 @@ class Firewall:
     """Applies the above. `sync` may be called at any time, from one thread."""
 
     def __init__(self) -> None:
-        self._written: str | None = None
+        self._written = ""
         """How nft lists the table after we wrote it: anything else means that it was changed."""
         self._without_iptables = False
 
     def sync(self, network: IPv4Network, *, forward: bool, masquerade: bool) -> None:
         """Make both parts as they should be. Raises PodlaneError naming what failed; tries both."""
         errors: list[str] = []
-        for part in (
-            lambda: self._sync_forward(network if forward else None),
-            lambda: self._sync_masquerade(network if masquerade else None),
-        ):
+        parts: tuple[tuple[Callable[[IPv4Network | None], None], bool], ...] = (
+            (self._sync_forward, forward),
+            (self._sync_masquerade, masquerade),
+        )
+        for part, wanted in parts:
             try:
-                part()
+                part(network if wanted else None)
             except PodlaneError as error:
                 errors.append(str(error))
         if errors:
@@ -113,9 +113,7 @@ class Firewall:
 
     def _sync_masquerade(self, network: IPv4Network | None) -> None:
         listed = self._list_table()
-        if listed == (self._written or "") and (network is None) == (listed == ""):
-            return
-        if network is None and listed == "":
+        if listed == "" if network is None else (listed and listed == self._written):
             return
         run(["nft", "-f", "-"], input=masquerade_script(network), timeout=_TIMEOUT)
         self._written = self._list_table()

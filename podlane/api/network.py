@@ -329,7 +329,8 @@ class LeaseValue:
         public, public6 = folded.get("publicip"), folded.get("publicipv6")
         if not isinstance(public, str):
             raise ValueError("lease value: PublicIP: required")
-        kind = folded.get("backendtype") or ""
+        kind = folded.get("backendtype")
+        kind = "" if kind is None else kind
         parts = [folded.get("backenddata"), folded.get("backendv6data")]
         if not isinstance(kind, str) or not all(part is None or isinstance(part, dict) for part in parts):
             raise ValueError("lease value: BackendType must be a string and BackendData an object")
