@@ -7,6 +7,7 @@ type, and the checks that go with them.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,4 +114,4 @@ def load_manifests(filenames: tuple[str, ...], *, namespace: str) -> list[Manife
     """
     from podlane.api.manifest import load
 
-    return load(filenames, click.get_text_stream("stdin"), namespace=namespace)
+    return load(filenames, sys.stdin, namespace=namespace)

@@ -47,9 +47,9 @@ def full_name(obj: Object) -> str:
 
 def find(word: str) -> Resource:
     """The kind called `word` (any case, also with its group). Raises UsageError, with the nearest name."""
-    plain = word.partition(".")[0]
+    plain, dot, group = word.lower().partition(".")
     found = find_resource(plain)
-    if found is not None and (plain == word or word.lower().endswith(qualified(found).partition(".")[2])):
+    if found is not None and (not dot or group == qualified(found).partition(".")[2]):
         return found
     import difflib
 

@@ -60,7 +60,8 @@ class _View:
 def follow(
     session: Session, targets: Sequence[Target], *, namespace: str | None, selector: Selector | None
 ) -> Iterator[list[Object]]:
-    """Batches of objects of one kind: first all there are, then the changes, until `session.stop`.
+    """Batches of objects of one kind: first all there are, then the changes, until `session.stop`
+    (at which a last look is taken).
 
     Raises StoreUnavailable when there is no first complete list by the deadline;
     later the mirrors wait for the store to come back.
@@ -83,11 +84,13 @@ def follow(
         for view in views:
             if not view.mirror.wait_synced(DEFAULT_TIMEOUT):
                 raise StoreUnavailable(f"list objects: no answer from the store within {DEFAULT_TIMEOUT:g} s")
-        while not session.stop.is_set():
+        while True:
             changed.clear()
             for view in views:
                 if batch := view.take():
                     yield batch
+            if session.stop.is_set():
+                return
             changed.wait(_POLL)
     finally:
         done.set()
