@@ -25,12 +25,12 @@ DEFAULT_TIMEOUT = 5.0
 class Compacted(PodlaneError):
     """The wanted revision is older than the store's memory: list again.
 
-    `revision` is the oldest revision still known.
+    `revision` is the oldest revision still known, 0 if the store did not say.
     """
 
-    def __init__(self, revision: int) -> None:
+    def __init__(self, revision: int = 0) -> None:
         self.revision = revision
-        super().__init__(f"watch: revision compacted, oldest known is {revision}")
+        super().__init__(f"read revision: compacted, oldest known is {revision or 'not known'}")
 
 
 class LeaseNotFound(PodlaneError):

@@ -119,8 +119,6 @@ class MemoryStore:
 
     def grant(self, ttl: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         with self._call("grant"):
-            if ttl < 1:
-                raise Refused(f"grant lease: expected a TTL of seconds ≥ 1, got {ttl}")
             lease_id, ttl = next(self._lease_ids), max(MIN_TTL, ttl)
             self._leases[lease_id] = _Lease(ttl, self._clock.monotonic() + ttl)
             for watch in self._watches:

@@ -1,0 +1,203 @@
+"""Real etcd for tests: on loopback, on free ports, its data in the test's own folder.
+
+Owns: starting and ending etcd processes. Invariant: none outlives the test run,
+also when that is killed (setpriv's death signal). `etcd` is one member,
+`etcd_cluster` three; both can be stopped, killed, frozen and wiped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from podlane.errors import PermissionDenied, PodlaneError
+from podlane.store.config import StoreConfig
+from podlane.store.etcd import EtcdStore
+
+START_TIMEOUT = 30.0
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Member:
+    """One etcd process."""
+
+    name: str
+    folder: Path
+    extra: tuple[str, ...] = ()
+    scheme: str = "http"
+    client_port: int = field(default_factory=free_port)
+    peer_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.client_port}"
+
+    @property
+    def peer(self) -> str:
+        return f"{self.name}=http://127.0.0.1:{self.peer_port}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def start(self, initial_cluster: str) -> None:
+        assert self.process is None, f"{self.name} runs already"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        peer_url = f"http://127.0.0.1:{self.peer_port}"
+        argv = [
+            *("setpriv", "--pdeathsig", "KILL", "etcd", "--name", self.name, "--log-level", "warn"),
+            *("--data-dir", str(self.folder / self.name), "--logger", "zap"),
+            *("--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint),
+            *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
+            *("--initial-cluster", initial_cluster, *self.extra),
+        ]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log)
+
+    def stop(self, sig: int = signal.SIGTERM) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGCONT)  # a frozen one could not end
+        self.process.send_signal(sig)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        self.process = None
+
+    def freeze(self) -> None:
+        """Let it neither answer nor close its connections, as a host that lost its network."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+
+
+class Etcd:
+    """A cluster of one or three members."""
+
+    def __init__(
+        self, folder: Path, size: int = 1, *, extra: tuple[str, ...] = (), scheme: str = "http", **config: str
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self.members = [Member(f"etcd{i}", folder, extra, scheme) for i in range(size)]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(member.endpoint for member in self.members)
+
+    @property
+    def client_config(self) -> StoreConfig:
+        return StoreConfig(endpoints=self.endpoints, **self._config)  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        """Start the members that do not run, and wait until the cluster answers."""
+        initial_cluster = ",".join(member.peer for member in self.members)
+        for member in self.members:
+            if member.process is None:
+                member.start(initial_cluster)
+        self.wait_ready()
+
+    def stop(self, sig: int = signal.SIGTERM) -> None:
+        for member in self.members:
+            member.stop(sig)
+
+    def wipe(self) -> None:
+        """Lose all data; to be called while it is stopped."""
+        for member in self.members:
+            assert member.process is None
+            shutil.rmtree(self._folder / member.name, ignore_errors=True)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        for member in self.members:
+            store = EtcdStore(StoreConfig(endpoints=(member.endpoint,), **self._config))  # type: ignore[arg-type]
+            with contextlib.closing(store):
+                self._wait_for(member, store, deadline)
+
+    def _wait_for(self, member: Member, store: EtcdStore, deadline: float) -> None:
+        while True:
+            try:
+                store.txn([], [], timeout=2.0)
+            except PermissionDenied:
+                return  # it is there, and wants to know who asks
+            except PodlaneError as error:
+                ended = member.process is None or member.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    tail = member.log.read_text()[-2000:]
+                    raise AssertionError(f"start etcd {member.name}: {error}\n{tail}") from error
+            else:
+                return
+
+    def leader(self) -> Member:
+        """The member that leads now."""
+        import grpc
+        from etcd3 import etcdrpc
+
+        for member in self.members:
+            with grpc.insecure_channel(f"127.0.0.1:{member.client_port}") as channel:
+                status = etcdrpc.MaintenanceStub(channel).Status(etcdrpc.StatusRequest(), timeout=5)
+                if status.leader == status.header.member_id:
+                    return member
+        raise AssertionError("no member leads")
+
+    def compact(self, revision: int) -> None:
+        import grpc
+        from etcd3 import etcdrpc
+
+        with grpc.insecure_channel(f"127.0.0.1:{self.members[0].client_port}") as channel:
+            request = etcdrpc.CompactionRequest(revision=revision, physical=True)
+            etcdrpc.KVStub(channel).Compact(request, timeout=10)
+
+
+@contextlib.contextmanager
+def running(etcd: Etcd) -> Iterator[Etcd]:
+    """Start it, and end it whatever happens."""
+    try:
+        etcd.start()
+        yield etcd
+    finally:
+        etcd.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    """One real member, for this test alone."""
+    with running(Etcd(tmp_path / "etcd")) as one:
+        yield one
+
+
+@pytest.fixture
+def etcd_cluster(tmp_path: Path) -> Iterator[Etcd]:
+    """Three real members, for this test alone."""
+    with running(Etcd(tmp_path / "etcd", 3)) as three:
+        yield three
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """One real member for every test that only reads and writes below a prefix of its own."""
+    with running(Etcd(tmp_path_factory.mktemp("shared-etcd"))) as one:
+        yield one
