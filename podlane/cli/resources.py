@@ -113,3 +113,12 @@ def parse_for(cls: type[Object], arguments: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"{resource.singular}: a name is missing")
     return names
+
+
+def parse_any(argument: str, default: type[Object]) -> Target:
+    """One object given as `NAME` (of the `default` kind) or `TYPE/NAME`. Raises UsageError."""
+    if "/" in argument:
+        return parse([argument])[0]
+    if not argument:
+        raise UsageError("argument: expected a name, got an empty one")
+    return Target(resource_of(default), (argument,))

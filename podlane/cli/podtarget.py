@@ -1,0 +1,119 @@
+"""From what a person names to a container on a node, and the agent there.
+
+Owns: `web-1`, `pod/web-1`, `rc/web`, `svc/web` to a pod (of several the one
+that is ready, then by name), the choice of its container, and the address of
+its node's agent. Errors say what is missing: the pod, its node, its container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from podlane.api.meta import controller_of, is_pod_active, is_pod_ready
+from podlane.api.selectors import selects
+from podlane.api.types import Node, NodeStatus, Pod, ReplicationController, Service
+from podlane.cli.query import missing_text
+from podlane.cli.resources import parse_any
+from podlane.errors import NotFound, PodlaneError, UsageError
+
+if TYPE_CHECKING:
+    from podlane.api.selectors import Selector
+    from podlane.cli.session import Session
+    from scheduler.agent.client import AgentClient
+
+DEFAULT_AGENT_PORT = 10250
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerTarget:
+    pod: Pod
+    container: str
+
+    @property
+    def prefix(self) -> str:
+        """`[pod/web-1/web]`, as kubectl marks lines."""
+        return f"[pod/{self.pod.metadata.name}/{self.container}]"
+
+
+def find_pod(session: Session, word: str) -> Pod:
+    """The pod that `word` means. Raises NotFound, UsageError."""
+    target = parse_any(word, Pod)
+    name = target.names[0]
+    cls = target.resource.cls
+    try:
+        if cls is Pod:
+            return session.registry.get(Pod, session.namespace, name)
+        if cls is ReplicationController:
+            rc = session.registry.get(ReplicationController, session.namespace, name)
+            owned = [p for p in _pods(session) if (o := controller_of(p)) is not None and o.uid == rc.metadata.uid]
+            return _best(owned, word)
+        if cls is Service:
+            selector = session.registry.get(Service, session.namespace, name).spec.selector
+            return _best([p for p in _pods(session) if selects(selector, p.metadata.labels)], word)
+    except NotFound as error:
+        if isinstance(error, _NoPods):
+            raise
+        raise NotFound(missing_text(target, name)) from error
+    raise UsageError(f'argument "{word}": expected a pod, a replication controller or a service')
+
+
+class _NoPods(NotFound):
+    """The controller or service is there, its pods are not."""
+
+
+def _pods(session: Session) -> Sequence[Pod]:
+    return session.registry.list(Pod, session.namespace).items
+
+
+def _best(pods: Sequence[Pod], word: str) -> Pod:
+    usable = [pod for pod in pods if is_pod_active(pod) and pod.spec.node_name]
+    if not usable:
+        raise _NoPods(f"{word}: no pod of it runs")
+    return min(usable, key=lambda pod: (not is_pod_ready(pod), pod.metadata.name))
+
+
+def find_pods(session: Session, selector: Selector) -> list[Pod]:
+    """The pods with these labels, by name."""
+    chosen = [pod for pod in _pods(session) if selector.matches(pod.metadata.labels)]
+    return sorted(chosen, key=lambda pod: pod.metadata.name)
+
+
+def container_of(pod: Pod, name: str | None) -> ContainerTarget:
+    """The container called `name`, else the first one. Raises UsageError naming those there are."""
+    names = [container.name for container in pod.spec.containers]
+    if name is None:
+        return ContainerTarget(pod, names[0])
+    if name not in names:
+        raise UsageError(f'pod {pod.metadata.name}: no container "{name}"; it has {", ".join(names)}')
+    return ContainerTarget(pod, name)
+
+
+def agent_of(session: Session, pod: Pod) -> AgentClient:
+    """A client of the agent on the pod's node. Raises PodlaneError when there is none to ask."""
+    from scheduler.agent.client import AgentClient
+
+    name = pod.spec.node_name
+    if not name:
+        raise PodlaneError(f"pod {pod.metadata.name}: not placed on a node yet")
+    try:
+        status: NodeStatus = session.registry.get(Node, "", name).status
+    except NotFound as error:
+        raise NotFound(f"pod {pod.metadata.name}: its node {name} is gone") from error
+    address = next((a.address for a in status.addresses if a.type == "InternalIP"), None)
+    if address is None:
+        raise PodlaneError(f"node {name}: its agent has not told its address yet")
+    port = status.daemon_endpoints.kubelet_endpoint.port or DEFAULT_AGENT_PORT
+    host = f"[{address}]" if ":" in address else address
+    return AgentClient(f"http://{host}:{port}", session.registry.cluster_config().agent_token)
+
+
+def why_not_started(target: ContainerTarget) -> str | None:
+    """`ContainerCreating` for a container that has never run; None for one that has."""
+    status = next((s for s in target.pod.status.container_statuses if s.name == target.container), None)
+    if status is None:
+        return target.pod.status.reason or target.pod.status.phase
+    if status.state.waiting is not None and not status.restart_count:
+        return status.state.waiting.reason or "Waiting"
+    return None

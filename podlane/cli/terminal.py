@@ -1,0 +1,104 @@
+"""The person's side of a command that runs in a container.
+
+Owns: raw mode, the terminal's size, and the copying between the terminal (or
+pipes) and the session. Invariant: the terminal is given back as it was found,
+whatever happens. Standard input is read by file descriptor and not through
+Python's buffer: a thread that blocks in the buffer when the interpreter ends
+aborts the process (CPython 3.11).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from podlane.errors import PodlaneError
+
+if TYPE_CHECKING:
+    from scheduler.agent.client import AgentExec
+
+_CHUNK = 65536
+
+
+def stdin_is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextmanager
+def raw_mode() -> Iterator[None]:
+    """Every key goes to the container, Ctrl-C and Ctrl-D too."""
+    import termios
+    import tty
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    handlers = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    tty.setraw(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def follow_size(session: AgentExec) -> Iterator[None]:
+    """Tell the session the size of our terminal, now and whenever it changes."""
+
+    def tell(number: int = 0, frame: FrameType | None = None) -> None:
+        del number, frame
+        try:
+            size = os.get_terminal_size(sys.stdin.fileno())
+            session.resize(size.lines, size.columns)
+        except (OSError, PodlaneError):
+            return  # a size that cannot be had or told is no reason to stop
+
+    tell()
+    before = signal.signal(signal.SIGWINCH, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
+def _read_input() -> bytes:
+    try:
+        descriptor = sys.stdin.fileno()
+    except OSError:  # not a file: a test's
+        return sys.stdin.buffer.read(_CHUNK)
+    return os.read(descriptor, _CHUNK)
+
+
+def _send_input(session: AgentExec) -> None:
+    """The body of a thread: our input to the command until either ends."""
+    try:
+        while data := _read_input():
+            session.send(data)
+        session.end_input()
+    except (OSError, PodlaneError):
+        return
+
+
+def relay(session: AgentExec, *, stdin: bool) -> int:
+    """Copy both ways until the command has ended; its exit code. Raises PodlaneError."""
+    if stdin:
+        Thread(target=_send_input, args=(session,), daemon=True, name="stdin").start()
+    streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+    try:
+        for name, data in session.output():
+            streams[name].write(data)
+            streams[name].flush()
+        return session.exit_code()
+    finally:
+        session.close()
