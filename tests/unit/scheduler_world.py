@@ -1,0 +1,94 @@
+"""A leader's loops on a memory store, with mirrors that take in only as much as a test lets them."""
+
+from __future__ import annotations
+
+import random
+
+from podlane.api.codec import decode
+from podlane.api.meta import namespaced_name
+from podlane.api.types import EndpointSlice, Lease, Node, Pod, ReplicationController, Service
+from podlane.runtime.clock import FakeClock
+from podlane.store import keys
+from podlane.store.interface import Compare
+from podlane.store.memory import MemoryStore
+from podlane.store.registry import Registry
+from scheduler.cluster import Snapshot
+from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.loop import Context
+from scheduler.nodes_loop import NodesLoop
+from scheduler.placement_loop import PlacementLoop
+from scheduler.replication_loop import ReplicationLoop
+
+LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop)
+KINDS = (Pod, ReplicationController, Service, EndpointSlice, Node, Lease)
+
+
+class LaggingSource:
+    """What a mirror shows, but it takes in only as much as the test lets it."""
+
+    def __init__(self, store: MemoryStore, cls) -> None:
+        self.cls = cls
+        listing = store.list(keys.prefix_for(cls))
+        self.revision = listing.revision
+        self.objects = {}
+        for kv in listing.items:
+            self._put(kv)
+        self.watch = store.watch(keys.prefix_for(cls), start_revision=listing.revision + 1)
+
+    def _put(self, kv) -> None:
+        obj = decode(self.cls, kv.value, revision=kv.mod_revision)
+        self.objects[namespaced_name(obj)] = obj
+
+    def take(self, most: int) -> None:
+        for _ in range(most):
+            batch = self.watch.next(0)
+            if batch is None:
+                return
+            for event in batch.events:
+                if event.type == "put":
+                    self._put(event.kv)
+                else:
+                    self.objects.pop(event.kv.key.removeprefix(keys.prefix_for(self.cls)), None)
+            self.revision = batch.revision
+
+    def snapshot(self) -> dict:
+        return dict(self.objects)
+
+
+class Events:
+    """Keeps what was recorded, as `type reason about: message`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def event(self, about, kind, reason, message) -> None:
+        name = about.name if hasattr(about, "name") else about.metadata.name
+        self.lines.append(f"{kind} {reason} {name}: {message}")
+
+
+class Scheduler:
+    """One leadership, with mirrors of its own that begin up to date."""
+
+    def __init__(self, store: MemoryStore, clock: FakeClock, fence: Compare | None = None, seed: int = 1) -> None:
+        self.sources = {cls: LaggingSource(store, cls) for cls in KINDS}
+        by_name = dict(zip(("pods", "controllers", "services", "slices", "nodes", "leases"), KINDS, strict=True))
+        registry = Registry(store, clock=clock, rng=random.Random(seed))
+        self.events = Events()
+        self.wakes: list[tuple[str, float]] = []
+        context = Context(
+            registry=registry if fence is None else registry.fenced(fence),
+            snapshot=Snapshot(**{name: self.sources[cls] for name, cls in by_name.items()}),
+            events=self.events,
+            clock=clock,
+            rng=random.Random(seed),
+            wake=lambda name, seconds: self.wakes.append((name, seconds)),
+        )
+        self.loops = {cls: cls(context) for cls in LOOPS}
+
+    def sync(self, *classes) -> None:
+        for cls in classes or LOOPS:
+            self.loops[cls].sync()
+
+    def drain(self) -> None:
+        for source in self.sources.values():
+            source.take(10_000)
