@@ -159,3 +159,7 @@ def run(
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from netd import plan as p
 from netd.model import PROTOCOL, Actual, Device, FdbEntry, Interface, Neighbour, Route
 from podlane.errors import ApplyError
+from podlane.store.interface import Store
 
 _GROUP = 1  # the lowest bit of a MAC address's first byte
 
@@ -192,3 +193,25 @@ class FakeFirewall:
 
     def sync(self, network: IPv4Network, *, forward: bool, masquerade: bool) -> None:
         self.asked = (network, forward, masquerade)
+
+
+class FakeRenewal:
+    """An etcd lease that nobody renews; `lose` says that it is lost. Stands in for store.lease.KeepAlive."""
+
+    def __init__(self, store: Store, ttl: int, on_lost: Callable[[], None]) -> None:
+        self._store, self._ttl, self._on_lost = store, ttl, on_lost
+        self.lease_id = 0
+        self.lost = False
+        self.stopped = False
+
+    def start(self) -> None:
+        self.lease_id = self._store.grant(self._ttl)
+
+    def stop(self, *, revoke: bool = False) -> None:
+        self.stopped = True
+        if revoke:
+            self._store.revoke(self.lease_id)
+
+    def lose(self) -> None:
+        self.lost = True
+        self._on_lost()

@@ -61,7 +61,7 @@ def test_a_value_that_cannot_be_read_still_takes_its_subnet() -> None:
     taken = [held("10.5.0.64/26", None), held("10.5.0.128/26")]
     last = IPv4Network("10.5.0.192/26")
     assert choose(SMALL, ME, taken, None, random.Random(1)) == Create(last)
-    with pytest.raises(OutOfSubnets, match="all 3 /26 subnets from 10.5.0.64 to 10.5.0.192 are taken"):
+    with pytest.raises(OutOfSubnets, match=r"all 3 /26 subnets from 10.5.0.64 to 10.5.0.192 are taken"):
         choose(SMALL, ME, [*taken, held("10.5.0.192/26")], None, random.Random(1))
 
 
