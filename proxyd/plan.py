@@ -117,7 +117,7 @@ def plan_changes(tables: Tables, index: Index, touched: Touched) -> Plan:
 def plan_retire(tables: Tables, retired: Iterable[Key]) -> Transaction:
     """Delete those of the retired slots that are still there and still unused."""
     transaction = Transaction()
-    for key in retired:
+    for key in dict.fromkeys(retired):
         address, protocol, port, slot = key
         if key in tables[ENDPOINTS] and slot >= tables.count(Frontend(address, protocol, port)):
             transaction.delete[ENDPOINTS].append(key)

@@ -107,21 +107,25 @@ class Proxy:
             self._trigger_after(max(0.0, self._verified_at + VERIFY_INTERVAL - now))
 
     def watch(self, stop: threading.Event) -> None:
-        """Notice, until `stop`, that someone else changed nftables: the body of one thread."""
+        """Look twice a second until `stop`: the body of one thread."""
         while not self._clock.wait(stop, WATCH_INTERVAL):
-            with self._lock:
-                if self._generation is None or self._tables is None:
-                    continue
-                quiet = self._clock.monotonic() - self._verified_at
-                try:
-                    meddled = self._nft.generation() != self._generation
-                except PodlaneError as error:
-                    self._log.debug("cannot read generation", error=str(error))
-                    continue
-                wanted = meddled and quiet >= self._verify_took * _VERIFY_SHARE
-                self._verify_wanted |= wanted
-            if wanted:
-                self._trigger_after(0.0)
+            self.look()
+
+    def look(self) -> None:
+        """See whether someone else changed nftables, and ask for a sync if so."""
+        with self._lock:
+            if self._generation is None or self._tables is None:
+                return
+            quiet = self._clock.monotonic() - self._verified_at
+            try:
+                meddled = self._nft.generation() != self._generation
+            except PodlaneError as error:
+                self._log.debug("cannot read generation", error=str(error))
+                return
+            wanted = meddled and quiet >= self._verify_took * _VERIFY_SHARE
+            self._verify_wanted |= wanted
+        if wanted:
+            self._trigger_after(0.0)
 
     # --- what is wanted ----------------------------------------------------------------
 
