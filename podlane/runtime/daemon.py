@@ -56,6 +56,9 @@ class Daemon:
         self._stop_timeout = stop_timeout
         self._threads: list[tuple[str, Callable[[threading.Event], None]]] = []
         self._on_stop: list[Callable[[], object]] = []
+        # the health port answers from its construction on, long before the other checks are added
+        self._started = False
+        self._ready.add("started", lambda: None if self._started else "not yet")
         self._exit_code = 0
         self._received: int | None = None
         self._status: str | None = None
@@ -96,6 +99,7 @@ class Daemon:
         previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         try:
             self._log.info("starting", pid=os.getpid())
+            self._started = True
             threads = [self._start(name, target) for name, target in self._threads]
             while not self.stop.is_set():
                 self.tick()
