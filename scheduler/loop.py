@@ -15,7 +15,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from podlane.api.types import Object, ObjectReference, Pod
 from podlane.errors import ApplyError, Conflict, Fenced, NotFound
@@ -31,7 +31,13 @@ LINES_AT_INFO = 20
 class Recorder(Protocol):
     """What the loops need of an EventRecorder."""
 
-    def event(self, about: Object | ObjectReference, type: str, reason: str, message: str) -> None: ...  # noqa: A002
+    def event(
+        self,
+        about: Object | ObjectReference,
+        type: Literal["Normal", "Warning"],  # noqa: A002 - the field's name
+        reason: str,
+        message: str,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

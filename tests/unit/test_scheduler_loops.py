@@ -158,16 +158,15 @@ class TestReplication:
 class TestPlacement:
     def test_a_lost_answer_does_not_give_the_room_away_twice(self, world):
         world.join("n1", pods="1")
-        world.registry.create(pod("a", created=1))
+        world.registry.create(pod("z"))
         world.scheduler.drain()
         world.store.faults.drop_after_apply(1)
         with pytest.raises(ApplyError):
             world.scheduler.sync(PlacementLoop)
-        # the mirror of pods shows the newcomer before it shows where the first one went
-        second = world.registry.create(pod("b"))
-        world.scheduler.sources[Pod].objects["default/b"] = second
+        # the mirror shows a newcomer, whose turn comes first, before it shows where the other one went
+        world.scheduler.sources[Pod].objects["default/a"] = world.registry.create(pod("a"))
         world.scheduler.sync(PlacementLoop)
-        assert [p.spec.node_name for p in world.pods()] == ["n1", ""]
+        assert {p.metadata.name: p.spec.node_name for p in world.pods()} == {"a": "", "z": "n1"}
 
     def test_unschedulable_says_why_and_is_tried_again_when_there_is_room(self, world):
         world.join("n1", memory="1Gi")
