@@ -30,6 +30,7 @@ MAX_DEPTH = 200
 """Levels of nesting; libyaml's composer recurses in C and would overflow the stack instead of raising."""
 
 _TAG = "tag:yaml.org,2002:"
+_SPACE = re.compile(r"\s*")
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -55,22 +56,35 @@ def read(text: str, *, is_json: bool) -> list[Document]:
 
 def _read_json(text: str) -> list[Document]:
     documents: list[Document] = []
-    position = 0
-    while text[position:].strip():
-        position += len(text[position:]) - len(text[position:].lstrip())
+    position = _after_space(text, 0)
+    while position < len(text):
         document = Document()
         try:
             document.value, position = _JSONReader(document).decoder.raw_decode(text, position)
+            _check_characters(document.value)
         except json.JSONDecodeError as error:
             document.problems = [((), f"line {error.lineno}: {_lower(error.msg)}")]
         except RecursionError:
             document.problems = [((), "nested too deeply to be read")]
         except ValueError as error:
-            document.problems = [((), str(error))]
+            document = Document(problems=[((), str(error))])
         documents.append(document)
         if document.value is None and document.problems:
             break
+        position = _after_space(text, position)
     return [d for d in documents if d.value is not None or d.problems]
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected whole characters, got half a surrogate pair") from None
 
 
 class _JSONReader:

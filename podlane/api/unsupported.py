@@ -6,7 +6,7 @@ does anyway), or unknown. The values listed are the defaults that the API
 server of a Kubernetes cluster writes, so that what `kubectl get -o yaml`
 exports can be applied unchanged. Empty values (null, "", [], {}, false) are
 accepted everywhere, except where a false is listed as refused.
-Source: the Kubernetes 1.34 v1 API reference.
+Source: the Kubernetes 1.35 v1 API reference.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ UNSUPPORTED: dict[type[types.Struct], dict[str, Accepts]] = {
         "resources",
         "runtimeClassName",
         "schedulingGates",
+        "schedulingGroup",
         "securityContext",
         "setHostnameAsFQDN",
         "shareProcessNamespace",

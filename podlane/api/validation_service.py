@@ -53,10 +53,11 @@ def _check_service_ports(ports: tuple[types.ServicePort, ...], path: str, errors
         elif len(ports) > 1:
             errors.add(f"{place}.name", "required where a service has several ports")
         target = port.target_port
-        errors.check(
-            f"{place}.targetPort",
-            names.port_number_error(target) if isinstance(target, int) else names.port_name_error(target),
-        )
+        if target != port.port:  # a wrong port it was defaulted from has been reported
+            errors.check(
+                f"{place}.targetPort",
+                names.port_number_error(target) if isinstance(target, int) else names.port_name_error(target),
+            )
         key = (port.port, port.protocol)
         if key in by_port:
             errors.add(f"{place}.port", f"duplicate port {port.port}/{port.protocol}, also ports[{by_port[key]}]")

@@ -75,7 +75,7 @@ def changed_fields(old: Any, new: Any, path: str = "") -> Iterator[str]:
 def _check_pod(old: types.Pod, new: types.Pod, errors: Errors) -> None:
     before, after = len(old.spec.containers), len(new.spec.containers)
     if before != after:
-        errors.add("spec.containers", f"immutable: a pod keeps its {before} containers, got {after}")
+        errors.add("spec.containers", f"immutable: a pod keeps its number of containers, {before}, got {after}")
         return
     for path in changed_fields(old.spec, new.spec, "spec"):
         if not _POD_MUTABLE.fullmatch(path):
