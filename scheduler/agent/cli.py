@@ -248,7 +248,7 @@ def agent(
     daemon.add_thread("agent", worker.runner.run)
     daemon.add_thread("node", registrar.runner.run)
     daemon.add_thread("heartbeat", beat)
-    daemon.add_thread("events", recorder.run)
+    daemon.on_stop(recorder.close)
     daemon.add_ready_check("cluster", cluster.problem)
     daemon.add_ready_check("bindings", bindings.not_ready)
     daemon.add_ready_check("network", worker.network_problem)

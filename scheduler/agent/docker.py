@@ -206,17 +206,12 @@ class DockerRuntime:
     # --- containers -----------------------------------------------------------------
 
     def create(self, config: ContainerConfig) -> str:
-        try:
-            told = self._do(
-                f"create container {config.name}",
-                lambda api: api.create_container_from_config(_body(config), config.name),
-                NoSuchImage,
-                NameInUse,
-            )
-        except NoSuchImage as error:
-            if "No such container" in str(error):  # the one whose network it should join
-                raise NoSuchContainer(str(error)) from error
-            raise
+        told = self._do(
+            f"create container {config.name}",
+            lambda api: api.create_container_from_config(_body(config), config.name),
+            NoSuchImage,
+            NameInUse,
+        )
         return str(told["Id"])
 
     def start(self, container: str) -> None:

@@ -205,7 +205,9 @@ class FakeRuntime:
                 raise NoSuchImage(f"create container {config.name}: no such image: {config.image}")
             joined = ""
             if config.network.startswith("container:"):
-                joined = self._find(config.network.removeprefix("container:")).record.id
+                joined = config.network.removeprefix("container:")
+                # Docker too resolves what is there, and leaves the rest to the start
+                joined = next((x.record.id for x in self._containers.values() if x.record.name == joined), joined)
             elif self.network is None or config.network != self.network.name:
                 raise RuntimeRefused(f"create container {config.name}: no network {config.network}")
             identity = f"{next(self._numbers):064x}"
@@ -230,7 +232,7 @@ class FakeRuntime:
             self.calls.append(f"docker start {record.name}")
             if record.state != "created":
                 raise AssertionError(f"start container {record.name}: was started before, is {record.state}")
-            if record.joined and not self._containers[record.joined].record.running:
+            if record.joined and not self._runs(record.joined):
                 raise RuntimeRefused(f"start container {record.name}: the joined container is not running")
             now = self.clock.now()
             error = self.unstartable.get(record.image)
@@ -324,6 +326,10 @@ class FakeRuntime:
         if not found.record.running:
             raise NotRunning(f"exec in {container}: it is not running")
         return found
+
+    def _runs(self, identity: str) -> bool:
+        found = self._containers.get(identity)
+        return found is not None and found.record.running
 
     def _end(self, found: _Container, code: int, *, oom_killed: bool = False) -> None:
         found.record = replace(

@@ -1,0 +1,451 @@
+"""One suite for the container engine in memory and the real dockerd."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.agent import containers as c
+from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.runtime import (
+    INFRA_IMAGE,
+    NETWORK,
+    ContainerConfig,
+    NameInUse,
+    NetworkInUse,
+    NetworkSpec,
+    NoSuchContainer,
+    NoSuchImage,
+    NotRunning,
+    Record,
+    Runtime,
+    RuntimeRefused,
+    RuntimeUnavailable,
+)
+
+pytestmark = pytest.mark.contract
+
+IMAGE = "podlane-test/busybox:1"
+SPEC = NetworkSpec(subnet="10.99.7.0/24", gateway="10.99.7.1", mtu=1400)
+OTHER = NetworkSpec(subnet="10.99.8.0/24", gateway="10.99.8.1", mtu=1400)
+SLEEP = ("sleep", "1000")
+
+
+def busybox_archive() -> bytes:
+    """A file system with a static busybox under the names the tests use."""
+    program = Path("/bin/busybox").read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("bin/busybox")
+        info.size, info.mode = len(program), 0o755
+        archive.addfile(info, io.BytesIO(program))
+        for name in ("sh", "sleep", "cat", "echo", "true", "false", "stty"):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def dockerd(folder: Path, prefix: str) -> Iterator[str]:
+    """A dockerd in a network namespace of its own; everything is gone afterwards."""
+    netns = f"{prefix}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    subprocess.run(["ip", "netns", "add", netns], check=True)
+    log = (folder / "log").open("wb")
+    url = f"unix://{folder}/docker.sock"
+    daemon = subprocess.Popen(
+        # nsenter, for `ip netns exec` hides the cgroup mounts
+        ["nsenter", f"--net=/run/netns/{netns}", "dockerd", f"--data-root={folder}/data",
+         f"--exec-root={folder}/exec", f"--host={url}", f"--pidfile={folder}/pid", "--bridge=none"],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "docker.sock").exists():
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"dockerd did not start: {(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield url
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait(10)
+        log.close()
+        for left in (folder / "exec").rglob("*"):
+            if left.is_mount():
+                subprocess.run(["umount", "-l", str(left)], check=False)
+        subprocess.run(["ip", "netns", "delete", netns], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from scheduler.agent.docker import DockerRuntime
+
+    # the path of a unix socket has at most 107 bytes, so not pytest's own folder
+    with dockerd(Path(f"/tmp/plact-{os.getpid()}"), "plact") as url:
+        runtime = DockerRuntime(url)
+        repository, tag = IMAGE.split(":")
+        runtime._client("work").import_image_from_data(busybox_archive(), repository=repository, tag=tag)
+        yield runtime
+        runtime.close()
+
+
+@pytest.fixture(params=["fake", "docker"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    runtime: Runtime
+    if request.param == "fake":
+        runtime = fake = FakeRuntime()
+        fake.add_image(IMAGE)
+        fake.unstartable["podlane-test/broken:1"] = "no such file"
+    else:
+        runtime = request.getfixturevalue("engine")
+    runtime.ensure_infra_image()
+    runtime.ensure_network(SPEC)
+    yield runtime
+    for record in runtime.list():
+        runtime.remove(record.id)
+
+
+def config(container: str, *, infra: str = "", **changes: Any) -> ContainerConfig:
+    labels = {c.POD_UID: "u1", c.CONTAINER_NAME: container, c.RESTART_COUNT: "0"}
+    given = {
+        "name": f"t-{container}",
+        "image": IMAGE if infra else INFRA_IMAGE,
+        "labels": labels,
+        "network": f"container:{infra}" if infra else NETWORK,
+        "cmd": SLEEP if infra else (),
+    }
+    return ContainerConfig(**{**given, **changes})
+
+
+def run(runtime: Runtime, cfg: ContainerConfig) -> str:
+    identity = runtime.create(cfg)
+    runtime.start(identity)
+    return identity
+
+
+def infra(runtime: Runtime) -> str:
+    return run(runtime, config(c.INFRA))
+
+
+def record(runtime: Runtime, name: str) -> Record:
+    return next(r for r in runtime.list() if name in {r.name, r.id})
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not become true"
+        time.sleep(0.02)
+
+
+def test_tells_what_it_is(runtime: Runtime) -> None:
+    info = runtime.info()
+    assert info.name
+    assert info.version
+    assert info.cpus > 0
+    assert info.memory > 0
+
+
+def test_an_infra_container_gets_an_address_of_the_network(runtime: Runtime) -> None:
+    identity = infra(runtime)
+    seen = record(runtime, "t-POD")
+    assert seen.id == identity
+    assert seen.running
+    assert seen.ip.startswith("10.99.7.")
+    assert seen.ip != SPEC.gateway
+    assert seen.joined == ""
+    assert c.pod_uid(seen) == "u1"
+
+
+def test_a_container_joins_the_infra_container_by_name_and_reports_its_id(runtime: Runtime) -> None:
+    holder = infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    seen = record(runtime, "t-web")
+    assert (seen.joined, seen.ip, seen.image) == (holder, "", IMAGE)
+    assert seen.image_id == runtime.image(IMAGE)
+    assert seen.started_at is not None
+    assert seen.finished_at is None
+
+
+def test_a_created_container_is_created_until_started(runtime: Runtime) -> None:
+    infra(runtime)
+    runtime.create(config("web", infra="t-POD"))
+    assert record(runtime, "t-web").state == "created"
+    runtime.start("t-web")
+    assert record(runtime, "t-web").state == "running"
+
+
+def test_names_are_unique(runtime: Runtime) -> None:
+    infra(runtime)
+    with pytest.raises(NameInUse):
+        runtime.create(config(c.INFRA))
+
+
+def test_joining_a_container_that_is_gone_is_refused_at_the_start(runtime: Runtime) -> None:
+    runtime.create(config("web", infra="t-gone"))
+    with pytest.raises(RuntimeRefused):
+        runtime.start("t-web")
+    assert not record(runtime, "t-web").running
+
+
+def test_an_image_that_is_not_there_is_refused(runtime: Runtime) -> None:
+    infra(runtime)
+    assert runtime.image("podlane-test/none:1") is None
+    with pytest.raises(NoSuchImage):
+        runtime.create(config("web", infra="t-POD", image="podlane-test/none:1"))
+
+
+def test_pulling_what_no_registry_has_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(RuntimeRefused):
+        runtime.pull("127.0.0.1:1/podlane-test/none:1")
+
+
+def test_sigterm_and_sigkill_end_a_container_with_their_codes(runtime: Runtime) -> None:
+    infra(runtime)
+    trap = ("sh", "-c", "trap 'exit 143' TERM; while true; do sleep 0.05; done")
+    run(runtime, config("polite", infra="t-POD", cmd=trap))
+    run(runtime, config("stubborn", infra="t-POD"))
+    runtime.signal("t-polite", "SIGTERM")
+    runtime.signal("t-stubborn", "SIGKILL")
+    eventually(lambda: not any(record(runtime, n).running for n in ("t-polite", "t-stubborn")))
+    polite, stubborn = record(runtime, "t-polite"), record(runtime, "t-stubborn")
+    assert (polite.exit_code, stubborn.exit_code) == (143, 137)
+    assert polite.finished_at is not None
+    assert polite.started_at is not None
+    assert polite.started_at <= polite.finished_at
+    with pytest.raises(NotRunning):
+        runtime.signal("t-polite", "SIGTERM")
+    with pytest.raises(NoSuchContainer):
+        runtime.signal("t-gone", "SIGTERM")
+
+
+def test_stop_returns_when_the_container_has_ended(runtime: Runtime) -> None:
+    infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    runtime.stop("t-web", 0)
+    assert record(runtime, "t-web").state == "exited"
+    with pytest.raises(NoSuchContainer):
+        runtime.stop("t-gone", 0)
+
+
+def test_remove_kills_what_runs_and_is_content_with_what_is_gone(runtime: Runtime) -> None:
+    infra(runtime)
+    runtime.remove("t-POD")
+    assert runtime.list() == ()
+    runtime.remove("t-POD")
+
+
+def test_an_infra_container_that_died_has_no_address(runtime: Runtime) -> None:
+    infra(runtime)
+    runtime.signal("t-POD", "SIGKILL")
+    eventually(lambda: record(runtime, "t-POD").state == "exited")
+    assert record(runtime, "t-POD").ip == ""
+
+
+def test_a_container_cannot_start_in_a_dead_network(runtime: Runtime) -> None:
+    infra(runtime)
+    runtime.create(config("web", infra="t-POD"))
+    runtime.signal("t-POD", "SIGKILL")
+    eventually(lambda: not record(runtime, "t-POD").running)
+    with pytest.raises(RuntimeRefused):
+        runtime.start("t-web")
+
+
+def test_the_network_is_adopted_when_equal_and_made_anew_when_unused(runtime: Runtime) -> None:
+    assert runtime.ensure_network(SPEC) is False
+    infra(runtime)
+    with pytest.raises(NetworkInUse):
+        runtime.ensure_network(OTHER)
+    runtime.remove("t-POD")
+    assert runtime.ensure_network(OTHER) is True
+    infra(runtime)
+    assert record(runtime, "t-POD").ip.startswith("10.99.8.")
+    runtime.remove("t-POD")
+    assert runtime.ensure_network(SPEC) is True
+
+
+def test_events_tell_of_the_end_of_a_container(runtime: Runtime) -> None:
+    infra(runtime)
+    stream = runtime.events()
+    seen: list[tuple[str, str, str]] = []
+
+    def follow() -> None:
+        seen.extend((e.kind, e.action, e.labels.get(c.POD_UID, "")) for e in stream)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    runtime.signal("t-POD", "SIGKILL")
+    # the stream may report the end a moment after the list shows it
+    eventually(lambda: not record(runtime, "t-POD").running)
+    time.sleep(0.3)
+    stream.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert ("container", "die", "u1") in seen
+
+
+def test_exec_returns_code_and_output(runtime: Runtime) -> None:
+    infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    result = runtime.exec("t-web", ("true",), 10)
+    assert (result.exit_code, result.output) == (0, b"")
+    with pytest.raises(NoSuchContainer):
+        runtime.exec("t-gone", ("true",), 10)
+    runtime.stop("t-web", 0)
+    with pytest.raises(NotRunning):
+        runtime.exec("t-web", ("true",), 10)
+
+
+def test_an_exec_session_echoes_and_ends_with_its_code(runtime: Runtime) -> None:
+    infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    script = 'while read -r line; do case "$line" in exit*) $line;; *) echo "$line";; esac; done'
+    session = runtime.open_exec("t-web", ("sh", "-c", script), tty=False, stdin=True)
+    output = session.output()
+    session.send(b"hello\n")
+    assert next(output) == ("stdout", b"hello\n")
+    session.send(b"exit 7\n")
+    assert list(output) == []
+    assert session.exit_code() == 7
+    session.close()
+
+
+def test_an_exec_session_ends_with_its_input(runtime: Runtime) -> None:
+    infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    session = runtime.open_exec("t-web", ("cat",), tty=False, stdin=True)
+    session.send(b"abc")
+    session.end_input()
+    assert b"".join(data for _, data in session.output()) == b"abc"
+    assert session.exit_code() == 0
+    session.close()
+
+
+def test_closing_an_exec_session_ends_its_reader(runtime: Runtime) -> None:
+    infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    session = runtime.open_exec("t-web", ("cat",), tty=False, stdin=True)
+    reader = threading.Thread(target=lambda: list(session.output()))
+    reader.start()
+    session.close()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+def test_an_engine_that_is_away_is_unavailable(runtime: Runtime, tmp_path: Path) -> None:
+    if isinstance(runtime, FakeRuntime):
+        away: Runtime = FakeRuntime()
+        away.down = True  # type: ignore[attr-defined]
+    else:
+        from scheduler.agent.docker import DockerRuntime
+
+        away = DockerRuntime(f"unix://{tmp_path}/none.sock")
+    for call in (away.list, away.info, away.events, away.ensure_infra_image):
+        with pytest.raises(RuntimeUnavailable):
+            call()
+
+
+# --- what only real containers do ----------------------------------------------------------------
+
+
+@pytest.fixture
+def real(engine: Runtime) -> Iterator[Runtime]:
+    engine.ensure_infra_image()
+    engine.ensure_network(SPEC)
+    yield engine
+    for found in engine.list():
+        engine.remove(found.id)
+
+
+def test_docker_command_that_does_not_exist(real: Runtime) -> None:
+    infra(real)
+    real.create(config("web", infra="t-POD", cmd=("nonsense",)))
+    assert record(real, "t-web").state == "created"
+    with pytest.raises(RuntimeRefused, match="nonsense"):
+        real.start("t-web")
+    seen = record(real, "t-web")
+    assert seen.state == "exited"
+    assert seen.exit_code == 127
+    assert "nonsense" in seen.error
+
+
+def test_docker_logs(real: Runtime) -> None:
+    infra(real)
+    run(real, config("web", infra="t-POD", cmd=("sh", "-c", "echo one; echo two >&2; sleep 0.2; echo three; sleep 1000")))
+    eventually(lambda: b"".join(real.logs("t-web")).count(b"\n") == 3)
+    assert b"".join(real.logs("t-web", tail=1)) == b"three\n"
+    assert b"".join(real.logs("t-web", since=time.time() + 60)) == b""
+    stamped = b"".join(real.logs("t-web", tail=1, timestamps=True))
+    assert stamped.startswith(b"20")
+    assert stamped.endswith(b"Z three\n")
+    following = real.logs("t-web", follow=True, tail=1)
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=lambda: pieces.extend(following))
+    reader.start()
+    eventually(lambda: pieces == [b"three\n"])
+    following.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    with pytest.raises(NoSuchContainer):
+        b"".join(real.logs("t-gone"))
+
+
+def test_docker_limits_become_control_groups(real: Runtime) -> None:
+    from scheduler.agent.runtime import Limits
+
+    infra(real)
+    limits = Limits(cpu_shares=102, cpu_quota=50_000, memory=64 << 20)
+    run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/bin"))
+    told = real._client("quick").inspect_container("t-web")["HostConfig"]  # type: ignore[attr-defined]
+    assert (told["CpuShares"], told["CpuQuota"], told["Memory"]) == (102, 50_000, 64 << 20)
+    assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/bin\n"
+
+
+def test_docker_pod_shares_one_network_and_its_infra_ignores_sigterm(real: Runtime) -> None:
+    run(real, config(c.INFRA, hostname="web-1"))
+    run(real, config("a", infra="t-POD"))
+    run(real, config("b", infra="t-POD"))
+    names = {real.exec(n, ("cat", "/proc/sys/kernel/hostname"), 10).output for n in ("t-a", "t-b")}
+    assert names == {b"web-1\n"}
+    real.signal("t-POD", "SIGTERM")
+    time.sleep(0.3)
+    assert record(real, "t-POD").running
+
+
+def test_docker_exec_with_a_terminal(real: Runtime) -> None:
+    infra(real)
+    run(real, config("web", infra="t-POD"))
+    session = real.open_exec("t-web", ("sh", "-c", "read -r go; stty size; exit 3"), tty=True, stdin=True)
+    session.resize(33, 101)
+    session.send(b"\n")
+    assert b"33 101" in b"".join(data for _, data in session.output())
+    assert session.exit_code() == 3
+    session.close()
+
+
+def test_docker_exec_separates_stderr_and_keeps_its_deadline(real: Runtime) -> None:
+    infra(real)
+    run(real, config("web", infra="t-POD"))
+    session = real.open_exec("t-web", ("sh", "-c", "echo out; echo err >&2"), tty=False, stdin=False)
+    assert sorted(session.output()) == [("stderr", b"err\n"), ("stdout", b"out\n")]
+    session.close()
+    with pytest.raises(TimeoutError):
+        real.exec("t-web", ("sleep", "5"), 0.3)
