@@ -145,7 +145,9 @@ def run(
             store=store,
             kernel=kernel,
             firewall=Firewall(),
-            renewal=lambda lost: KeepAlive(store, LEASE_TTL, clock=daemon.clock, on_lost=lost),
+            renewal=lambda lost, lease_id: KeepAlive(
+                store, LEASE_TTL, clock=daemon.clock, on_lost=lost, lease_id=lease_id
+            ),
             rng=random.Random(),
         )
         for name, target in netd.threads.items():

@@ -198,14 +198,17 @@ class FakeFirewall:
 class FakeRenewal:
     """An etcd lease that nobody renews; `lose` says that it is lost. Stands in for store.lease.KeepAlive."""
 
-    def __init__(self, store: Store, ttl: int, on_lost: Callable[[], None]) -> None:
+    def __init__(self, store: Store, ttl: int, on_lost: Callable[[], None], lease_id: int = 0) -> None:
         self._store, self._ttl, self._on_lost = store, ttl, on_lost
-        self.lease_id = 0
+        self.lease_id = lease_id
         self.lost = False
         self.stopped = False
 
     def start(self) -> None:
-        self.lease_id = self._store.grant(self._ttl)
+        if self.lease_id:
+            self._store.keep_alive(self.lease_id)
+        else:
+            self.lease_id = self._store.grant(self._ttl)
 
     def stop(self, *, revoke: bool = False) -> None:
         self.stopped = True

@@ -61,13 +61,13 @@ class LeaseHolder:
     """Not thread-safe: `ensure` and `release` belong to one thread.
 
     `previous` is the subnet this host had before, if any; `renewal` makes the
-    keep-alive for a new etcd lease.
+    keep-alive of an etcd lease: of the one with the id given, or of a new one for 0.
     """
 
     store: Store
     prefix: str
     public_ip: IPv4Address
-    renewal: Callable[[], Renewal]
+    renewal: Callable[[int], Renewal]
     rng: random.Random
     previous: IPv4Network | None = None
     tenancy: Tenancy | None = None
@@ -79,10 +79,9 @@ class LeaseHolder:
         Reads the store each time: call it when something changed. Raises
         OutOfSubnets, SubnetHeldByOther, StoreUnavailable.
         """
-        lease_id = self._live_lease()
         try:
             for _ in range(_RACES):
-                if tenancy := self._attempt(config, value, lease_id):
+                if tenancy := self._attempt(config, value):
                     self.tenancy, self.previous = tenancy, tenancy.subnet
                     return tenancy
         except LeaseNotFound:
@@ -102,19 +101,19 @@ class LeaseHolder:
         if self._renewal is not None:
             self._renewal.stop(revoke=False)
 
-    def _attempt(self, config: NetworkConfig, value: LeaseValue, lease_id: int) -> Tenancy | None:
+    def _attempt(self, config: NetworkConfig, value: LeaseValue) -> Tenancy | None:
         """One try; None when another host was faster."""
         held = self._list()
         if self.tenancy is not None:
             self._check_not_taken(held, self.tenancy.subnet)
         choice = choose(config, self.public_ip, held, self.previous, self.rng)
         if isinstance(choice, Take):
-            return self._take(choice.held, value, lease_id)
+            return self._take(choice.held, value, self._live_lease(choice.held.lease))
         for old in superseded(config, self.public_ip, held):
             _log.info("giving up a subnet the network config no longer allows", subnet=str(old.subnet))
             key = self._key(old.name)
             self.store.txn([Compare.modified_at(key, old.revision)], [Delete(key)])
-        return self._create(choice, value, lease_id)
+        return self._create(choice, value, self._live_lease())
 
     def _take(self, held: Held, value: LeaseValue, lease_id: int) -> Tenancy | None:
         reserved = held.lease == 0
@@ -162,14 +161,24 @@ class LeaseHolder:
     def _key(self, name: str) -> str:
         return subnets_prefix(self.prefix) + name
 
-    def _live_lease(self) -> int:
+    def _live_lease(self, adopt: int = 0) -> int:
+        """An etcd lease that is being renewed; if we have none, `adopt` (a restart's own), else a new one."""
         if self._renewal is not None and self._renewal.lost:
             self._drop_renewal()
+        if self._renewal is None and adopt:
+            try:
+                self._start_renewal(adopt)
+            except LeaseNotFound:
+                _log.debug("the lease to adopt has just expired")
         if self._renewal is None:
-            renewal = self.renewal()
-            renewal.start()
-            self._renewal = renewal
+            self._start_renewal(0)
+        assert self._renewal is not None
         return self._renewal.lease_id
+
+    def _start_renewal(self, lease_id: int) -> None:
+        renewal = self.renewal(lease_id)
+        renewal.start()
+        self._renewal = renewal
 
     def _drop_renewal(self) -> None:
         if self._renewal is not None:

@@ -64,7 +64,8 @@ class FirewallLike(Protocol):
 class Netd:
     """Everything but the process: `threads` are its thread bodies, `stop` leaves the lease in place.
 
-    `renewal` makes the keep-alive of a new etcd lease, given what to call when it is lost.
+    `renewal` makes the keep-alive of an etcd lease, given what to call when it
+    is lost and the id of the lease to adopt, 0 for a new one.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Netd:
         store: Store,
         kernel: Kernel,
         firewall: FirewallLike,
-        renewal: Callable[[Callable[[], None]], Renewal],
+        renewal: Callable[[Callable[[], None], int], Renewal],
         rng: random.Random,
         clock: Clock | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class Netd:
             store=store,
             prefix=settings.prefix,
             public_ip=settings.underlay.public_ip,
-            renewal=lambda: renewal(self.lease_runner.trigger),
+            renewal=lambda lease_id: renewal(self.lease_runner.trigger, lease_id),
             rng=rng,
             previous=previous_subnet(settings.subnet_file),
         )

@@ -58,13 +58,18 @@ class HealthServer:
     """Serves from construction on; `close` ends it.
 
     Port 0 takes any free port, which `port` then tells; None serves nothing.
-    Raises PodlaneError when the address cannot be had.
+    `ready` are readiness checks that hold from the first request on. Raises PodlaneError when the address cannot be had.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int | None = 0, registry: CollectorRegistry = metrics.REGISTRY
+        self,
+        host: str = "127.0.0.1",
+        port: int | None = 0,
+        registry: CollectorRegistry = metrics.REGISTRY,
+        *,
+        ready: Checks | None = None,
     ) -> None:
-        self.ready = Checks()
+        self.ready = ready or Checks()
         self.health = Checks()
         self.registry = registry
         self.host = host

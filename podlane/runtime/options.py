@@ -16,7 +16,7 @@ import click
 from podlane.runtime import log
 from podlane.runtime.clock import Clock
 from podlane.runtime.daemon import Daemon
-from podlane.runtime.health import HealthServer
+from podlane.runtime.health import Checks, HealthServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class DaemonOptions:
         Raises PodlaneError when the address cannot be had.
         """
         log.configure(self.log_level, self.log_format)
-        return Daemon(name, clock=clock, health=HealthServer(self.healthz_ip, self.healthz_port))
+        ready = Checks()
+        ready.add("started", lambda: "not yet")  # the daemon puts its own in place of it
+        return Daemon(name, clock=clock, health=HealthServer(self.healthz_ip, self.healthz_port, ready=ready))
 
 
 class _Port(click.ParamType[int]):

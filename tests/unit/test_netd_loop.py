@@ -79,8 +79,8 @@ class Host:
         self.thread.join(10)
         self.netd.stop()
 
-    def _renewal(self, lost: Callable[[], None]) -> FakeRenewal:
-        self.renewals.append(FakeRenewal(self.store, LEASE_TTL, lost))
+    def _renewal(self, lost: Callable[[], None], lease_id: int) -> FakeRenewal:
+        self.renewals.append(FakeRenewal(self.store, LEASE_TTL, lost, lease_id))
         return self.renewals[-1]
 
     def settle(self) -> None:
@@ -215,11 +215,13 @@ def test_a_second_sync_changes_nothing(host: Host) -> None:
 def test_a_restart_adopts_lease_device_and_mac_address(host: Host) -> None:
     host.settle()
     key, device, steps = host.key, host.kernel.device, len(host.kernel.applied)
+    revision = host.store.revision
     host.end()
     host.start()
     host.settle()
     assert (host.key, host.kernel.device, len(host.kernel.applied)) == (key, device, steps)
     assert host.lease == host.renewals[-1].lease_id
+    assert host.store.revision == revision, "and writes nothing, so that no peer hears of it"
 
 
 def test_a_reboot_keeps_the_mac_address_and_an_expired_lease_the_subnet(host: Host) -> None:
