@@ -101,7 +101,9 @@ def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
         from podlane.api.types import Pod
 
         session = ctx.ensure_object(Session)
-        pod = session.registry.get(Pod, session.namespace, str(ctx.params["pod"]).removeprefix("pod/"))
+        # while -c has no value yet, click leaves the words before it unassigned
+        name = str(ctx.params.get("pod") or ctx.args[0]).removeprefix("pod/")
+        pod = session.registry.get(Pod, session.namespace, name)
         return [c.name for c in pod.spec.containers if c.name.startswith(incomplete)]
 
     return _silently(ask)

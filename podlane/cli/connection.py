@@ -8,7 +8,7 @@ things say different, the error names the ways to say it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +102,13 @@ def resolve(options: Mapping[str, Given]) -> StoreConfig:
         raise UsageError(str(error)) from error
     if config.lab:
         return _enter(config.lab)
-    labs = _running_labs()
+    return _enter(fallback(path, _running_labs()))
+
+
+def fallback(path: Path, labs: Sequence[str]) -> str:
+    """The lab to take when nothing was said. Raises UsageError unless there is exactly one."""
     if len(labs) == 1:
-        return _enter(labs[0])
+        return labs[0]
     found = f"{len(labs)} labs are running ({', '.join(labs)})" if labs else "no lab is running"
     raise UsageError(
         f"find etcd: nothing says where it is and {found}; give --etcd-endpoints URL, --lab NAME "

@@ -40,7 +40,7 @@ class Settings:
 
 @click.command("init", cls=Command)
 @click.option("--network", default="10.244.0.0/16", show_default=True, metavar="CIDR", help="Addresses of the pods.")
-@click.option("--subnet-len", type=int, default=24, show_default=True, help="Prefix length of a node's share.")
+@click.option("--subnet-len", type=int, help="Prefix length of a node's share (default: flannel's, 24).")
 @click.option(
     "--service-cidr", default="10.96.0.0/16", show_default=True, metavar="CIDR", help="Addresses of the services."
 )
@@ -114,7 +114,7 @@ def init(session: Session, /, *, etcd_prefix: str, force: bool, dry_run: bool, *
 def desired(
     *,
     network: str,
-    subnet_len: int,
+    subnet_len: int | None,
     service_cidr: str,
     backend: str,
     vni: int,
@@ -135,7 +135,8 @@ def desired(
         options |= {"VNI": vni, "Port": port}
         options |= {"DirectRouting": True} if direct_routing else {}
         options |= {"MTU": mtu} if mtu else {}
-    config = {"Network": network, "SubnetLen": subnet_len, "EnableIPv4": True, "Backend": options}
+    share = {} if subnet_len is None else {"SubnetLen": subnet_len}
+    config = {"Network": network, **share, "Backend": options}
     errors: list[FieldError] = []
     pods = services = None
     try:

@@ -60,7 +60,14 @@ def down(name: str) -> None:
 
 
 @lab.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Output format.",
+)
 @_name
 def status(name: str, output: str) -> None:
     """Show hosts and daemons: state, memory, why not ready. Exit code 1 unless all are ready."""
