@@ -33,6 +33,7 @@ from podlane.api.types import (
 )
 
 MAX_ENDPOINTS = 1000
+DESCRIBED = 8  # endpoints of a slice that its description lists
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
 MANAGED_BY = "scheduler.podlane.io"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -54,9 +55,9 @@ class Plan:
     def empty(self) -> bool:
         return not (self.create or self.update or self.delete)
 
-    def summary(self) -> str:
-        buckets = ("create", "update", "delete")
-        return " ".join(f"{name}={len(getattr(self, name))}" for name in buckets if getattr(self, name))
+    def sizes(self) -> dict[str, int]:
+        """How many are in each bucket that is not empty."""
+        return {name: len(getattr(self, name)) for name in ("create", "update", "delete") if getattr(self, name)}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -68,9 +69,12 @@ class Plan:
 
 
 def describe(item: EndpointSlice) -> str:
-    """`default/web-1a2b3c4d tcp/8080 10.4.1.2 10.4.2.2(terminating)`."""
+    """`default/web-1a2b3c4d tcp/8080 10.4.1.2 10.4.2.2(terminating)`, of many endpoints only the first."""
     ports = ",".join(f"{port.protocol.lower()}/{port.port}" for port in item.ports)
-    return " ".join((namespaced_name(item), ports, *map(_describe_endpoint, item.endpoints)))
+    shown = [_describe_endpoint(endpoint) for endpoint in item.endpoints[:DESCRIBED]]
+    if len(item.endpoints) > DESCRIBED:
+        shown.append(f"and {len(item.endpoints) - DESCRIBED} more")
+    return " ".join((namespaced_name(item), ports, *shown))
 
 
 def _describe_endpoint(endpoint: Endpoint) -> str:

@@ -50,4 +50,4 @@ class EndpointsLoop(Loop):
                     self.snapshot.slices.wrote(write(item))
                 except PodlaneError as error:
                     self.failed(f"write endpoint slice {namespaced_name(item)}", error)
-        self.tell(plan.lines(), plan.summary())
+        self.tell(plan.lines(), plan.sizes())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -90,12 +90,12 @@ class Loop(ABC):
         if moment is not None:
             self.context.wake(self.name, max(0.0, moment - self.context.clock.now()))
 
-    def tell(self, lines: Iterable[str], summary: str) -> None:
-        """Log what a plan does: each step while they are few, and one summary."""
+    def tell(self, lines: Iterable[str], sizes: Mapping[str, int]) -> None:
+        """Log what a plan does: one summary, and each step while they are few."""
         steps = list(lines)
         for step in steps:
             (self.log.info if len(steps) <= LINES_AT_INFO else self.log.debug)(step)
-        self.log.info("plan", summary=summary)
+        self.log.info("decided", **sizes)
 
 
 def delete_pods(

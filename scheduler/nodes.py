@@ -59,9 +59,9 @@ class Eviction:
 class Plan:
     """`mark_unknown` and `mark_ready` are nodes whose Ready condition is to be written.
 
-    `unreachable` are the nodes that get no pods and serve no endpoints;
-    `held` the gone nodes whose pods are kept because too many are gone.
-    `seen` is what to pass in next time.
+    `held`: the gone nodes, of `total`, whose pods are kept because too many are
+    gone. `seen` is what to pass in next time. `next_at` (Unix seconds) is when
+    time alone will change the plan.
     """
 
     seen: Mapping[str, Seen] = field(default_factory=dict)
@@ -76,9 +76,13 @@ class Plan:
     def empty(self) -> bool:
         return not (self.mark_unknown or self.mark_ready or self.evict)
 
-    def summary(self) -> str:
-        buckets = ("mark_unknown", "mark_ready", "evict", "held")
-        return " ".join(f"{name}={len(getattr(self, name))}" for name in buckets if getattr(self, name))
+    def sizes(self) -> dict[str, int]:
+        """How many are in each bucket that is not empty."""
+        return {
+            name: len(getattr(self, name))
+            for name in ("mark_unknown", "mark_ready", "evict", "held")
+            if getattr(self, name)
+        }
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -45,7 +45,7 @@ class NodesLoop(Loop):
         )
         self._seen = dict(plan.seen)
         if not plan.empty:
-            self.tell(plan.lines(), plan.summary())
+            self.tell(plan.lines(), plan.sizes())
         self._tell_of_hold(plan, members)
         for name in plan.mark_unknown:
             text = "its heartbeat ended: the node, its agent or the network to it is down"

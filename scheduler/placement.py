@@ -64,8 +64,8 @@ class Plan:
     def empty(self) -> bool:
         return not (self.bind or self.unschedulable)
 
-    def summary(self) -> str:
-        return f"bind={len(self.bind)} unschedulable={len(self.unschedulable)} classes={self.classes}"
+    def sizes(self) -> dict[str, int]:
+        return {"bind": len(self.bind), "unschedulable": len(self.unschedulable), "classes": self.classes}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -43,7 +43,7 @@ class PlacementLoop(Loop):
             self.snapshot.alive(),
         )
         if plan.bind:
-            self.tell((line for line in plan.lines() if line.startswith("bind")), plan.summary())
+            self.tell((line for line in plan.lines() if line.startswith("bind")), plan.sizes())
             self._bind(plan.bind)
         waiting = {unplaced.pod.metadata.uid for unplaced in plan.unschedulable}
         self._told = {uid: moment for uid, moment in self._told.items() if uid in waiting}

@@ -96,9 +96,13 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def summary(self) -> str:
-        buckets = ("adopt", "release", "create", "delete", "collect")
-        return " ".join(f"{name}={len(getattr(self, name))}" for name in buckets if getattr(self, name))
+    def sizes(self) -> dict[str, int]:
+        """How many are in each bucket that is not empty."""
+        return {
+            name: len(getattr(self, name))
+            for name in ("adopt", "release", "create", "delete", "collect")
+            if getattr(self, name)
+        }
 
     def lines(self) -> Iterator[str]:
         for name in ("adopt", "release", "create", "collect"):

@@ -44,7 +44,7 @@ class ReplicationLoop(Loop):
             unreachable=self.snapshot.unreachable(),
         )
         if not plan.empty:
-            self.tell(plan.lines(), plan.summary())
+            self.tell(plan.lines(), plan.sizes())
         for pod in (*plan.adopt, *plan.release):
             self._update(pod)
         self._create(plan.create)
