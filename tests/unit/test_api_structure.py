@@ -1,0 +1,198 @@
+"""One field or kind at a time: what is wrong with it, word for word."""
+
+import io
+from typing import Any
+
+import msgspec
+import pytest
+
+from podlane.api import types, unsupported
+from podlane.api.manifest import InvalidManifest, load
+
+pytestmark = pytest.mark.unit
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec: {containers: [{name: web, image: web:1}]}
+"""
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(InvalidManifest) as caught:
+        load(["-"], io.StringIO(text))
+    return str(caught.value).splitlines()
+
+
+def pod_with(container: str = "", spec: str = "") -> str:
+    """A pod manifest with lines added to its container and its spec."""
+    lines = ["apiVersion: v1", "kind: Pod", "metadata: {name: web}", "spec:"]
+    lines += [f"  {line}" for line in spec.splitlines()]
+    lines += ["  containers:", "  - name: web", "    image: web:1"]
+    lines += [f"    {line}" for line in container.splitlines()]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("cls", "table"), [pytest.param(cls, table, id=cls.__name__) for cls, table in unsupported.UNSUPPORTED.items()]
+)
+def test_no_field_is_both_supported_and_not(cls: type[types.Struct], table: dict[str, Any]) -> None:
+    assert not {field.encode_name for field in msgspec.structs.fields(cls)} & table.keys()
+
+
+def test_no_kind_is_both_supported_and_not() -> None:
+    assert not unsupported.KINDS & types.KINDS.keys()
+
+
+# --- fields ------------------------------------------------------------------------------------
+
+YET = "known to Kubernetes but not supported by Podlane yet"
+C = "stdin Pod/web: spec.containers[0]"
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("livenessProbe: {tcpSocket: {port: 80}}", f"livenessProbe: {YET}"),
+        ("startupProbe: {tcpSocket: {port: 80}}", f"startupProbe: {YET}"),
+        ("securityContext: {privileged: true}", f"securityContext: {YET}"),
+        ("envFrom: [{configMapRef: {name: a}}]", f"envFrom: {YET}"),
+        ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: x}}}]", f"env[0].valueFrom: {YET}"),
+        ("tty: true", f"tty: {YET}"),
+        ("ports: [{containerPort: 80, hostPort: 80}]", f"ports[0].hostPort: {YET}"),
+        ("readinessProbe: {grpc: {port: 80}, tcpSocket: {port: 80}}", f"readinessProbe.grpc: {YET}"),
+        ("volumeMounts: [{name: a, mountPath: /a}]", f"volumeMounts: {YET}"),
+        ("terminationMessagePolicy: X", f'terminationMessagePolicy: {YET} (only its default "File" is)'),
+        (
+            "ports: [{containerPort: 80, protocol: SCTP}]",
+            f'ports[0].protocol: "SCTP" is {YET} (supported: "TCP" or "UDP")',
+        ),
+        ("imagePullPolcy: Always", 'imagePullPolcy: unknown field; did you mean "imagePullPolicy"?'),
+        ("Image: web", 'Image: unknown field; did you mean "image"?'),
+        ("livenesProbe: {}", 'livenesProbe: unknown field; did you mean "livenessProbe"?'),
+        ("xyzzy: 1", "xyzzy: unknown field"),
+        ("env: [{name: A, value: 8080}]", "env[0].value: expected a string, got 8080; quote it"),
+        ("env: [{name: A, value: 0x1F}]", "env[0].value: expected a string, got 0x1F; quote it"),
+        ("env: [{name: A, value: 1e3}]", "env[0].value: expected a string, got 1e3; quote it"),
+        ("env: [{name: A, value: true}]", "env[0].value: expected a string, got true; quote it"),
+        ("env: [{name: A, value: on}]", "env[0].value: expected a string, got on, which YAML reads as true; quote it"),
+        ("env: [{name: A, value: No}]", "env[0].value: expected a string, got No, which YAML reads as false; quote it"),
+        ("env: [{name: A, value: [a]}]", "env[0].value: expected a string, got a list"),
+        ("env: [{name: A}, oops]", 'env[1]: expected a map, got "oops"'),
+        ("env: [{name: A}, null]", "env[1]: expected a map, got null"),
+        ("env: {A: b}", "env: expected a list, got a map"),
+        ("env: [{value: a}]", "env[0].name: required"),
+        ("args: [a, 5]", "args[1]: expected a string, got 5; quote it"),
+        ("args: -v", 'args: expected a list, got "-v"'),
+        ("ports: [{}]", "ports[0].containerPort: required"),
+        ("ports: [{containerPort: http}]", 'ports[0].containerPort: expected an integer 1 to 65535, got "http"'),
+        ("ports: [{containerPort: 8080.5}]", "ports[0].containerPort: expected an integer 1 to 65535, got 8080.5"),
+        ("ports: [{containerPort: yes}]", "ports[0].containerPort: expected an integer 1 to 65535, got yes"),
+        ("ports: [{containerPort: 80, protocol: tcp}]", 'ports[0].protocol: expected "TCP" or "UDP", got "tcp"'),
+        (
+            "imagePullPolicy: Sometimes",
+            'imagePullPolicy: expected "Always" or "IfNotPresent" or "Never", got "Sometimes"',
+        ),
+        (
+            "readinessProbe: {tcpSocket: {port: [80]}}",
+            "readinessProbe.tcpSocket.port: expected an integer 1 to 65535 or a name, got a list",
+        ),
+        (
+            "readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1s}",
+            'readinessProbe.periodSeconds: expected an integer ≥ 1, got "1s"',
+        ),
+        ("resources: {limits: {cpu: [1]}}", "resources.limits[cpu]: expected a string, got a list"),
+        (
+            "resources: {limits: {cpu: yes}}",
+            "resources.limits[cpu]: expected a string, got yes, which YAML reads as true; quote it",
+        ),
+        ("readinessProbe: 5", "readinessProbe: expected a map, got 5"),
+    ],
+)
+def test_what_is_wrong_with_a_container(line: str, want: str) -> None:
+    assert errors(pod_with(line)) == [f"{C}.{want}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("hostNetwork: true", f"hostNetwork: {YET}"),
+        ("initContainers: [{name: a, image: b}]", f"initContainers: {YET}"),
+        ("volumes: [{name: a, emptyDir: {}}]", f"volumes: {YET}"),
+        ("tolerations: [{operator: Exists}]", f"tolerations: {YET}"),
+        ("affinity: {nodeAffinity: {}}", f"affinity: {YET}"),
+        ("hostUsers: false", f"hostUsers: {YET} (only its default true is)"),
+        ("dnsPolicy: None", f'dnsPolicy: {YET} (only its default "ClusterFirst" is)'),
+        ("priority: 7", f"priority: {YET}"),
+        ("priority: false", f"priority: {YET}"),
+        ("restartPolicy: always", 'restartPolicy: expected "Always" or "OnFailure" or "Never", got "always"'),
+        ("terminationGracePeriodSeconds: soon", 'terminationGracePeriodSeconds: expected an integer ≥ 0, got "soon"'),
+        (
+            "terminationGracePeriodSeconds: 9223372036854775808",
+            "terminationGracePeriodSeconds: expected an integer of at most 64 bits, got 9223372036854775808",
+        ),
+        ("nodeSelector: {disk: 1}", "nodeSelector[disk]: expected a string, got 1; quote it"),
+        ("nodeSelector: [a]", "nodeSelector: expected a map, got a list"),
+    ],
+)
+def test_what_is_wrong_with_a_pod(line: str, want: str) -> None:
+    assert errors(pod_with(spec=line)) == [f"stdin Pod/web: spec.{want}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("type: NodePort", f'type: "NodePort" is {YET} (supported: "ClusterIP")'),
+        ("type: LoadBalancer", f'type: "LoadBalancer" is {YET} (supported: "ClusterIP")'),
+        ("type: Nodeport", 'type: expected "ClusterIP", got "Nodeport"'),
+        ("sessionAffinity: ClientIP", f'sessionAffinity: "ClientIP" is {YET} (supported: "None")'),
+        ("externalTrafficPolicy: Local", f'externalTrafficPolicy: {YET} (only its default "Cluster" is)'),
+        ("ipFamilies: [IPv4, IPv6]", f'ipFamilies: {YET} (only its default ["IPv4"] is)'),
+        ("publishNotReadyAddresses: 'yes'", 'publishNotReadyAddresses: expected true or false, got "yes"'),
+        ("loadBalancerSourceRanges: [10.0.0.0/8]", f"loadBalancerSourceRanges: {YET}"),
+    ],
+)
+def test_what_is_wrong_with_a_service(line: str, want: str) -> None:
+    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  ports: [{{port: 80}}]\n  {line}\n"
+    assert errors(text) == [f"stdin Service/web: spec.{want}"]
+
+
+def test_times_have_a_zone() -> None:
+    text = (
+        "apiVersion: v1\nkind: Event\nmetadata: {name: a}\nfirstTimestamp: 2026-01-02T03:04:05Z\n"
+        "lastTimestamp: 2026-01-02 03:04\ninvolvedObject: {}\n"
+    )
+    assert errors(text) == [
+        'stdin Event/a: lastTimestamp: expected a time such as "2026-01-02T03:04:05Z", got "2026-01-02 03:04"'
+    ]
+
+
+# --- kinds -------------------------------------------------------------------------------------
+
+SUPPORTED = "supported: EndpointSlice, Event, Lease, Namespace, Node, Pod, ReplicationController, Service"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}",
+            f'stdin Deployment/d: kind: "Deployment" is {YET} ({SUPPORTED})',
+        ),
+        ("apiVersion: v1\nkind: pod", f'stdin pod: kind: unknown kind "pod"; did you mean "Pod"? ({SUPPORTED})'),
+        ("apiVersion: v1\nkind: Widget", f'stdin Widget: kind: unknown kind "Widget" ({SUPPORTED})'),
+        ("apiVersion: v1", f"stdin: kind: required ({SUPPORTED})"),
+        ("apiVersion: v1\nkind: 7", f"stdin: kind: expected a string, got 7 ({SUPPORTED})"),
+        (POD.replace("v1", "v2"), 'stdin Pod/web: apiVersion: expected "v1" for kind Pod, got "v2"'),
+        (POD.replace("apiVersion: v1", ""), 'stdin Pod/web: apiVersion: required: "v1" for kind Pod'),
+        ("- a", "stdin: expected an object with a kind, got a list"),
+        ("hello", 'stdin: expected an object with a kind, got "hello"'),
+        ("kind: List\nitems: {}", "stdin List: items: expected a list of objects"),
+        ("kind: List\nitems: [5]", "stdin items[0]: expected an object with a kind, got 5"),
+        ("", "stdin: expected at least one object, got none"),
+        ("# only a comment", "stdin: expected at least one object, got none"),
+    ],
+)
+def test_what_is_no_object_of_ours(text: str, want: str) -> None:
+    assert errors(text) == [want]
