@@ -204,7 +204,6 @@ def agent(
     """Register this machine as a node and run, through Docker, the pods bound to it."""
     # heavy modules are imported when the daemon runs, not for --help
     from podlane.store.events import EventRecorder
-
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
     from scheduler.agent.docker import DockerRuntime
