@@ -1,0 +1,355 @@
+"""describe and events."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_shell import NOW, Shell, ago, lines, owner, pod, rc, running, terminated, waiting, with_meta
+from msgspec.structs import replace
+
+from podlane.api.types import (
+    Condition,
+    Container,
+    ContainerPort,
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    EnvVar,
+    Event,
+    EventSource,
+    Namespace,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
+    ObjectMeta,
+    ObjectReference,
+    Probe,
+    ReplicationControllerStatus,
+    ResourceRequirements,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    TCPSocketAction,
+)
+from podlane.cli.description import describe_object, probe_text
+from podlane.runtime.clock import SystemClock
+
+pytestmark = pytest.mark.unit
+
+
+def text(obj, *related, events=()) -> str:
+    return "\n".join(line.rstrip() for line in describe_object(obj, NOW, events=events, related=related))
+
+
+def event(name: str, reason: str, *, about: str = "web-1", kind: str = "Pod", uid: str = "", **fields) -> Event:
+    return Event(
+        metadata=ObjectMeta(name=name, namespace="default"),
+        involved_object=ObjectReference(kind=kind, name=about, namespace="default", uid=uid),
+        reason=reason,
+        message=fields.pop("message", f"{reason} it"),
+        source=EventSource(component="agent", host="node1"),
+        **{"first_timestamp": ago(minutes=3), "last_timestamp": ago(seconds=4), **fields},
+    )
+
+
+def test_a_pod():
+    container = Container(
+        name="web",
+        image="web:1",
+        command=("serve",),
+        args=("--port", "8080"),
+        ports=(ContainerPort(container_port=8080), ContainerPort(container_port=53, protocol="UDP")),
+        env=(EnvVar(name="A", value="1"),),
+        resources=ResourceRequirements(requests={"cpu": "20m", "memory": "8Mi"}, limits={"memory": "16Mi"}),
+        readiness_probe=Probe(tcp_socket=TCPSocketAction(port=8080), period_seconds=1),
+    )
+    ended = terminated(reason="Error", exit_code=2, finished=ago(minutes=6))
+    shown = pod("web-1", running(restarts=1, last=ended), owner=owner(rc()))
+    shown = replace(shown, spec=replace(shown.spec, containers=(container,), node_selector={"disk": "ssd"}))
+    shown = replace(shown, status=replace(shown.status, start_time=ago(minutes=5)))
+    events = [event("a", "Pulled"), event("b", "BackOff", type="Warning", count=5)]
+    assert (
+        text(shown, events=events)
+        == """\
+Name:             web-1
+Namespace:        default
+Node:             node1/192.168.64.11
+Start Time:       Sun, 01 Mar 2026 11:55:00 +0000
+Labels:           app=web
+Annotations:      <none>
+Status:           Running
+IP:               10.244.1.2
+Controlled By:    ReplicationController/web
+Containers:
+  web:
+    Image:          web:1
+    Ports:          8080/TCP, 53/UDP
+    Command:
+      serve
+    Args:
+      --port
+      8080
+    State:          Running
+      Started:      Sun, 01 Mar 2026 11:55:00 +0000
+    Last State:     Terminated
+      Reason:       Error
+      Exit Code:    2
+      Started:      <unknown>
+      Finished:     Sun, 01 Mar 2026 11:54:00 +0000
+    Ready:          True
+    Restart Count:  1
+    Limits:
+      memory:       16Mi
+    Requests:
+      cpu:          20m
+      memory:       8Mi
+    Readiness:      tcp-socket :8080 delay=0s timeout=1s period=1s #success=1 #failure=3
+    Environment:
+      A: 1
+Conditions:
+  Type    Status
+  ----    ------
+  Ready   True
+Restart Policy:   Always
+Node-Selectors:   disk=ssd
+Events:
+  Type      Reason    Age               From           Message
+  ----      ------    ---               ----           -------
+  Normal    Pulled    4s                agent, node1   Pulled it
+  Warning   BackOff   4s (x5 over 3m)   agent, node1   BackOff it"""
+    )
+
+
+def test_a_pod_that_waits_and_one_that_ends():
+    shown = text(pod("p", waiting("ErrImagePull"), phase="Pending", node="", ip=""))
+    assert "Node:             <none>" in shown
+    assert "    State:          Waiting\n      Reason:       ErrImagePull\n" in shown
+    assert "Start Time:       <none>" in shown
+    assert "Events:           <none>" in shown
+    ending = text(pod("p", deleting=ago(seconds=-20)))
+    assert "Status:           Terminating (ends Sun, 01 Mar 2026 12:00:20 +0000)\nGrace Period:     30s\n" in ending
+
+
+def test_a_controller_counts_its_pods():
+    shown = replace(rc(), status=ReplicationControllerStatus(replicas=3))
+    pods = [pod("a"), pod("b", phase="Pending"), pod("c"), pod("d", phase="Failed"), pod("e", deleting=NOW)]
+    assert (
+        text(shown, *pods)
+        == """\
+Name:             web
+Namespace:        default
+Selector:         app=web
+Labels:           app=web
+Annotations:      <none>
+Replicas:         3 current / 4 desired
+Pods Status:      2 Running / 1 Waiting / 0 Succeeded / 1 Failed
+Pod Template:
+  Labels:           app=web
+  Containers:
+    web:
+      Image:          web:1
+      Port:           <none>
+      Environment:    <none>
+Events:           <none>"""
+    )
+
+
+def endpoint(address: str, *, ready: bool = True) -> Endpoint:
+    return Endpoint(
+        addresses=(address,),
+        conditions=EndpointConditions(ready=ready, serving=True),
+        node_name="node1",
+        target_ref=ObjectReference(kind="Pod", name="web-1"),
+    )
+
+
+def test_a_service_and_its_endpoints():
+    service = Service(
+        metadata=ObjectMeta(name="web", namespace="default"),
+        spec=ServiceSpec(
+            selector={"app": "web"},
+            cluster_ip="10.96.0.9",
+            ports=(
+                ServicePort(name="http", port=80, target_port="http"),
+                ServicePort(name="dns", port=53, protocol="UDP", target_port=5353),
+            ),
+        ),
+    )
+    piece = EndpointSlice(
+        metadata=ObjectMeta(name="web-1", namespace="default"),
+        endpoints=(endpoint("10.244.1.2"), endpoint("10.244.1.3", ready=False), endpoint("10.244.2.2")),
+        ports=(EndpointPort(name="http", port=8080),),
+    )
+    assert (
+        text(service, piece)
+        == """\
+Name:             web
+Namespace:        default
+Labels:           <none>
+Annotations:      <none>
+Selector:         app=web
+Type:             ClusterIP
+IP:               10.96.0.9
+Port:             http  80/TCP
+TargetPort:       http/TCP
+Endpoints:        10.244.1.2:8080,10.244.2.2:8080
+Port:             dns  53/UDP
+TargetPort:       5353/UDP
+Endpoints:        <none>
+Session Affinity: None
+Events:           <none>"""
+    )
+    assert """\
+Endpoints:
+  - Addresses:  10.244.1.2
+    Conditions: ready=true serving=true terminating=false
+    TargetRef:  Pod/web-1
+    NodeName:   node1
+  - Addresses:  10.244.1.3
+    Conditions: ready=false serving=true terminating=false
+""" in text(piece)
+
+
+def test_a_node_and_its_pods():
+    node = Node(
+        metadata=ObjectMeta(name="node1", creation_timestamp=ago(days=1)),
+        spec=NodeSpec(pod_cidr="10.244.1.0/24", unschedulable=True),
+        status=NodeStatus(
+            capacity={"cpu": "4", "memory": "8Gi"},
+            addresses=(NodeAddress(type="InternalIP", address="192.168.64.11"),),
+            conditions=(
+                Condition(type="Ready", status="True", reason="AgentReady", last_transition_time=ago(hours=1)),
+            ),
+        ),
+    )
+    loaded = pod("web-1")
+    container = replace(
+        loaded.spec.containers[0], resources=ResourceRequirements(requests={"cpu": "20m", "memory": "8Mi"})
+    )
+    loaded = replace(loaded, spec=replace(loaded.spec, containers=(container,)))
+    shown = text(node, pod("web-2"), loaded)
+    assert "Unschedulable:    true\n" in shown
+    assert (
+        """\
+Conditions:
+  Type    Status   LastTransitionTime                Reason       Message
+  ----    ------   ------------------                ------       -------
+  Ready   True     Sun, 01 Mar 2026 11:00:00 +0000   AgentReady
+Addresses:
+  InternalIP: 192.168.64.11
+Capacity:
+  cpu:        4
+  memory:     8Gi
+"""
+        in shown
+    )
+    assert (
+        """\
+PodCIDR:          10.244.1.0/24
+Pods:             (2 in total)
+  Namespace   Name    CPU Requests   Memory Requests   Age
+  ---------   ----    ------------   ---------------   ---
+  default     web-1   20m            8Mi               5m3s
+  default     web-2   0              0                 5m3s
+"""
+        in shown
+    )
+
+
+def test_probes():
+    from podlane.api.types import ExecAction, HTTPGetAction
+
+    http = Probe(http_get=HTTPGetAction(port="http", path="/healthz"), initial_delay_seconds=3)
+    assert probe_text(http) == "http-get http://:http/healthz delay=3s timeout=1s period=10s #success=1 #failure=3"
+    assert probe_text(Probe(exec=ExecAction(command=("cat", "/x")))).startswith("exec [cat /x] delay=0s")
+
+
+def test_the_remembered_manifest_is_not_shown():
+    shown = with_meta(rc(), annotations={"podlane.io/last-applied-configuration": "{}", "note": "x"})
+    assert "Annotations:      note=x\n" in text(shown)
+
+
+# --- the commands -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell() -> Shell:
+    shell = Shell()
+    shell.add(pod("web-1"), pod("web-2"), Namespace(metadata=ObjectMeta(name="shop")))
+    uid = shell.registry.list(type(pod())).items[0].metadata.uid
+    shell.add(
+        event("e1", "Pulled", uid=uid, last_timestamp=ago(seconds=50)),
+        event("e2", "Started", uid=uid, count=3),
+        event("e3", "Killing", uid="of an earlier web-1"),
+        event("e4", "Failed", about="web-2", type="Warning"),
+        with_meta(event("e5", "Elsewhere"), namespace="shop"),
+    )
+    return shell
+
+
+def test_describe_shows_the_events_of_this_object_only(shell):
+    shown = shell.ok("describe", "pod", "web-1")
+    assert lines(shown)[-2:] == [
+        "  Normal   Pulled    50s               agent, node1   Pulled it",
+        "  Normal   Started   4s (x3 over 3m)   agent, node1   Started it",
+    ]
+    assert "Events" not in shell.ok("describe", "pod/web-1", "--show-events=false")
+
+
+def test_describe_many(shell):
+    shown = shell.ok("describe", "pods")
+    assert [line.split()[1] for line in lines(shown) if line.startswith("Name:")] == ["web-1", "web-2"]
+    assert "\n\n\nName: " in shown
+    assert shell.ok("describe", "ns", "shop").startswith("Name:             shop\nLabels:           <none>\n")
+    result = shell.run("describe", "pod", "web-1", "nope")
+    assert (result.exit_code, result.stderr) == (1, 'error: pods "nope" not found\n')
+
+
+def test_describe_finds_what_belongs_to_it(shell):
+    controller = shell.registry.create(rc())
+    shell.add(pod("mine", owner=owner(controller)))
+    assert "Pods Status:      1 Running" in shell.ok("describe", "rc/web")
+    shell.add(Node(metadata=ObjectMeta(name="node1")))
+    assert "Pods:             (3 in total)" in shell.ok("describe", "node/node1")
+
+
+def test_events(shell):
+    assert lines(shell.ok("events")) == [
+        "LAST SEEN         TYPE      REASON    OBJECT      MESSAGE",
+        "50s               Normal    Pulled    pod/web-1   Pulled it",
+        "4s (x3 over 3m)   Normal    Started   pod/web-1   Started it",
+        "4s                Normal    Killing   pod/web-1   Killing it",
+        "4s                Warning   Failed    pod/web-2   Failed it",
+    ]
+    assert lines(shell.ok("events", "-A", "--no-headers"))[-1].startswith("shop      4s ")
+
+
+def test_events_that_are_asked_for(shell):
+    assert lines(shell.ok("events", "--for", "pod/web-2", "--no-headers")) == [
+        "4s    Warning   Failed   pod/web-2   Failed it"
+    ]
+    assert len(lines(shell.ok("events", "--types=Warning", "-o", "name"))) == 1
+    assert json.loads(shell.ok("events", "-o", "json"))["items"][0]["reason"] == "Pulled"
+    result = shell.run("events", "--for", "rc/web")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "No events found in default namespace.\n"
+    assert "expected TYPE/NAME" in shell.fails("events", "--for", "pods", code=2)
+    assert "expected Normal or Warning" in shell.fails("events", "--types=Bad", code=2)
+
+
+def test_events_as_they_happen():
+    shell = Shell(SystemClock())
+    shell.add(event("e1", "Pulled"))
+    session = shell.session()
+    session.stop.set()
+    from click.testing import CliRunner
+
+    from podlane.cli.main import cli
+
+    result = CliRunner().invoke(cli, ["events", "-w"], obj=session)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("LAST SEEN")
+    assert len(lines(result.stdout)) == 2
