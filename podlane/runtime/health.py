@@ -58,7 +58,8 @@ class HealthServer:
     """Serves from construction on; `close` ends it.
 
     Port 0 takes any free port, which `port` then tells; None serves nothing.
-    `ready` are readiness checks that hold from the first request on. Raises PodlaneError when the address cannot be had.
+    `ready` are readiness checks that hold from the first request on.
+    Raises PodlaneError when the address cannot be had.
     """
 
     def __init__(
