@@ -74,6 +74,9 @@ class Session:
     def store(self) -> Store:
         """The open store. Raises UsageError when nothing says where etcd is, StoreUnavailable."""
         if self._store is None:
+            from podlane.runtime.log import configure
+
+            configure(level="debug" if self.verbose > 1 else "info" if self.verbose else "warning")
             self._store = self.connect(self.options)
         return self._store
 
