@@ -165,7 +165,16 @@ class DockerRuntime:
     def events(self) -> DockerEvents:
         filters = {"type": ["container", "image"], "event": _EVENTS}
         stream = self._call("stream", "follow events", lambda api: api.events(filters=filters, decode=True))
-        return DockerEvents(stream)
+        return DockerEvents(stream, self._settle)
+
+    def _settle(self, identity: str) -> None:
+        """Wait until `list` shows that a container died.
+
+        dockerd 20.10 says "die" before it updates what its list is made from; an
+        inspection waits for the container's lock, which is held until then.
+        """
+        with suppress(NoSuchContainer, RuntimeRefused, RuntimeUnavailable):
+            self._ask("inspect container", lambda api: api.inspect_container(identity), NoSuchContainer)
 
     # --- network and images -----------------------------------------------------
 
@@ -375,13 +384,16 @@ class DockerRuntime:
 class DockerEvents:
     """What dockerd says happened, reduced to our own containers and to images."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, settle: Callable[[str], None]) -> None:
         self._stream = stream
+        self._settle = settle
 
     def __iter__(self) -> Iterator[RuntimeEvent]:
         for event in self._stream:
             labels = event.get("Actor", {}).get("Attributes", {})
             if event["Type"] == "container" and c.POD_UID in labels:
+                if event["Action"] == "die":
+                    self._settle(event["Actor"]["ID"])
                 yield RuntimeEvent("container", event["Action"], labels.get("name", ""), labels)
             elif event["Type"] == "image":
                 yield RuntimeEvent("image", event["Action"], labels.get("name", ""))

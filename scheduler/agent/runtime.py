@@ -197,7 +197,10 @@ class Runtime(Protocol):
         ...
 
     def events(self) -> EventStream:
-        """What happens to our containers and to images, from now on; ends when the connection does."""
+        """What happens to our containers and to images, from now on; ends when the connection does.
+
+        `list` shows what an event tells by the time it is told.
+        """
         ...
 
     def ensure_network(self, spec: NetworkSpec) -> bool:
