@@ -74,7 +74,7 @@ def remove(watched: Watched, app: str) -> None:
 
 
 def measure_start(watched: Watched, say: Progress) -> Iterator[Measured]:
-    """30 pods at once: from the start of `podlane apply` to each being ready; a round's percentiles are over its pods."""
+    """30 pods at once, from the start of `podlane apply`; a round's percentiles are over its pods."""
     ours: list[list[float]] = []
     theirs: list[list[float]] = []
     for turn in range(START_ROUNDS):

@@ -61,11 +61,12 @@ class Demo:
 
     def _apply(self) -> None:
         self._title("Describe a pod, say four of these, give them one address")
+        begin = time.monotonic()
         for name in ("web-pod.yaml", "web-controller.yaml", "web-service.yaml"):
             self._command("apply", "-f", f"{EXAMPLES / name}", shown=f"apply -f docs/examples/{name}")
-        self._command("scale", "rc/web", "--replicas=4", shown="scale rc/web --replicas=4")
-        seconds = self._wait("4 web pods are ready", lambda: len(self._ready()) == 4 and self._all_settled())
-        self._say(f"  4 of 4 ready after {seconds:.1f} s")
+        self._command("scale", "rc/web", "--replicas=4")
+        self._wait("4 web pods are ready", lambda: len(self._ready()) == 4 and self._all_settled())
+        self._say(f"  all ready {time.monotonic() - begin:.1f} s after the first command")
         self._command("get", "pods", "-o", "wide")
         self._command("get", "services")
 
@@ -135,6 +136,7 @@ class Demo:
             self._say(f"  $ podlane lab fault join {victim.name}")
             seconds = self._wait(f"{victim.name} is Ready again", lambda: self._node_ready(victim), timeout=60)
             self._outcome(f"{victim.name} is back after {seconds:.1f} s", requests.mark())
+        self._wait("every host reaches all four", lambda: all(self._reached(h, address) == 4 for h in self._nodes))
 
     def _scale(self, requests: traffic.Traffic) -> None:
         self._title("Four become eight, eight become two")
@@ -155,7 +157,8 @@ class Demo:
         lab = f" --lab {self.lab.topology.name}" if self.lab.topology.name != "lab" else ""
         self._say(
             f"""
-  The lab goes on running. To try next:
+  The lab goes on running. To try next, as root:
+    . .venv/bin/activate                   so that the shell knows podlane
     podlane{lab} get pods -o wide -w            watch the pods
     podlane{lab} scale rc/web --replicas=6      say six of these
     podlane{lab} describe rc web                what happened, and why
