@@ -98,7 +98,12 @@ def connection_options(*, hidden: bool) -> list[click.Option]:
         option("--etcd-keyfile", type=file, metavar="FILE", help="Key of the client certificate (PEM)."),
         option("--etcd-username", metavar="NAME", help="etcd user."),
         option("--etcd-password", metavar="TEXT", help="etcd password; better in PODLANE_ETCD_PASSWORD."),
-        option("-v", "--verbose", count=True, help="Say more on stderr, twice still more; with a failure, where it came from."),
+        option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Say more on stderr, twice still more; with a failure, where it came from.",
+        ),
     ]
 
 

@@ -36,9 +36,14 @@ def missing_text(target: Target, name: str) -> str:
 
 def sort_events(events: Iterable[Event]) -> list[Event]:
     """Oldest first, by when they last happened."""
-    dated = [(e.last_timestamp or e.first_timestamp or e.metadata.creation_timestamp, e) for e in events]
-    dated.sort(key=lambda pair: (pair[0].timestamp() if pair[0] else 0.0, pair[1].metadata.name))
-    return [event for _, event in dated]
+
+    def when(event: Event) -> tuple[float, int, str]:
+        moment = event.last_timestamp or event.first_timestamp or event.metadata.creation_timestamp
+        # times have whole seconds; the revision tells what came first within one
+        revision = event.metadata.resource_version
+        return (moment.timestamp() if moment else 0.0, int(revision or 0), event.metadata.name)
+
+    return sorted(events, key=when)
 
 
 def in_order(objects: Iterable[Object]) -> list[Object]:
