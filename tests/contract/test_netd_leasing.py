@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
-from conftest import Etcd
 
 from netd.lease import LeaseHolder, Renewal
 from podlane.api.network import LEASE_TTL, LeaseValue, parse_config
@@ -16,6 +15,7 @@ from podlane.store.config import connect
 from podlane.store.interface import Store
 from podlane.store.lease import KeepAlive
 from podlane.store.memory import MemoryStore
+from tests.conftest import Etcd
 
 pytestmark = pytest.mark.contract
 

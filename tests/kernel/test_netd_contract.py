@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-from conftest import NetnsMaker, inside
 
 from netd import plan as p
 from netd.fake import FakeKernel
 from netd.kernel import Kernel, LinuxKernel
 from netd.model import Actual, Desired, Device, FdbEntry, Interface, Neighbour, Route
 from podlane.errors import ApplyError
+from tests.kernel.conftest import NetnsMaker, inside
 
 pytestmark = [pytest.mark.contract, pytest.mark.kernel]
 

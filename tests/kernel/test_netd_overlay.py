@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Netns, NetnsEtcd, NetnsMaker, eventually, inside
 
 from podlane.api.network import SubnetFile
+from tests.kernel.conftest import Netns, NetnsEtcd, NetnsMaker, eventually, inside
 
 pytestmark = pytest.mark.kernel
 
