@@ -1,7 +1,7 @@
 """The daemon: the parts, joined.
 
-Owns: which thread does what. The mirrors and the watch only trigger; the runner
-alone changes the kernel.
+Owns: which thread does what. Mirrors and watches only trigger; the two runners
+alone change the kernel, one the table, the other the bridge ports.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from podlane.runtime.options import DaemonOptions
 from podlane.runtime.runner import Runner
 from podlane.store.config import StoreConfig, connect
 from proxyd.conntrack import KernelConntrack
+from proxyd.hairpin import Hairpin
 from proxyd.host import KernelHost
 from proxyd.nft import KernelNft
 from proxyd.proxy import VERIFY_INTERVAL, Proxy
 from proxyd.source import StoreSource
 
 _SETTLE = 0.01  # seconds between syncs: a roll-out's changes come in bursts
+_PORTS_SETTLE = 0.05  # a pod's start is a burst of link notices
 
 
 def run(
@@ -53,12 +55,16 @@ def run(
         trigger_after=lambda seconds: runner.trigger_after(seconds),  # noqa: PLW0108 - likewise
     )
     runner = Runner(proxy.sync, name="proxyd", clock=clock, min_interval=_SETTLE, resync=VERIFY_INTERVAL)
+    hairpin = Hairpin(source.pod_networks)
+    ports = Runner(hairpin.sync, name="hairpin", clock=clock, min_interval=_PORTS_SETTLE, resync=VERIFY_INTERVAL)
+    daemon.add_thread("links", lambda stop: hairpin.watch(stop, ports.trigger))
+    daemon.add_thread("hairpin", ports.run)
     for name, body in source.threads:
         daemon.add_thread(name, body)
     daemon.add_thread("watch", proxy.watch)
     daemon.add_thread("sync", runner.run)
     daemon.add_ready_check("store", source.not_ready)
     daemon.add_ready_check("kernel", proxy.not_ready)
-    for close in (store.close, nft.close, conntrack.close):
+    for close in (store.close, nft.close, conntrack.close, hairpin.close):
         daemon.on_stop(close)
     return daemon.run()

@@ -150,7 +150,6 @@ class Proxy:
     def _verify(self, skeleton: Skeleton) -> Plan:
         """List the kernel, compare everything, write the differences."""
         known, self._tables = self._tables, None  # unknown until all went well
-        started = self._clock.monotonic()
         # the host's settings do not show in the generation, so they have their own time
         if not self._verify_wanted:
             for change in self._host.ensure(skeleton.service_ranges):
@@ -158,9 +157,11 @@ class Proxy:
         intact = skeleton == self._skeleton and self._nft.intact()
         if not intact:
             self._nft.load(skeleton)
+        started = self._clock.monotonic()
         generation = self._nft.generation()
         tables = self._nft.dump()
         plan = plan_all(tables, self._index)
+        self._verify_took = self._clock.monotonic() - started
         if known is not None and (not intact or tables.maps != known.maps) and skeleton == self._skeleton:
             _REPAIRS.inc()
             self._log.warning("table was changed by someone else, repairing", static=not intact, elements=len(plan.now))
@@ -178,7 +179,6 @@ class Proxy:
         self._ready = True
         self._verify_wanted = False
         self._verified_at = self._clock.monotonic()
-        self._verify_took = self._verified_at - started
         return plan
 
     def _prove(self) -> None:

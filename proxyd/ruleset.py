@@ -72,12 +72,7 @@ CHAINS = (
     BaseChain(
         "filter-output",
         "type filter hook output priority filter - 10; policy accept;",
-        (
-            *_UNSERVED,
-            # translated back onto the interface it came from, a packet makes the kernel tell the pod of
-            # a "better" way to the service address, by which the pod would go round this node
-            f"{_TO_SERVICE} icmp type redirect drop",
-        ),
+        _UNSERVED,
     ),
 )
 

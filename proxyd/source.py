@@ -107,6 +107,12 @@ class StoreSource:
         services, slices = _values(self._services, changes[0]), _values(self._slices, changes[1])
         return View(False, services, slices, pod_networks, service_ranges)
 
+    def pod_networks(self) -> tuple[str, ...]:
+        """The pod networks as they are known. Raises NotReady."""
+        if reason := self.not_ready():
+            raise NotReady(f"read store: {reason}")
+        return self._networks()[0]
+
     def _networks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         config, cluster = self._network.get(""), self._cluster.get("")
         if not self._fixed_pod_networks and config is not None and config.network is not None:
