@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scheduler.agent.client import AgentExec
 
 _CHUNK = 65536
+_SIZE_AGAIN = (0.05, 0.2, 0.8)  # seconds between the tellings of the first size
 
 
 def stdin_is_terminal() -> bool:
@@ -54,7 +55,12 @@ def raw_mode() -> Iterator[None]:
 
 @contextmanager
 def follow_size(session: AgentExec) -> Iterator[None]:
-    """Tell the session the size of our terminal, now and whenever it changes."""
+    """Tell the session the size of our terminal, now and whenever it changes.
+
+    The first telling is repeated: an engine that has not started the command
+    yet loses it (docker's own command line tries again, too). The same size
+    once more disturbs nobody.
+    """
 
     def tell(number: int = 0, frame: FrameType | None = None) -> None:
         del number, frame
@@ -64,11 +70,20 @@ def follow_size(session: AgentExec) -> Iterator[None]:
         except (OSError, PodlaneError):
             return  # a size that cannot be had or told is no reason to stop
 
+    def insist() -> None:
+        for pause in _SIZE_AGAIN:
+            if done.wait(pause):
+                return
+            tell()
+
+    done = Event()
     tell()
     before = signal.signal(signal.SIGWINCH, tell)
+    Thread(target=insist, daemon=True, name="terminal size").start()
     try:
         yield
     finally:
+        done.set()
         signal.signal(signal.SIGWINCH, before)
 
 
