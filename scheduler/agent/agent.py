@@ -21,7 +21,7 @@ from typing import Protocol
 import msgspec
 
 from podlane.api.meta import is_pod_ready
-from podlane.api.types import Pod, PodStatus
+from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
@@ -188,11 +188,11 @@ class Agent:
             new = status.compute(
                 pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
             )
+            self._measure(pod, ready=is_pod_ready(msgspec.structs.replace(pod, status=new)))
             # while it is being worked on, a status nobody acts on is only one write more
             if pod_plan.uid in working and not status.is_urgent(pod.status, new):
                 continue
             self._statuses.offer(pod, new)
-            self._measure(pod, ready=is_pod_ready(_with(pod, new)))
         _PODS.set(len(seen.pods))
         _RUNNING.set(sum(r.running and c.container_name(r) != c.INFRA for r in seen.records))
 
@@ -312,10 +312,6 @@ def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> frozenset[s
 def _is_probed(pod: Pod, record: Record) -> bool:
     name = c.container_name(record)
     return any(ct.name == name and ct.readiness_probe is not None for ct in pod.spec.containers)
-
-
-def _with(pod: Pod, new: PodStatus) -> Pod:
-    return msgspec.structs.replace(pod, status=new)
 
 
 def _bound(work: Callable[[PodPlan], float], pod: PodPlan) -> Callable[[], float]:

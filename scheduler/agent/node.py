@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
-from podlane.store.lease import KeepAlive
 
 import podlane
 from podlane.api import quantity
@@ -39,6 +38,7 @@ from podlane.errors import AlreadyExists, NotFound, PodlaneError
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
+from podlane.store.lease import KeepAlive
 from podlane.store.registry import Registry
 from scheduler.agent.runtime import Runtime, RuntimeInfo
 

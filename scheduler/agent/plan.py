@@ -234,7 +234,7 @@ def _plan_rebuild(seen: Observed, pod: Pod, records: list[Record], latest: Mappi
 
 def _result(builder: _Builder, bucket: Bucket, why: str, steps: list[Action]) -> PodPlan:
     pod = builder.pod
-    if not steps:
+    if all(isinstance(step, Remove) for step in steps):  # at most clearing up old attempts
         bucket = "pull" if builder.pulls else "wait" if builder.waiting else "keep"
     return PodPlan(
         uid=pod.metadata.uid,

@@ -34,7 +34,7 @@ from scheduler.agent.runtime import Runtime, RuntimeRefused, RuntimeUnavailable
 _FAST = 0.05
 _FAST_EXEC = 0.25
 _SLOWEST_FAST = 0.4
-_WORKERS = 16
+_WORKERS = 8
 _IDLE = 60.0
 _BODY_SHOWN = 200
 

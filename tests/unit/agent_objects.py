@@ -1,0 +1,121 @@
+"""Pods for the agent's tests, and a short notation for plans."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from podlane.api.types import Container, ObjectMeta, Pod, PodSpec
+from podlane.runtime.clock import FakeClock
+from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.memory import Memory
+from scheduler.agent.plan import Observed, Plan, plan, wanted_images
+from scheduler.agent.runtime import NetworkSpec
+from scheduler.agent.steps import Steps
+
+SPEC = NetworkSpec(subnet="10.5.3.0/24", gateway="10.5.3.1", mtu=1450)
+IMAGE = "web:1"
+
+
+def container(name: str = "web", **changes: Any) -> Container:
+    return Container(**{"name": name, "image": IMAGE, "image_pull_policy": "IfNotPresent", **changes})
+
+
+def pod(name: str = "p", *containers: Container, **spec: Any) -> Pod:
+    return Pod(
+        metadata=ObjectMeta(name=name, namespace="default", uid=f"uid-{name}", resource_version="1"),
+        spec=PodSpec(containers=containers or (container(),), node_name="n1", **spec),
+    )
+
+
+def deleted(obj: Pod, grace: int = 30) -> Pod:
+    metadata = msgspec.structs.replace(
+        obj.metadata,
+        deletion_timestamp=datetime(2026, 1, 1, tzinfo=UTC),
+        deletion_grace_period_seconds=grace,
+    )
+    return msgspec.structs.replace(obj, metadata=metadata)
+
+
+class Told:
+    """Collects events as "Reason message"."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, obj: Pod, kind: str, reason: str, message: str) -> None:
+        assert kind in {"Normal", "Warning"}
+        self.events.append(f"{obj.metadata.name}: {reason} {message}")
+
+    def reasons(self) -> list[str]:
+        return [text.split()[1] for text in self.events]
+
+
+class Host:
+    """A node without threads: what is bound to it, an engine, and a memory that a restart loses."""
+
+    def __init__(self, *pods: Pod, images: tuple[str, ...] = (IMAGE,)) -> None:
+        self.clock = FakeClock()
+        self.runtime = FakeRuntime(self.clock)
+        self.runtime.ensure_infra_image()
+        self.runtime.ensure_network(SPEC)
+        for image in images:
+            self.runtime.add_image(image)
+        self.pods = {p.metadata.uid: p for p in pods}
+        self.network = ""
+        self.told = Told()
+        self.restart_agent()
+
+    def restart_agent(self) -> None:
+        self.memory = Memory(self.clock)
+        self.steps = Steps(self.runtime, self.memory, self.told, self.release)
+
+    def release(self, gone: Pod) -> None:
+        self.pods.pop(gone.metadata.uid, None)
+
+    def look(self, **changes: Any) -> Plan:
+        records = self.runtime.list()
+        deleted_or_foreign = {u for u, p in self.pods.items() if p.metadata.deletion_timestamp is not None}
+        deleted_or_foreign |= {r.labels["podlane.io/pod-uid"] for r in records} - set(self.pods)
+        given: dict[str, Any] = {
+            "now": self.clock.now(),
+            "pods": dict(self.pods),
+            "records": records,
+            "images": self.memory.images(self.runtime, wanted_images(self.pods.values())),
+            "failures": self.memory.failures(),
+            "pulled": self.memory.pulled(),
+            "endings": self.memory.note_endings(deleted_or_foreign),
+            "network": self.network,
+        }
+        return plan(Observed(**{**given, **changes}))
+
+    def sync(self) -> Plan:
+        """Look, plan, and carry out everything, pulls first."""
+        planned = self.look()
+        for p in planned.pods:
+            for step in p.pulls:
+                self.steps.pull(p, step)
+            self.steps.carry_out(p)
+        return planned
+
+    def settle(self, times: int = 6) -> None:
+        for _ in range(times):
+            self.sync()
+
+    def running(self) -> list[str]:
+        """`web/p#0` for each running container, without the infra containers."""
+        return [x for x in self.all_running() if not x.startswith("POD")]
+
+    def all_running(self) -> list[str]:
+        return sorted(_short(name) for name in self.runtime.running())
+
+
+def _short(name: str) -> str:
+    _, ct, p, _, _, number = name.split("_")
+    return f"{ct}/{p}#{number}"
+
+
+def name(ct: str, p: str, number: int = 0) -> str:
+    return f"podlane_{ct}_{p}_default_uid-{p}_{number}"
