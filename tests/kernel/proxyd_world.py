@@ -133,28 +133,32 @@ class NoConntrack:
 class World:
     """Built by the `world` fixture; `sync` is proxyd."""
 
-    def __init__(self, netns: Any) -> None:
+    def __init__(self, netns: Any, node: Any = None, client: Any = None) -> None:
+        """`node` and `client`, if given, are on one network already and have their addresses."""
         self.netns = netns
         self.store = Store()
         self._sockets: list[socket.socket] = []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._proxies: list[tuple[KernelNft, Any, Hairpin]] = []
-        self.node, self.client, self.far = netns.add("node"), netns.add("client"), netns.add("far")
+        self.node, self.client = node or netns.add("node"), client or netns.add("client")
+        self.far = netns.add("far")
         self.pods = {address: netns.add(f"pod{i}") for i, address in enumerate((POD1, POD2, POD3), 1)}
         self.pods[FAR] = self.far
+        if node is None:
+            netns.link(self.node, "eth0", self.client, "eth0")
+            _batch(self.node, [f"address add {NODE}/24 dev eth0"])
+            _batch(self.client, [f"address add {CLIENT}/24 dev eth0"])
         self._wire()
         self.proxy = self.start()
 
     def _wire(self) -> None:
         netns, node = self.netns, self.node
-        netns.link(node, "eth0", self.client, "eth0")
         netns.link(node, "eth1", self.far, "eth0")
         batch = [
             "link add cbr0 type bridge",
             "address add 10.5.1.1/24 dev cbr0",
             "link set cbr0 up",
-            f"address add {NODE}/24 dev eth0",
             "address add 172.16.0.1/24 dev eth1",
             "route add 10.5.2.0/24 via 172.16.0.2",
         ]
@@ -164,7 +168,7 @@ class World:
             batch.append(f"link set v{number} master cbr0")
             _batch(pod, [f"address add {address}/24 dev eth0", "route add default via 10.5.1.1"])
         _batch(node, batch)
-        _batch(self.client, [f"address add {CLIENT}/24 dev eth0", f"route add {SERVICE_RANGE} via {NODE}"])
+        _batch(self.client, [f"route add {SERVICE_RANGE} via {NODE}"])
         _batch(
             self.far,
             ["address add 172.16.0.2/24 dev eth0", f"address add {FAR}/32 dev lo", "route add default via 172.16.0.1"],
