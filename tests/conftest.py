@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -172,6 +174,81 @@ class Etcd:
             etcdrpc.KVStub(channel).Compact(request, timeout=10)
 
 
+class Link:
+    """A TCP relay in front of one member, to be cut or turned into a black hole."""
+
+    def __init__(self, member: Member) -> None:
+        self._target = ("127.0.0.1", member.client_port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port = self._listener.getsockname()[1]
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+        self._answers = threading.Event()
+        self.restore()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def cut(self) -> None:
+        """Reset every connection; new ones are let through."""
+        with self._lock:
+            doomed, self._sockets = self._sockets, set()
+        for each in doomed:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def swallow(self) -> None:
+        """From now on nothing passes, and nobody is told."""
+        self._open.clear()
+        self._answers.clear()
+
+    def swallow_answers(self) -> None:
+        """From now on only what goes to the member passes."""
+        self._answers.clear()
+
+    def restore(self) -> None:
+        """Let everything pass again, what was held back first."""
+        self._open.set()
+        self._answers.set()
+
+    def close(self) -> None:
+        self.restore()
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._join, args=(near,), daemon=True).start()
+
+    def _join(self, near: socket.socket) -> None:
+        self._open.wait()
+        try:
+            far = socket.create_connection(self._target)
+        except OSError:
+            near.close()
+            return
+        with self._lock:
+            self._sockets |= {near, far}
+        threading.Thread(target=self._pump, args=(near, far, self._open), daemon=True).start()
+        self._pump(far, near, self._answers)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, may_pass: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                may_pass.wait()
+                sink.sendall(data)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
 @contextlib.contextmanager
 def running(etcd: Etcd) -> Iterator[Etcd]:
     """Start it, and end it whatever happens."""
@@ -187,6 +264,14 @@ def etcd(tmp_path: Path) -> Iterator[Etcd]:
     """One real member, for this test alone."""
     with running(Etcd(tmp_path / "etcd")) as one:
         yield one
+
+
+@pytest.fixture
+def link(etcd: Etcd) -> Iterator[Link]:
+    """A way to `etcd` that can break."""
+    relay = Link(etcd.members[0])
+    yield relay
+    relay.close()
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ How it survives:
   delivered once more and skipped; see Store.watch for why);
 - compaction behind its back: it lists again;
 - a store that was wiped, restored or exchanged, which a watch cannot notice
-  (a watch from a future revision just waits): each time it resumes it proves
-  by one read that the revision did not go back and that the key written last
-  is still as it was, and lists again if not. Listing is always right.
+  (a watch from a future revision just waits): once the watch is open it proves
+  by one read that the revision did not go back and that keys written last are
+  still as they were, and lists again if not. Listing is always right.
 Source: client-go's Reflector; the proof is our own.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections.abc import Callable, Iterable
 from operator import itemgetter
@@ -38,6 +39,7 @@ LIST_TIMEOUT = 30.0  # seconds for one page
 POLL = 1.0  # seconds a stop may go unnoticed
 BACKOFF = (0.1, 5.0)  # seconds: first and longest pause between attempts
 MIN_CHANGES_KEPT = 10_000
+PROBES = 16  # keys asked for to prove that the store's history is ours
 
 _KEYS = metrics.gauge("podlane_mirror_keys", "Keys held.", ["mirror"])
 _EVENTS = metrics.counter("podlane_mirror_events_total", "Watch events applied.", ["mirror"])
@@ -167,12 +169,14 @@ class Mirror(Generic[T]):
                     self._list()
                     relist = False
                 with self._store.watch(self.prefix, start_revision=self._revision) as watch:
-                    if not self._same_history(listed=listed):
-                        self._log.info("cannot resume, listing again", revision=self._revision)
-                        relist = True
-                        continue
-                    pause = BACKOFF[0]
-                    self._follow(watch, stop)
+                    relist = not self._same_history()
+                    if not relist:
+                        pause = BACKOFF[0]
+                        self._follow(watch, stop)
+                if relist:
+                    self._log.info("cannot resume, listing again", revision=self._revision)
+                    if listed:
+                        pause = self._pause(stop, pause)
             except Compacted as error:
                 self._log.info("compacted, listing again", revision=self._revision, oldest=error.revision)
                 relist = True
@@ -180,8 +184,12 @@ class Mirror(Generic[T]):
                 self._healthy_since = None
                 _FAILURES.labels(self.name).inc()
                 self._log.warning("mirror failed", error=str(error), retry_in=pause)
-                self._clock.wait(stop, pause)
-                pause = min(BACKOFF[1], pause * 2)
+                pause = self._pause(stop, pause)
+
+    def _pause(self, stop: threading.Event, pause: float) -> float:
+        """Wait; returns how long to wait the next time."""
+        self._clock.wait(stop, pause)
+        return min(BACKOFF[1], pause * 2)
 
     def _follow(self, watch: Watch, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -195,22 +203,28 @@ class Mirror(Generic[T]):
         if self._healthy_since is None:
             self._healthy_since = self._last_contact
 
-    def _same_history(self, *, listed: bool) -> bool:
-        """Whether the store has gone on from the state we hold; see the module.
+    def _same_history(self) -> bool:
+        """Whether the store has surely gone on from the state we hold; see the module.
 
-        When the key written last has changed meanwhile nothing is proved. Then
-        the answer is no, unless we have only just `listed`: on a busy prefix
-        that would never end.
+        A key may have changed since, which proves nothing; so the keys written
+        last are asked for, and one that is as it was is proof enough unless
+        another tells of a different past.
         """
-        newest, mod_revision = max(self._revisions.items(), key=itemgetter(1), default=("", 0))
-        result = self._store.txn([], [Get(self.prefix + newest[len(self._key_prefix) :])])
+        newest = heapq.nlargest(PROBES, self._revisions.items(), key=itemgetter(1))
+        known = {self.prefix + key[len(self._key_prefix) :]: revision for key, revision in newest}
+        reads = [Get(key) for key in known] or [Get(self.prefix, prefix=True)]
+        result = self._store.txn([], reads)
         if result.cluster_id != self._cluster_id or result.revision < self._revision:
             return False
-        return listed or any(kv.mod_revision == mod_revision for kv in result.reads[0])
+        found = [kv for read in result.reads for kv in read]
+        unchanged = [kv for kv in found if kv.mod_revision <= self._revision]
+        if any(kv.mod_revision != known.get(kv.key) for kv in unchanged):
+            return False
+        return bool(unchanged) or not known
 
     def _list(self) -> None:
         """Replace the content by a complete list; what is surely unchanged is not decoded again."""
-        resumed = self.synced and self._same_history(listed=False)
+        resumed = self.synced and self._same_history()
         items: dict[str, T] = {}
         revisions: dict[str, int] = {}
         undecodable: dict[str, str] = {}
