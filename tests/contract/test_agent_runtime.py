@@ -389,7 +389,10 @@ def test_docker_command_that_does_not_exist(real: Runtime) -> None:
 
 def test_docker_logs(real: Runtime) -> None:
     infra(real)
-    run(real, config("web", infra="t-POD", cmd=("sh", "-c", "echo one; echo two >&2; sleep 0.2; echo three; sleep 1000")))
+    run(
+        real,
+        config("web", infra="t-POD", cmd=("sh", "-c", "echo one; echo two >&2; sleep 0.2; echo three; sleep 1000")),
+    )
     eventually(lambda: b"".join(real.logs("t-web")).count(b"\n") == 3)
     assert b"".join(real.logs("t-web", tail=1)) == b"three\n"
     assert b"".join(real.logs("t-web", since=time.time() + 60)) == b""
@@ -413,10 +416,10 @@ def test_docker_limits_become_control_groups(real: Runtime) -> None:
 
     infra(real)
     limits = Limits(cpu_shares=102, cpu_quota=50_000, memory=64 << 20)
-    run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/bin"))
+    run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/srv/app"))
     told = real._client("quick").inspect_container("t-web")["HostConfig"]  # type: ignore[attr-defined]
     assert (told["CpuShares"], told["CpuQuota"], told["Memory"]) == (102, 50_000, 64 << 20)
-    assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/bin\n"
+    assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/srv/app\n"
 
 
 def test_docker_pod_shares_one_network_and_its_infra_ignores_sigterm(real: Runtime) -> None:
