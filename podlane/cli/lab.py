@@ -121,6 +121,9 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     DOCKER_HOST and PODLANE_ETCD_ENDPOINTS are set for it. HOST `net` is the
     underlay itself, which is outside of every host.
     """
+    words = list(command[1:] if command[0] == "--" else command)
+    if not words:
+        fail("COMMAND: missing, as in podlane lab exec node1 -- ip route", 2)
     target = cluster.load(name)
     environment = {**os.environ, "PODLANE_ETCD_ENDPOINTS": ",".join(target.endpoints)}
     netns = target.underlay
@@ -129,9 +132,9 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
         environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
     network.enter(netns)
     try:
-        os.execvpe(command[0], list(command), environment)  # noqa: S606 - no shell is wanted
+        os.execvpe(words[0], words, environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
-        fail(f"run {command[0]}: {error.strerror}", 127)
+        fail(f"run {words[0]}: {error.strerror}", 127)
 
 
 @lab.command()

@@ -7,6 +7,7 @@ addresses are given, since the file system is shared.
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def _etcd(lab: Topology, host: Host) -> DaemonSpec:
             "--log-level=warn",
         ),
         ready=f"http://127.0.0.1:{ETCD_CLIENT_PORT}/health",
-        env=(("ETCD_UNSUPPORTED_ARCH", "arm64"),),  # Debian's etcd refuses to start on arm64 without it
+        # etcd 3.4 refuses to start on arm64 without it
+        env=(("ETCD_UNSUPPORTED_ARCH", "arm64"),) if platform.machine() == "aarch64" else (),
     )
 
 

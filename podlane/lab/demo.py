@@ -85,13 +85,13 @@ class Demo:
             spread = "  ".join(f"{name}: {count}" for name, count in summary.backends.items())
             self._say(f"  {host.name} → {address}   {spread}")
             if summary.failed:
-                raise LabError(f"demo: {summary.failed} requests from {host.name} failed: {summary.errors}")
+                raise LabError(f"demo: {summary.failed} requests from {host.name} failed: {summary.late}")
         return address
 
     def _steady(self, summary: traffic.Summary) -> None:
         self._say(f"\n  requests from every host go on in the background ({summary})")
         if summary.failed or summary.retried:
-            raise LabError(f"demo: requests failed though nothing was wrong: {summary.errors}")
+            raise LabError(f"demo: requests failed though nothing was wrong: {summary.late}")
 
     def _kill_container(self, requests: traffic.Traffic) -> None:
         victim = self._ready()[0]
@@ -213,7 +213,7 @@ class Demo:
     def _outcome(self, what: str, summary: traffic.Summary) -> None:
         self._say(f"  {what}; meanwhile {summary}")
         if summary.failed:
-            raise LabError(f"demo: {summary.failed} requests were never answered: {summary.errors}")
+            raise LabError(f"demo: {summary.failed} requests were never answered: {summary.late}")
 
     def _wait(self, what: str, done: Callable[[], bool], *, timeout: float = 30.0) -> float:
         """Poll until `done`; return the seconds it took, or raise LabError with the pods' state."""

@@ -19,10 +19,12 @@ from typing import Self
 
 from podlane.lab.network import enter, inside
 
-TRY_TIMEOUT = 0.5
-"""Seconds for one try: connect, request and answer."""
+TRY_TIMEOUT = 0.9
+"""Seconds for one try: connect, request and answer. Below the second after which
+the kernel sends a lost SYN again, so that a lost packet is a failed try."""
 
 MAX_TRIES = 10
+LATE_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`retried` got an answer, but not at the first try; `failed` got none within MAX_TRIES."""
+    """`retried` got an answer, but not at the first try; `failed` got none within MAX_TRIES.
+
+    `late` tells the first few of both: who, how long after the first request, and the last error.
+    """
 
     requests: int
     retried: int
@@ -47,6 +52,7 @@ class Summary:
     slowest: float
     backends: dict[str, int]
     errors: dict[str, int]
+    late: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.requests} requests, {self.retried} answered at a later try, {self.failed} not answered"
@@ -60,6 +66,11 @@ def summarize(answers: Sequence[Answer]) -> Summary:
         slowest=max((a.elapsed for a in answers), default=0.0),
         backends=dict(sorted(Counter(a.backend for a in answers if a.backend).items())),
         errors=dict(Counter(a.error for a in answers if a.error)),
+        late=tuple(
+            f"{a.host} at {a.at - answers[0].at:.1f} s: {a.error}, then {a.backend or 'nothing'} after {a.elapsed:.1f} s"
+            for a in answers
+            if a.error
+        )[:LATE_TOLD],
     )
 
 

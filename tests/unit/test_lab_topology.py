@@ -86,6 +86,10 @@ def test_the_summary_tells_a_late_answer_from_none() -> None:
     assert summary.backends == {"web-a": 1, "web-b": 1}
     assert summary.errors == {"timed out": 1, "refused": 1}
     assert summary.slowest == 5.0
+    assert summary.late == (
+        "h at 0.2 s: timed out, then web-b after 0.9 s",
+        "h at 0.3 s: refused, then nothing after 5.0 s",
+    )
 
 
 def test_the_picture() -> None:
