@@ -37,14 +37,22 @@ def run(
     daemon = options.make_daemon("proxyd", clock=clock)
     store = connect(store_config)
     nft, conntrack = KernelNft(), KernelConntrack()
+
+    def changed() -> None:
+        runner.trigger()
+        if not ports.synced_once:
+            ports.trigger()
+
     source = StoreSource(
         store,
         network_prefix=network_prefix,
-        on_change=lambda: runner.trigger(),  # noqa: PLW0108 - the runner is made below
+        on_change=changed,
         clock=clock,
         pod_networks=pod_networks,
         service_ranges=service_ranges,
     )
+    hairpin = Hairpin(source.pod_networks)
+    ports = Runner(hairpin.sync, name="hairpin", clock=clock, min_interval=_PORTS_SETTLE, resync=VERIFY_INTERVAL)
     proxy = Proxy(
         source=source,
         nft=nft,
@@ -52,19 +60,18 @@ def run(
         host=KernelHost(),
         node=node,
         clock=clock,
-        trigger_after=lambda seconds: runner.trigger_after(seconds),  # noqa: PLW0108 - likewise
+        trigger_after=lambda seconds: runner.trigger_after(seconds),  # noqa: PLW0108 - the runner is made below
     )
     runner = Runner(proxy.sync, name="proxyd", clock=clock, min_interval=_SETTLE, resync=VERIFY_INTERVAL)
-    hairpin = Hairpin(source.pod_networks)
-    ports = Runner(hairpin.sync, name="hairpin", clock=clock, min_interval=_PORTS_SETTLE, resync=VERIFY_INTERVAL)
-    daemon.add_thread("links", lambda stop: hairpin.watch(stop, ports.trigger))
-    daemon.add_thread("hairpin", ports.run)
     for name, body in source.threads:
         daemon.add_thread(name, body)
     daemon.add_thread("watch", proxy.watch)
     daemon.add_thread("sync", runner.run)
+    daemon.add_thread("links", lambda stop: hairpin.watch(stop, ports.trigger))
+    daemon.add_thread("hairpin", ports.run)
     daemon.add_ready_check("store", source.not_ready)
     daemon.add_ready_check("kernel", proxy.not_ready)
+    daemon.add_ready_check("hairpin", ports.ready)
     for close in (store.close, nft.close, conntrack.close, hairpin.close):
         daemon.on_stop(close)
     return daemon.run()
