@@ -1,0 +1,200 @@
+"""The Node object, the heartbeat, and the subnet file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from agent_objects import SPEC
+
+from podlane.api.meta import get_condition
+from podlane.api.types import Lease, Node
+from podlane.errors import NotFound
+from podlane.runtime.clock import SystemClock
+from podlane.store.memory import MemoryStore
+from podlane.store.registry import Registry
+from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.network import NoSubnet, contains, parse, read_subnet_file
+from scheduler.agent.node import Facts, Heartbeat, Registrar, describe, machine_capacity, parse_capacity
+from scheduler.agent.runtime import NetworkSpec
+
+pytestmark = pytest.mark.unit
+
+CAPACITY = {"cpu": "2", "memory": "4Gi", "pods": "110"}
+INFO = FakeRuntime().info()
+FACTS = Facts(name="n1", ip="192.168.64.11", port=10250, capacity=CAPACITY, info=INFO, pod_cidr="10.5.3.0/24")
+
+
+def test_a_new_node() -> None:
+    node = describe(None, FACTS, 1000.0)
+    assert node.metadata.name == "n1"
+    assert node.metadata.labels["kubernetes.io/hostname"] == "n1"
+    assert (node.status.capacity, node.status.allocatable) == (CAPACITY, CAPACITY)
+    assert [(a.type, a.address) for a in node.status.addresses] == [
+        ("InternalIP", "192.168.64.11"),
+        ("Hostname", "n1"),
+    ]
+    assert node.status.daemon_endpoints.kubelet_endpoint.port == 10250
+    assert node.spec.pod_cidr == "10.5.3.0/24"
+    assert node.status.node_info.container_runtime_version == "fake://1"
+    ready = get_condition(node.status.conditions, "Ready")
+    assert ready is not None
+    assert (ready.status, ready.reason) == ("True", "KubeletReady")
+
+
+def test_what_an_operator_set_stays() -> None:
+    node = describe(None, FACTS, 1000.0)
+    labels = {**node.metadata.labels, "zone": "a", "disk": "slow"}
+    node = msgspec.structs.replace(
+        node,
+        metadata=msgspec.structs.replace(node.metadata, labels=labels),
+        spec=msgspec.structs.replace(node.spec, unschedulable=True),
+    )
+    facts = facts_with(labels={"disk": "fast", "rack": "7"})
+    again = describe(node, facts, 2000.0)
+    assert again.spec.unschedulable
+    assert (again.metadata.labels["zone"], again.metadata.labels["disk"]) == ("a", "slow")
+    assert again.metadata.labels["rack"] == "7"
+
+
+def facts_with(**changes: object) -> Facts:
+    from dataclasses import replace
+
+    return replace(FACTS, **changes)  # type: ignore[arg-type]
+
+
+def test_looking_again_changes_nothing() -> None:
+    node = describe(None, FACTS, 1000.0)
+    assert describe(node, FACTS, 2000.0) == node
+
+
+def test_a_problem_makes_the_node_not_ready_and_keeps_what_is_known() -> None:
+    node = describe(None, FACTS, 1000.0)
+    down = describe(node, facts_with(info=None, pod_cidr="", problem="no answer", reason="Away"), 2000.0)
+    ready = get_condition(down.status.conditions, "Ready")
+    assert ready is not None
+    assert (ready.status, ready.reason, ready.message) == ("False", "Away", "no answer")
+    assert down.spec.pod_cidr == "10.5.3.0/24"
+    assert down.status.node_info == node.status.node_info
+
+
+def test_capacity() -> None:
+    machine = machine_capacity({})
+    assert int(machine["cpu"]) > 0
+    assert machine["memory"].endswith("Ki")
+    assert machine_capacity({"cpu": "7"}) == {**machine, "cpu": "7"}
+    assert parse_capacity("cpu=500m, memory=2Gi,") == {"cpu": "500m", "memory": "2Gi"}
+    assert parse_capacity("") == {}
+
+
+@pytest.mark.parametrize("text", ["cpu", "disk=1", "cpu=x", "memory=0", "cpu=-1"])
+def test_a_capacity_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected"):
+        parse_capacity(text)
+
+
+class Beating:
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.registry = Registry(self.store)
+        self.runtime = FakeRuntime()
+        self.network = ("10.5.3.0/24", "")
+        self.registrar = Registrar(
+            facts_with(info=None),
+            registry=self.registry,
+            runtime=self.runtime,
+            network=lambda: self.network,
+            clock=SystemClock(),
+        )
+
+    def node(self) -> Node:
+        return self.registry.get(Node, "", "n1")
+
+    def alive(self) -> bool:
+        try:
+            self.registry.get(Lease, "kube-node-lease", "n1")
+        except NotFound:
+            return False
+        return True
+
+
+def test_the_node_is_registered_and_written_only_when_something_changed() -> None:
+    b = Beating()
+    b.registrar.sync()
+    first = b.node()
+    b.registrar.sync()
+    assert b.node() == first
+    b.network = ("10.5.3.0/24", "no subnet")
+    b.registrar.sync()
+    ready = get_condition(b.node().status.conditions, "Ready")
+    assert ready is not None
+    assert (ready.status, ready.reason, b.registrar.problem()) == ("False", "NetworkPluginNotReady", "no subnet")
+    b.network = ("10.5.3.0/24", "")
+    b.runtime.down = True
+    b.registrar.sync()
+    ready = get_condition(b.node().status.conditions, "Ready")
+    assert ready is not None
+    assert ready.reason == "ContainerRuntimeNotReady"
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "did not become true"
+        time.sleep(0.01)
+
+
+def test_a_lost_lease_is_replaced_and_the_last_one_runs_out_by_itself() -> None:
+    b = Beating()
+    heart = Heartbeat("n1", 2, registry=b.registry, clock=SystemClock())
+    assert heart.problem() is not None
+    stop = threading.Event()
+    thread = threading.Thread(target=heart.run, args=(stop,))
+    thread.start()
+    try:
+        eventually(b.alive)
+        eventually(lambda: heart.problem() is None)
+        lease = b.store.get("/registry/leases/kube-node-lease/n1")
+        assert lease is not None
+        b.store.revoke(lease.lease)
+        assert not b.alive()
+        eventually(b.alive)
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert b.alive()
+
+
+# --- the subnet file ------------------------------------------------------------------------------
+
+
+ENV = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+
+
+def test_the_subnet_file(tmp_path: Path) -> None:
+    assert parse(ENV) == SPEC
+    with pytest.raises(NoSubnet, match="No such file"):
+        read_subnet_file(tmp_path / "none")
+    (tmp_path / "subnet.env").write_text(ENV.replace("10.5.3.1/24", "10.5.3.0/24"))
+    assert read_subnet_file(tmp_path / "subnet.env") == NetworkSpec("10.5.3.0/24", "10.5.3.1", 1450)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "FLANNEL_SUBNET=10.5.3.1/24", "FLANNEL_MTU=1450", ENV.replace("/24", ""), ENV.replace("1450", "12"),
+     ENV.replace("1450", "big"), ENV.replace("10.5.3.1", "10.5.3")],
+)  # fmt: skip
+def test_half_a_subnet_file_is_none(text: str) -> None:
+    with pytest.raises(NoSubnet):
+        parse(text)
+
+
+def test_belonging_to_the_network() -> None:
+    assert contains(SPEC, "10.5.3.9")
+    assert not contains(SPEC, "10.5.4.9")
+    assert not contains(SPEC, "")

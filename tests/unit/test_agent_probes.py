@@ -1,0 +1,196 @@
+"""Readiness probes: when a container is asked, and what its answers mean."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from agent_objects import container, pod
+
+from podlane.api.types import ContainerPort, ExecAction, HTTPGetAction, HTTPHeader, Probe, TCPSocketAction
+from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.probes import Prober, ProbeState, Target, checker
+from scheduler.agent.runtime import ExecResult
+
+pytestmark = pytest.mark.unit
+
+
+def answers(state: ProbeState, *oks: bool) -> list[tuple[float, bool, bool]]:
+    """(when asked, counted as a failure, ready after) for each answer, each given at once."""
+    told = []
+    for ok in oks:
+        at = state.due
+        counted = state.answer(ok, at)
+        told.append((round(at, 2), counted, state.ready))
+    return told
+
+
+def test_the_first_success_is_sought_quickly_and_its_failures_do_not_count() -> None:
+    assert answers(ProbeState(Probe(), 0.0), False, False, False, False, True, True) == [
+        (0.0, False, False), (0.05, False, False), (0.15, False, False), (0.35, False, False),
+        (0.75, False, True), (10.75, False, True),
+    ]  # fmt: skip
+
+
+def test_after_the_first_period_failures_count_and_come_once_a_period() -> None:
+    state = ProbeState(Probe(period_seconds=1), 0.0)
+    told = answers(state, *[False] * 8)
+    assert [at for at, _, _ in told] == [0.0, 0.05, 0.15, 0.35, 0.75, 1.75, 2.75, 3.75]
+    assert [counted for _, counted, _ in told] == [False] * 4 + [True] * 4
+    assert not state.ready
+
+
+def test_exec_probes_are_repeated_less_quickly() -> None:
+    state = ProbeState(Probe(exec=ExecAction(command=("true",))), 0.0)
+    assert [at for at, _, _ in answers(state, False, False, False, True)] == [0.0, 0.25, 0.65, 1.05]
+
+
+def test_the_initial_delay_counts_from_the_start_of_the_container() -> None:
+    assert ProbeState(Probe(initial_delay_seconds=5), 100.0, running_for=2).due == 103.0
+    assert ProbeState(Probe(initial_delay_seconds=5), 100.0, running_for=9).due == 100.0
+
+
+def test_thresholds() -> None:
+    state = ProbeState(Probe(success_threshold=2, failure_threshold=2), 0.0)
+    assert [r for _, _, r in answers(state, True, True, False, True, False, False)] == [
+        False, True, True, True, True, False,
+    ]  # fmt: skip
+    assert [r for _, _, r in answers(state, True, True)] == [False, True]
+
+
+def test_what_was_ready_before_the_agent_restarted_stays_so_until_it_fails() -> None:
+    state = ProbeState(Probe(), 0.0, was_ready=True)
+    assert state.ready
+    assert answers(state, False, False, False) == [(0.0, True, True), (10.0, True, True), (20.0, True, False)]
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status = int(self.path.strip("/") or 200)
+        if self.headers.get("X-Slow"):
+            time.sleep(1.5)
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def target(probe: Probe, port: int = 80) -> Target:
+    ct = container(ports=(ContainerPort(container_port=port, name="http"),), readiness_probe=probe)
+    return Target(id="c1", pod=pod("p", ct), container=ct, probe=probe, ip="127.0.0.1")
+
+
+@pytest.mark.parametrize(("path", "ok"), [("/200", True), ("/301", True), ("/404", False), ("/503", False)])
+def test_http_statuses(port: int, path: str, ok: bool) -> None:
+    probe = Probe(http_get=HTTPGetAction(port="http", path=path))
+    told, message = checker(FakeRuntime())(target(probe, port))
+    assert told is ok
+    assert ok or message == f"HTTP probe failed with statuscode: {path[1:]}"
+
+
+def test_http_failures_say_what_happened(port: int) -> None:
+    check = checker(FakeRuntime())
+    slow = HTTPGetAction(port=port, http_headers=(HTTPHeader(name="X-Slow", value="1"),))
+    assert check(target(Probe(http_get=slow))) == (False, "no answer within 1 s")
+    refused = check(target(Probe(http_get=HTTPGetAction(port=closed_port()))))
+    assert not refused[0]
+    assert "refused" in refused[1]
+    unknown = check(target(Probe(http_get=HTTPGetAction(port="admin"))))
+    assert unknown == (False, 'container web has no port named "admin"')
+
+
+def test_tcp(port: int) -> None:
+    check = checker(FakeRuntime())
+    assert check(target(Probe(tcp_socket=TCPSocketAction(port=port)))) == (True, "")
+    assert not check(target(Probe(tcp_socket=TCPSocketAction(port=closed_port()))))[0]
+
+
+def test_exec() -> None:
+    runtime = FakeRuntime()
+    host_id = _running(runtime)
+    runtime.execs = lambda _name, command: ExecResult(0 if command == ("good",) else 4, b"told\n")
+    check = checker(runtime)
+
+    def ask(command: str) -> tuple[bool, str]:
+        probe = Probe(exec=ExecAction(command=(command,)))
+        ct = container(readiness_probe=probe)
+        return check(Target(id=host_id, pod=pod("p", ct), container=ct, probe=probe, ip="127.0.0.1"))
+
+    assert ask("good")[0] is True
+    assert ask("bad") == (False, "told")
+    runtime.end(host_id)
+    assert not ask("good")[0]
+
+
+def _running(runtime: FakeRuntime) -> str:
+    from agent_objects import SPEC
+
+    from scheduler.agent.runtime import INFRA_IMAGE, ContainerConfig
+
+    runtime.ensure_infra_image()
+    runtime.ensure_network(SPEC)
+    identity = runtime.create(ContainerConfig("x", INFRA_IMAGE, {"a": "b"}, SPEC.name))
+    runtime.start(identity)
+    return identity
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "did not become true"
+        time.sleep(0.01)
+
+
+def test_the_prober_follows_what_it_is_told() -> None:
+    answer = {"c1": False, "c2": True}
+    changes: list[str] = []
+    failures: list[str] = []
+    prober = Prober(
+        lambda t: (answer[t.id], "no"),
+        on_change=lambda: changes.append("changed"),
+        on_failure=lambda t, message: failures.append(f"{t.id}: {message}"),
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=prober.run, args=(stop,))
+    thread.start()
+    try:
+        probe = Probe(period_seconds=1, failure_threshold=1)
+        one = target(probe)
+        two = Target(id="c2", pod=one.pod, container=one.container, probe=probe, ip="127.0.0.1")
+        prober.set({"c1": one, "c2": two})
+        eventually(lambda: prober.ready() == {"c2"})
+        assert len(changes) == 1
+        answer["c1"] = True
+        eventually(lambda: prober.ready() == {"c1", "c2"})
+        answer["c2"] = False
+        eventually(lambda: prober.ready() == {"c1"})
+        assert "c2: no" in failures
+        prober.set({"c2": two})
+        assert prober.ready() == frozenset()
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
