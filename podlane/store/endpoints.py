@@ -257,11 +257,12 @@ class Verdict(enum.Enum):
     UNSURE = "perhaps carried out"
 
 
+_STALE_LOGIN = ("invalid auth token", "revision of auth store is old")
 _DENIED = ("permission denied", "user name is empty", "authentication failed", "user name not found")
 
 # (status code or any, one of these in the text, what it means, the caller's error); the first that fits counts
 _RULES: tuple[tuple[grpc.StatusCode | None, tuple[str, ...], Verdict, type[PodlaneError]], ...] = (
-    (None, ("invalid auth token", "revision of auth store is old"), Verdict.LOGIN, PermissionDenied),
+    (None, _STALE_LOGIN, Verdict.LOGIN, PermissionDenied),
     (None, _DENIED, Verdict.ANSWER, PermissionDenied),
     (grpc.StatusCode.PERMISSION_DENIED, ("",), Verdict.ANSWER, PermissionDenied),
     (None, ("lease not found",), Verdict.ANSWER, LeaseNotFound),
@@ -302,7 +303,7 @@ def with_action(action: str, error: PodlaneError) -> PodlaneError:
 
 def error_of_cancel(reason: str) -> PodlaneError:
     """What etcd's reason for ending a watch means (without the action)."""
-    if any(part in reason for part in _DENIED):
+    if any(part in reason for part in (*_DENIED, *_STALE_LOGIN)):
         return PermissionDenied(reason)
     return StoreUnavailable(reason or "cancelled by etcd")
 

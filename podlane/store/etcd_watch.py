@@ -55,7 +55,7 @@ def open_watch(endpoints: Endpoints, prefix: str, start_revision: int, timeout: 
             if not endpoints.closed.is_set():
                 raise
         except PermissionDenied as error:
-            # etcd 3.4 says so of an expired token too
+            # perhaps the token has expired: etcd says one or the other
             if denied or not endpoints.relogin():
                 raise with_action(f"watch {prefix}", error) from error
             denied = True

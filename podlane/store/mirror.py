@@ -10,19 +10,19 @@ How it survives:
 - a broken stream: it watches again from the last revision seen (that one is
   delivered once more and skipped; see Store.watch for why);
 - compaction behind its back: it lists again;
-- a store that was wiped, restored or exchanged, which a watch cannot notice
-  (a watch from a future revision just waits): once the watch is open it proves
-  by one read that the revision did not go back and that keys written last are
-  still as they were, and lists again if not. Listing is always right.
-Source: client-go's Reflector; the proof is our own.
+- a store that was wiped or exchanged, which a watch cannot notice (a watch
+  from a future revision just waits), nor can a reader when the new store has
+  overtaken the old one's revision (a cluster started with the same flags even
+  has the same id). So before it lists, the mirror takes a lease without keys,
+  whose id no other history has; once a watch is open it proves that this
+  witness lives and that the revision did not go back, and lists again if not.
+Source: client-go's Reflector; the witness is our own.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 from typing import Generic, TypeVar
 
 from podlane.errors import PodlaneError
@@ -30,7 +30,7 @@ from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import NotReady
-from podlane.store.interface import Compacted, Get, KeyValue, Store, Watch, WatchBatch
+from podlane.store.interface import Compacted, KeyValue, LeaseNotFound, Store, Watch, WatchBatch
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -39,7 +39,7 @@ LIST_TIMEOUT = 30.0  # seconds for one page
 POLL = 1.0  # seconds a stop may go unnoticed
 BACKOFF = (0.1, 5.0)  # seconds: first and longest pause between attempts
 MIN_CHANGES_KEPT = 10_000
-PROBES = 16  # keys asked for to prove that the store's history is ours
+WITNESS_TTL = 3600  # seconds; renewed every third of it
 
 _KEYS = metrics.gauge("podlane_mirror_keys", "Keys held.", ["mirror"])
 _EVENTS = metrics.counter("podlane_mirror_events_total", "Watch events applied.", ["mirror"])
@@ -87,6 +87,7 @@ class Mirror(Generic[T]):
         self._changes: set[str] | None = None  # None: everything
         self._revision = 0
         self._cluster_id = 0
+        self._witness = 0  # a lease without keys
         self._synced = threading.Event()
         self._last_contact: float | None = None
         self._healthy_since: float | None = None
@@ -170,9 +171,10 @@ class Mirror(Generic[T]):
                     relist = False
                 with self._store.watch(self.prefix, start_revision=self._revision) as watch:
                     relist = not self._same_history()
-                    if not relist:
+                    while not relist and not stop.is_set():
                         pause = BACKOFF[0]
-                        self._follow(watch, stop)
+                        self._follow(watch, stop, self._clock.monotonic() + WITNESS_TTL / 3)
+                        relist = not stop.is_set() and not self._same_history()
                 if relist:
                     self._log.info("cannot resume, listing again", revision=self._revision)
                     if listed:
@@ -191,8 +193,8 @@ class Mirror(Generic[T]):
         self._clock.wait(stop, pause)
         return min(BACKOFF[1], pause * 2)
 
-    def _follow(self, watch: Watch, stop: threading.Event) -> None:
-        while not stop.is_set():
+    def _follow(self, watch: Watch, stop: threading.Event, until: float) -> None:
+        while not stop.is_set() and self._clock.monotonic() < until:
             batch = watch.next(POLL)
             self._contact()  # also without a batch: a dead stream would have raised
             if batch is not None:
@@ -204,34 +206,27 @@ class Mirror(Generic[T]):
             self._healthy_since = self._last_contact
 
     def _same_history(self) -> bool:
-        """Whether the store has surely gone on from the state we hold; see the module.
-
-        A key may have changed since, which proves nothing; so the keys written
-        last are asked for, and one that is as it was is proof enough unless
-        another tells of a different past.
-        """
-        newest = heapq.nlargest(PROBES, self._revisions.items(), key=itemgetter(1))
-        known = {self.prefix + key[len(self._key_prefix) :]: revision for key, revision in newest}
-        reads = [Get(key) for key in known] or [Get(self.prefix, prefix=True)]
-        result = self._store.txn([], reads)
-        if result.cluster_id != self._cluster_id or result.revision < self._revision:
+        """Whether the store has surely gone on from the state we hold; renews the witness. See the module."""
+        if not self._witness:
             return False
-        found = [kv for read in result.reads for kv in read]
-        unchanged = [kv for kv in found if kv.mod_revision <= self._revision]
-        if any(kv.mod_revision != known.get(kv.key) for kv in unchanged):
+        try:
+            self._store.keep_alive(self._witness)
+        except LeaseNotFound:
             return False
-        return bool(unchanged) or not known
+        result = self._store.txn([], [])
+        return result.revision >= self._revision and self._cluster_id in {0, result.cluster_id}
 
     def _list(self) -> None:
         """Replace the content by a complete list; what is surely unchanged is not decoded again."""
-        resumed = self.synced and self._same_history()
+        resumed = self._same_history()
+        if not resumed:
+            self._witness = self._store.grant(WITNESS_TTL)
         items: dict[str, T] = {}
         revisions: dict[str, int] = {}
         undecodable: dict[str, str] = {}
         revision = cluster_id = 0
         for page in self._store.pages(self.prefix, timeout=LIST_TIMEOUT):
             revision, cluster_id = page.revision, page.cluster_id
-            resumed = resumed and revision >= self._revision and cluster_id == self._cluster_id
             for kv in page.items:
                 key = self._key(kv)
                 revisions[key] = kv.mod_revision

@@ -163,7 +163,7 @@ def test_mirror_lists_again_when_etcd_was_wiped(etcd: Etcd) -> None:
 
 
 def test_mirror_lists_again_when_a_wiped_etcd_has_overtaken_it(etcd: Etcd, link: Link) -> None:
-    """The revision went on, the cluster id is the same: only the keys' own revisions tell."""
+    """The revision went on, the cluster id is the same: only the witness tells."""
     with opened(*etcd.endpoints) as direct, opened(link.endpoint) as store:
         put(direct, "old", b"1")
         with Watched(store) as watched:

@@ -1,0 +1,312 @@
+"""The mirror against a store that does everything stores do to mirrors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podlane.errors import StoreUnavailable
+from podlane.runtime import metrics
+from podlane.runtime.runner import NotReady
+from podlane.store import mirror as module
+from podlane.store.interface import Delete, KeyValue, Put
+from podlane.store.memory import MemoryStore
+from podlane.store.mirror import Mirror, NotSynced
+
+pytestmark = pytest.mark.unit
+
+WAIT = 20.0
+P = "/m/"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_stop() -> Iterator[None]:
+    """A mirror looks at its stop between polls; tests stop hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "POLL", 0.01)
+        yield
+
+
+class NoWait:
+    """A clock whose waits are short, so that retries cost a test nothing."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        return event.wait(min(timeout, 0.005))
+
+
+def decode(kv: KeyValue) -> str:
+    if kv.value == b"bad":
+        raise ValueError("cannot read it")
+    return kv.value.decode()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Run:
+    """A mirror of P and its thread; `changed` collects what take_changes gave at each on_change."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.changed: list[frozenset[str] | None] = []
+        self.mirror = Mirror(store, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.mirror.run, args=(self._stop,))
+
+    def _on_change(self) -> None:
+        self.changed.append(self.mirror.take_changes())
+
+    def __enter__(self) -> Run:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(WAIT)
+        assert not self._thread.is_alive()
+
+    def settle(self) -> None:
+        """Wait until the mirror has seen a key written now."""
+        at = self.store.txn([], [Put(P + "settled", str(self.store.revision).encode())]).revision
+        eventually(lambda: self.mirror.revision >= at and "settled" in self.mirror.snapshot())
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore(page_size=3)
+
+
+@pytest.fixture
+def run(store: MemoryStore) -> Iterator[Run]:
+    with Run(store) as running:
+        yield running
+
+
+def put(store: MemoryStore, *pairs: tuple[str, str]) -> int:
+    return store.txn([], [Put(P + key, value.encode()) for key, value in pairs]).revision
+
+
+def fresh(store: MemoryStore) -> dict[str, str]:
+    return {kv.key[len(P) :]: decode(kv) for kv in store.list(P).items if kv.value != b"bad"}
+
+
+def test_nothing_is_known_before_the_first_list(store: MemoryStore) -> None:
+    mirror = Mirror(store, P, decode=decode, on_change=lambda: None, name="early")
+    assert not mirror.synced
+    assert mirror.take_changes() is None
+    assert "no complete list" in (mirror.not_ready() or "")
+    with pytest.raises(NotSynced) as caught:
+        mirror.snapshot()
+    assert isinstance(caught.value, NotReady)
+
+
+def test_the_first_list_is_reported_even_if_empty(run: Run) -> None:
+    eventually(lambda: run.changed == [None])
+    assert run.mirror.synced
+    assert run.mirror.snapshot() == {}
+    assert run.mirror.not_ready() is None
+
+
+def test_a_half_list_is_never_shown(store: MemoryStore) -> None:
+    put(store, *((f"{n}", "1") for n in range(10)))
+    pages = store.pages
+
+    def broken(prefix: str, **options: float) -> object:
+        it = pages(prefix, **options)
+        yield next(it)
+        store.faults.fail_next(1)
+        yield from it
+
+    store.pages = broken  # type: ignore[method-assign, assignment]
+    with Run(store) as run:
+        eventually(lambda: (metrics.value("podlane_mirror_failures_total", mirror="unit") or 0) > 3)
+        assert not run.mirror.synced
+        assert run.changed == []
+        del store.pages
+        eventually(lambda: run.mirror.synced)
+        assert len(run.mirror.snapshot()) == 10
+
+
+def test_a_transaction_is_seen_whole(run: Run, store: MemoryStore) -> None:
+    eventually(lambda: run.mirror.synced)
+    done = threading.Event()
+    torn: list[dict[str, str]] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen = run.mirror.snapshot()
+            if len({seen.get(f"{n}") for n in range(5)}) != 1:
+                torn.append(seen)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for n in range(200):
+        put(store, *((f"{key}", f"{n}") for key in range(5)))
+    run.settle()
+    done.set()
+    reader.join(WAIT)
+    assert torn == []
+
+
+def test_changes_name_what_came_went_and_changed(run: Run, store: MemoryStore) -> None:
+    eventually(lambda: run.changed == [None])
+    put(store, ("a", "1"), ("b", "1"))
+    put(store, ("a", "2"))
+    store.txn([], [Delete(P + "b"), Put("/elsewhere", b"")])
+    eventually(lambda: run.changed[1:] == [{"a", "b"}, {"a"}, {"b"}])
+    assert run.mirror.take_changes() == frozenset()
+
+
+def test_changes_nobody_asks_for_do_not_pile_up(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_CHANGES_KEPT", 10)
+    with Run(store) as run:
+        eventually(lambda: run.mirror.synced)
+        run._on_change = lambda: None  # type: ignore[method-assign]
+        run.mirror._on_change = lambda: None
+        for n in range(15):
+            put(store, (f"{n}", "1"))
+            store.txn([], [Delete(f"{P}{n}")])
+        run.settle()
+        assert run.mirror.take_changes() is None
+
+
+def test_what_cannot_be_read_is_absent_until_it_can(run: Run, store: MemoryStore) -> None:
+    put(store, ("a", "1"), ("b", "1"))
+    run.settle()
+    put(store, ("a", "bad"))
+    eventually(lambda: "a" not in run.mirror.snapshot())
+    assert run.mirror.undecodable == {"a": "cannot read it"}
+    store.compact()
+    store.cut()
+    run.settle()
+    assert run.mirror.undecodable == {"a": "cannot read it"}
+    put(store, ("a", "2"))
+    eventually(lambda: run.mirror.get("a") == "2")
+    assert run.mirror.undecodable == {}
+
+
+def test_listing_again_after_compaction_reports_the_difference_only(run: Run, store: MemoryStore) -> None:
+    put(store, *((f"{n}", "1") for n in range(8)))
+    run.settle()
+    store.faults.set_down(True)
+    eventually(lambda: run.mirror.healthy_since is None)
+    run.changed.clear()
+    store.faults.set_down(False)
+    store.faults.fail_next(3)
+    put_back = StoreUnavailable("still away")
+    store.faults.fail_next(2, put_back)
+    assert run.mirror.snapshot().keys() >= {"0", "7"}
+    eventually(lambda: run.mirror.healthy_since is not None)
+    run.settle()
+    assert frozenset().union(*(c or frozenset() for c in run.changed)) == {"settled"}
+
+
+@pytest.mark.parametrize("cluster_id", [None, 99])
+def test_another_store_is_noticed_even_if_it_looks_alike(run: Run, store: MemoryStore, cluster_id: int | None) -> None:
+    """Wiped and filled again to the very revision, with a key that was there before."""
+    put(store, ("a", "1"), ("b", "1"))
+    put(store, ("c", "1"))
+    eventually(lambda: run.mirror.revision == 3)
+    store.faults.set_down(True)
+    store.wipe(cluster_id)
+    store.faults.set_down(False)
+    put(store, ("a", "2"))
+    put(store, ("d", "1"))
+    eventually(lambda: run.mirror.snapshot() == fresh(store) == {"a": "2", "d": "1"})
+
+
+# --- any sequence of events -----------------------------------------------------------------
+
+KEYS = st.sampled_from(["a", "b", "c", "d", "e"])
+VALUES = st.sampled_from(["1", "2", "3", "bad"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), KEYS, VALUES),
+        st.tuples(st.just("swap"), KEYS, KEYS),
+        st.tuples(st.just("delete"), KEYS),
+        st.tuples(st.just("elsewhere")),
+        st.tuples(st.just("compact"), st.integers(0, 5)),
+        st.tuples(st.just("cut")),
+        st.tuples(st.just("fail"), st.integers(1, 3)),
+        st.tuples(st.just("wipe")),
+        st.tuples(st.just("restart")),
+        st.tuples(st.just("settle")),
+    ),
+    max_size=30,
+)
+
+
+def carry_out(store: MemoryStore, run: Run, step: tuple[object, ...]) -> None:
+    match step:
+        case ("put", str(key), str(value)):
+            put(store, (key, value))
+        case ("swap", str(one), str(other)) if one != other:
+            store.txn([], [Put(P + one, b"s"), Delete(P + other)])
+        case ("delete", str(key)):
+            store.txn([], [Delete(P + key)])
+        case ("elsewhere",):
+            store.txn([], [Put("/elsewhere", b"")])
+        case ("compact", int(back)):
+            store.compact(max(1, store.revision - back))
+        case ("cut",):
+            store.cut()
+        case ("fail", int(count)):
+            store.faults.fail_next(count)
+        case ("wipe",):
+            store.wipe()
+        case ("restart",):
+            store.faults.set_down(True)
+            store.faults.set_down(False)
+        case ("settle",):
+            run.settle()
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS)
+def test_whatever_happens_the_mirror_becomes_the_list(steps: list[tuple[object, ...]]) -> None:
+    store = MemoryStore(page_size=2)
+    view: dict[str, str] = {}  # what a reader has who copies only the keys it is told of
+
+    with Run(store) as run:
+
+        def copy() -> None:
+            changed = run.mirror.take_changes()
+            now = run.mirror.snapshot()
+            for key in now.keys() | view.keys() if changed is None else changed:
+                if key in now:
+                    view[key] = now[key]
+                else:
+                    view.pop(key, None)
+
+        run.mirror._on_change = copy
+        eventually(lambda: run.mirror.synced)
+        for step in steps:
+            retry(lambda step=step: carry_out(store, run, step))
+        retry(run.settle)
+        eventually(lambda: run.mirror.snapshot() == fresh(store))
+        eventually(lambda: view == fresh(store))
+
+
+def retry(call: Callable[[], None]) -> None:
+    """Injected failures hit the test's own calls too."""
+    while True:
+        try:
+            call()
+        except StoreUnavailable:
+            continue
+        return
