@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import shutil
-import signal
-import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerd_process import IMAGE, dockerd, namespace
 
 from scheduler.agent import containers as c
 from scheduler.agent.fake import FakeRuntime
@@ -37,72 +31,17 @@ from scheduler.agent.runtime import (
 
 pytestmark = pytest.mark.contract
 
-IMAGE = "podlane-test/busybox:1"
 SPEC = NetworkSpec(subnet="10.99.7.0/24", gateway="10.99.7.1", mtu=1400)
 OTHER = NetworkSpec(subnet="10.99.8.0/24", gateway="10.99.8.1", mtu=1400)
 SLEEP = ("sleep", "1000")
 
 
-def busybox_archive() -> bytes:
-    """A file system with a static busybox under the names the tests use."""
-    program = Path("/bin/busybox").read_bytes()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("bin/busybox")
-        info.size, info.mode = len(program), 0o755
-        archive.addfile(info, io.BytesIO(program))
-        for name in ("sh", "sleep", "cat", "echo", "true", "false", "stty"):
-            link = tarfile.TarInfo(f"bin/{name}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(link)
-    return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def dockerd(folder: Path, prefix: str) -> Iterator[str]:
-    """A dockerd in a network namespace of its own; everything is gone afterwards."""
-    netns = f"{prefix}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    subprocess.run(["ip", "netns", "add", netns], check=True)
-    log = (folder / "log").open("wb")
-    url = f"unix://{folder}/docker.sock"
-    daemon = subprocess.Popen(
-        # nsenter, for `ip netns exec` hides the cgroup mounts
-        ["nsenter", f"--net=/run/netns/{netns}", "dockerd", f"--data-root={folder}/data",
-         f"--exec-root={folder}/exec", f"--host={url}", f"--pidfile={folder}/pid", "--bridge=none"],
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (folder / "docker.sock").exists():
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"dockerd did not start: {(folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
-        yield url
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(30)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait(10)
-        log.close()
-        for left in (folder / "exec").rglob("*"):
-            if left.is_mount():
-                subprocess.run(["umount", "-l", str(left)], check=False)
-        subprocess.run(["ip", "netns", "delete", netns], check=False)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def engine() -> Iterator[Any]:
     from scheduler.agent.docker import DockerRuntime
 
-    # the path of a unix socket has at most 107 bytes, so not pytest's own folder
-    with dockerd(Path(f"/tmp/plact-{os.getpid()}"), "plact") as url:
-        runtime = DockerRuntime(url)
-        repository, tag = IMAGE.split(":")
-        runtime._client("work").import_image_from_data(busybox_archive(), repository=repository, tag=tag)
+    with namespace("plact") as netns, dockerd(netns) as daemon:
+        runtime = DockerRuntime(daemon.url)
         yield runtime
         runtime.close()
 
@@ -416,10 +355,10 @@ def test_docker_limits_become_control_groups(real: Runtime) -> None:
 
     infra(real)
     limits = Limits(cpu_shares=102, cpu_quota=50_000, memory=64 << 20)
-    run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/srv/app"))
+    run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/bin"))
     told = real._client("quick").inspect_container("t-web")["HostConfig"]  # type: ignore[attr-defined]
     assert (told["CpuShares"], told["CpuQuota"], told["Memory"]) == (102, 50_000, 64 << 20)
-    assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/srv/app\n"
+    assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/bin\n"
 
 
 def test_docker_pod_shares_one_network_and_its_infra_ignores_sigterm(real: Runtime) -> None:
