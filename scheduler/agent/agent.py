@@ -42,7 +42,7 @@ from scheduler.agent.workers import Workers
 WORKERS = 5
 """Pods worked on at once: dockerd gains nothing from more."""
 PULLERS = 3
-MIN_INTERVAL = 0.02
+MIN_INTERVAL = 0.05
 _SUBNET_POLL = 0.5
 _NETWORK_CHECK = 30.0
 _RECONNECT = 1.0

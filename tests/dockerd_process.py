@@ -1,0 +1,115 @@
+"""A real dockerd for tests: in a network namespace, with folders of its own.
+
+Owns: starting and ending it. Invariant: nothing of it outlives its context, but
+the namespace, which is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+IMAGE = "podlane-test/busybox:1"
+_NAMES = ("sh", "sleep", "cat", "echo", "true", "false", "stty", "httpd", "hostname", "wget")
+
+
+class Dockerd:
+    """`url` as the docker package takes it."""
+
+    def __init__(self, folder: Path, netns: str) -> None:
+        self.folder = folder
+        self.url = f"unix://{folder}/docker.sock"
+        self._argv = [
+            # nsenter, for `ip netns exec` hides the cgroup mounts
+            *("nsenter", f"--net=/run/netns/{netns}", "dockerd", f"--data-root={folder}/data"),
+            *(f"--exec-root={folder}/exec", f"--host={self.url}", f"--pidfile={folder}/pid", "--bridge=none"),
+        ]
+        self._process: subprocess.Popen[Any] | None = None
+
+    def start(self) -> None:
+        socket = self.folder / "docker.sock"
+        socket.unlink(missing_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._argv, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not socket.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"dockerd did not start: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._process = None
+
+    def load_busybox(self, name: str = IMAGE) -> None:
+        """Make an image of the static busybox."""
+        subprocess.run(
+            ["docker", "-H", self.url, "import", "-", name], input=_busybox(), stdout=subprocess.DEVNULL, check=True
+        )
+
+    def clean(self) -> None:
+        self.stop()
+        for left in (self.folder / "exec").rglob("*"):
+            if left.is_mount():
+                subprocess.run(["umount", "-l", str(left)], check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def dockerd(netns: str) -> Iterator[Dockerd]:
+    """A started dockerd in an existing namespace."""
+    # the path of a unix socket has at most 107 bytes, so not pytest's own folder
+    engine = Dockerd(Path(tempfile.mkdtemp(prefix="plad-")), netns)
+    try:
+        engine.start()
+        engine.load_busybox()
+        yield engine
+    finally:
+        engine.clean()
+
+
+@contextlib.contextmanager
+def namespace(prefix: str) -> Iterator[str]:
+    """A network namespace with nothing in it."""
+    name = f"{prefix}-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _busybox() -> bytes:
+    program = Path("/bin/busybox").read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("bin/busybox")
+        info.size, info.mode = len(program), 0o755
+        archive.addfile(info, io.BytesIO(program))
+        for name in _NAMES:
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+    return buffer.getvalue()

@@ -1,0 +1,342 @@
+"""The agent as it is: its own process, a real dockerd, a real etcd, real packets."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dockerd_process import IMAGE, Dockerd, dockerd
+
+from podlane.api.meta import get_condition, is_pod_ready
+from podlane.api.types import (
+    ClusterConfig,
+    Container,
+    Event,
+    ExecAction,
+    HTTPGetAction,
+    Node,
+    ObjectMeta,
+    Pod,
+    PodSpec,
+    Probe,
+)
+from podlane.errors import NotFound
+from podlane.store.bulk import Binding, bind
+from podlane.store.config import StoreConfig
+from podlane.store.etcd import EtcdStore
+from podlane.store.registry import Registry
+
+pytestmark = pytest.mark.kernel
+
+TOKEN = "cluster-token"
+SERVE = ("httpd", "-f", "-p", "8080", "-h", "/bin")
+AGENT_OPTIONS = {
+    "--node-name": "n1",
+    "--node-ip": "127.0.0.1",
+    "--agent-port": "10250",
+    "--drain-delay": "0.2",
+    "--capacity": "cpu=2,memory=1Gi",
+}
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (told := condition()):
+        assert time.monotonic() < deadline, "did not become true"
+        time.sleep(0.05)
+    return told
+
+
+class Door:
+    """A port on our own loopback that leads to a port inside a namespace."""
+
+    def __init__(self, netns: str, address: tuple[str, int]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, args=(netns, address), daemon=True).start()
+
+    def _serve(self, netns: str, address: tuple[str, int]) -> None:
+        with open(f"/run/netns/{netns}") as namespace:  # of this thread only; sockets stay where they were made
+            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(address, timeout=5)
+                far.settimeout(None)
+            except OSError:
+                if self._listener.fileno() < 0:
+                    return
+                near.close()
+                continue
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+class Rig:
+    """One node: etcd, dockerd and agent in one namespace, the test outside of it."""
+
+    def __init__(self, netns: Any, etcd: Any, engine: Dockerd, folder: Path) -> None:
+        self.netns, self.etcd, self.engine, self.folder = netns, etcd, engine, folder
+        self.door = Door(netns.name, (netns.address, 2379))
+        self.registry = Registry(EtcdStore(StoreConfig(endpoints=(self.door.endpoint,))))
+        self.subnet_file = folder / "subnet.env"
+        self.agent: subprocess.Popen[Any] | None = None
+
+    def start_agent(self) -> None:
+        options = {
+            **AGENT_OPTIONS,
+            "--etcd-endpoints": self.etcd.endpoint,
+            "--docker-host": self.engine.url,
+            "--subnet-file": str(self.subnet_file),
+            "--state-dir": str(self.folder / "state"),
+        }
+        argv = [sys.executable, "-c", "from scheduler.agent.cli import agent; agent()"]
+        self.agent = self.netns.popen(
+            [*argv, *(f"{name}={value}" for name, value in options.items())], log=self.folder / "agent.log"
+        )
+
+    def end_agent(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        assert self.agent is not None
+        return int(self.netns.end(self.agent, sig, 20))
+
+    def bind(self, name: str, *containers: Container, **spec: Any) -> Pod:
+        spec = {"termination_grace_period_seconds": 2, **spec}
+        pod = self.registry.create(
+            Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=PodSpec(containers=containers, **spec))
+        )
+        binding = Binding("default", name, "n1", pod.metadata.resource_version)
+        assert bind(self.registry, [binding]) == [None]
+        return pod
+
+    def get(self, name: str) -> Pod:
+        return self.registry.get(Pod, "default", name)
+
+    def ready(self, name: str) -> bool:
+        return is_pod_ready(self.get(name))
+
+    def gone(self, name: str) -> bool:
+        try:
+            self.get(name)
+        except NotFound:
+            return True
+        return False
+
+    def docker(self, *argv: str) -> list[str]:
+        done = subprocess.run(
+            ["docker", "-H", self.engine.url, *argv], check=True, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.split()
+
+    def containers(self) -> list[str]:
+        return sorted(self.docker("ps", "-q", "--no-trunc"))
+
+    def fetch(self, address: str, path: str = "/sh") -> bool:
+        return bool(self.netns.ok(["busybox", "wget", "-q", "-O", "/dev/null", f"http://{address}:8080{path}"]))
+
+    def client(self, script: str) -> str:
+        """Run Python in the namespace with an AgentClient `c`."""
+        head = f"from scheduler.agent.client import *; c = AgentClient('http://127.0.0.1:10250', {TOKEN!r});"
+        return str(self.netns.run([sys.executable, "-c", head + script]))
+
+
+@pytest.fixture
+def rig(netns: Any, netns_etcd: Any, tmp_path: Path) -> Iterator[Rig]:
+    host = netns.underlay  # etcd's own namespace: one node needs no second
+    with dockerd(host.name) as engine:
+        rig = Rig(host, netns_etcd, engine, tmp_path)
+        yield rig
+        if rig.agent is not None:
+            rig.end_agent(signal.SIGKILL)
+        for identity in rig.docker("ps", "-aq"):
+            rig.docker("rm", "-f", identity)
+        rig.registry.store.close()
+        rig.door.close()
+
+
+SUBNET_ENV = "FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_SUBNET=10.99.7.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=false\n"
+
+
+def web(**changes: Any) -> Container:
+    probe = Probe(http_get=HTTPGetAction(port=8080, path="/sh"))
+    given = {"name": "web", "image": IMAGE, "command": SERVE, "image_pull_policy": "Never", "readiness_probe": probe}
+    return Container(**{**given, **changes})
+
+
+def begin(rig: Rig) -> None:
+    rig.registry.init_cluster(ClusterConfig(agent_token=TOKEN, node_lease_seconds=4))
+    rig.subnet_file.write_text(SUBNET_ENV)
+    rig.start_agent()
+
+
+def node_ready(rig: Rig) -> bool:
+    try:
+        condition = get_condition(rig.registry.get(Node, "", "n1").status.conditions, "Ready")
+    except NotFound:
+        return False
+    return condition is not None and condition.status == "True"
+
+
+def test_a_pod_from_binding_to_end(rig: Rig) -> None:
+    rig.start_agent()  # before there is a cluster config, and before netd has a subnet
+    rig.registry.init_cluster(ClusterConfig(agent_token=TOKEN, node_lease_seconds=4))
+    rig.bind("p", web(), Container(name="side", image=IMAGE, command=("sleep", "1000"), image_pull_policy="Never"))
+    time.sleep(1)
+    assert rig.containers() == []
+    rig.subnet_file.write_text(SUBNET_ENV)
+    eventually(lambda: rig.ready("p"))
+    eventually(lambda: node_ready(rig))
+    node = rig.registry.get(Node, "", "n1")
+    assert (node.spec.pod_cidr, node.status.capacity["cpu"]) == ("10.99.7.0/24", "2")
+
+    status = rig.get("p").status
+    assert status.pod_ip.startswith("10.99.7.")
+    assert rig.fetch(status.pod_ip)
+    link = rig.netns.run("ip -d link show podlane0")
+    assert "mtu 1400" in link
+    assert "bridge" in link
+    assert rig.docker("exec", f"podlane_side_p_default_{rig.get('p').metadata.uid}_0", "hostname") == ["p"]
+    reasons = {e.reason for e in rig.registry.list(Event).items}
+    assert {"Pulled", "Created", "Started"} <= reasons
+
+    rig.registry.delete(Pod, "default", "p")
+    eventually(lambda: not rig.ready("p") if not rig.gone("p") else True, 5)
+    eventually(lambda: rig.gone("p"))
+    assert rig.docker("ps", "-aq") == []
+    assert not rig.fetch(status.pod_ip)
+
+
+def test_killing_the_agent_restarts_nothing_and_the_next_one_adopts(rig: Rig) -> None:
+    begin(rig)
+    rig.bind("p", web())
+    eventually(lambda: rig.ready("p"))
+    before, pod = rig.containers(), rig.get("p")
+    rig.end_agent(signal.SIGKILL)
+    assert rig.fetch(pod.status.pod_ip)
+    gone = rig.bind("gone", web())
+    rig.start_agent()
+    eventually(lambda: rig.ready("gone"))
+    assert set(before) <= set(rig.containers())
+    assert rig.get("p") == pod
+
+    rig.end_agent()
+    rig.registry.remove(gone)
+    rig.start_agent()
+    eventually(lambda: rig.containers() == before)
+    assert rig.get("p") == pod
+
+
+def test_containers_and_networks_that_die_are_replaced(rig: Rig) -> None:
+    begin(rig)
+    uid = rig.bind("p", web()).metadata.uid
+    eventually(lambda: rig.ready("p"))
+    address = rig.get("p").status.pod_ip
+    rig.docker("kill", f"podlane_web_p_default_{uid}_0")
+    eventually(lambda: rig.get("p").status.container_statuses[0].restart_count == 1 and rig.ready("p"))
+    assert rig.get("p").status.pod_ip == address  # the infra container kept it
+    rig.docker("kill", f"podlane_POD_p_default_{uid}_0")
+    eventually(lambda: rig.get("p").status.container_statuses[0].restart_count == 2 and rig.ready("p"))
+    assert rig.fetch(rig.get("p").status.pod_ip)
+    rig.docker("kill", f"podlane_web_p_default_{uid}_2")
+    eventually(lambda: not rig.ready("p"))
+    waiting = eventually(lambda: rig.get("p").status.container_statuses[0].state.waiting)
+    assert waiting.reason == "CrashLoopBackOff"
+
+
+def test_a_restarted_dockerd_means_rebuilt_pods(rig: Rig) -> None:
+    begin(rig)
+    rig.bind("p", web())
+    eventually(lambda: rig.ready("p"))
+    rig.engine.stop()
+    eventually(lambda: not node_ready(rig))
+    rig.engine.start()
+    eventually(lambda: rig.get("p").status.container_statuses[0].restart_count == 1 and rig.ready("p"))
+    eventually(lambda: node_ready(rig))
+    assert rig.fetch(rig.get("p").status.pod_ip)
+
+
+def test_etcd_away_changes_nothing_and_the_report_comes_later(rig: Rig) -> None:
+    begin(rig)
+    uid = rig.bind("p", web()).metadata.uid
+    eventually(lambda: rig.ready("p"))
+    address = rig.get("p").status.pod_ip
+    rig.etcd.stop()
+    rig.docker("kill", f"podlane_web_p_default_{uid}_0")
+    eventually(lambda: rig.fetch(address))
+    time.sleep(5)  # longer than the node's lease
+    assert rig.fetch(address)
+    rig.etcd.start()
+    eventually(lambda: rig.get("p").status.container_statuses[0].restart_count == 1 and rig.ready("p"))
+
+
+def test_readiness_by_command_and_one_bad_image_blocks_nobody(rig: Rig) -> None:
+    begin(rig)
+    probe = Probe(exec=ExecAction(command=("cat", "/ready")), period_seconds=1, failure_threshold=1)
+    rig.bind("bad", web(image="127.0.0.1:1/none:1", image_pull_policy="IfNotPresent"))
+    rig.bind("broken", web(command=("nonsense",), readiness_probe=None), restart_policy="Never")
+    uid = rig.bind("p", web(command=("sleep", "1000"), readiness_probe=probe)).metadata.uid
+    eventually(lambda: rig.get("p").status.phase == "Running")
+    assert not rig.ready("p")
+    rig.docker("exec", f"podlane_web_p_default_{uid}_0", "sh", "-c", "echo > /ready")
+    eventually(lambda: rig.ready("p"))
+    waiting = eventually(lambda: rig.get("bad").status.container_statuses[0].state.waiting)
+    assert eventually(lambda: rig.get("bad").status.container_statuses[0].state.waiting.reason) in {
+        "ErrImagePull",
+        "ImagePullBackOff",
+    }
+    assert waiting is not None
+    eventually(lambda: rig.get("broken").status.phase == "Failed")
+    ended = rig.get("broken").status.container_statuses[0].state.terminated
+    assert ended is not None
+    assert (ended.reason, ended.exit_code) == ("StartError", 127)
+
+
+def test_logs_and_exec_through_the_agent(rig: Rig) -> None:
+    begin(rig)
+    rig.bind("p", web(command=("sh", "-c", "echo started; httpd -f -p 8080 -h /bin")))
+    eventually(lambda: rig.ready("p"))
+    assert rig.client("print(b''.join(c.logs('default','p','web')))") == "b'started\\n'\n"
+    script = (
+        "s = c.exec('default','p','web',['sh','-c','read x; echo got $x; echo oops >&2; exit 5'], stdin=True);"
+        "s.send(b'it\\n'); print(sorted(s.output()), s.exit_code())"
+    )
+    assert rig.client(script) == "[('stderr', b'oops\\n'), ('stdout', b'got it\\n')] 5\n"
+    script = (
+        "s = c.exec('default','p','web',['sh','-c','read x; stty size'], stdin=True, tty=True);"
+        "s.resize(40, 132); s.send(b'\\n'); print(b'40 132' in b''.join(d for _, d in s.output()), s.exit_code())"
+    )
+    assert rig.client(script) == "True 0\n"
+    assert rig.netns.run("busybox wget -q -S -O - http://127.0.0.1:10250/logs/default/p/web", check=False) == ""
+
+
+def test_a_second_agent_is_turned_away(rig: Rig) -> None:
+    begin(rig)
+    eventually(lambda: node_ready(rig))
+    first = rig.agent
+    rig.start_agent()
+    assert rig.agent is not None
+    assert rig.agent.wait(20) == 1
+    rig.agent = first
+    assert rig.end_agent() == 0
