@@ -14,7 +14,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from netd import plan as p
-from netd.model import PROTOCOL, Actual, Device, FdbEntry, Interface, Neighbour, Route
+from netd.model import PROTOCOL, Actual, Device, FdbEntry, Interface, LinkState, Neighbour, Route
 from podlane.errors import ApplyError
 from podlane.store.interface import Store
 
@@ -40,6 +40,16 @@ class FakeKernel:
 
     def interfaces(self) -> tuple[Interface, ...]:
         return tuple(self.links.values())
+
+    def link(self, name: str) -> LinkState | None:
+        if name in self.links:
+            each = self.links[name]
+            return LinkState(each.kind, each.mtu, each.up)
+        if name in self.foreign:
+            return LinkState(self.foreign[name], 1500, True)
+        if self.device is None or self.device.name != name:
+            return None
+        return LinkState("vxlan", self.device.mtu, self.device.up)
 
     def observe(self, device: str, network: IPv4Network) -> Actual:
         routes = {

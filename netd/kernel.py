@@ -1,21 +1,24 @@
 """The kernel netd programs: observe it, apply a plan to it, hear of changes.
 
-Owns: netd's only netlink sockets and sysctls. Invariants: `observe` is a dump
+Owns: what netd does to the kernel and when it looks. Invariants: `observe` is a dump
 of what is there and remembers nothing; `apply` takes steps in the plan's
 order, stops at a device step that fails (everything rests on the device), goes
 on past an entry that fails, and names all failures in one ApplyError. fake.py
 is the same in memory; one contract suite holds both.
 
-Plain netlink through podlane.runtime.netlink and not pyroute2, which costs
-10 MB of memory and 0.3 ms or more per entry.
+Links and addresses go through pyroute2 (links.py). Routes, neighbours and FDB
+entries, of which there is one each per peer, go through podlane.runtime.netlink
+in bulk: pyroute2 needs 0.3 ms or more for one. Notifications are looked at for
+what they are about and never for what they say, so they need no decoder.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -23,7 +26,8 @@ from typing import Protocol, TypeVar
 
 from netd import plan as p
 from netd import rtnetlink as rt
-from netd.model import PROTOCOL, Actual, Interface, Route
+from netd.links import index_of, name_of, open_links
+from netd.model import PROTOCOL, Actual, Interface, LinkState, Route
 from podlane.errors import ApplyError, PodlaneError
 from podlane.runtime.netlink import NETLINK_ROUTE, DumpInterrupted, Message, NetlinkError, NetlinkSocket
 
@@ -39,6 +43,10 @@ class Kernel(Protocol):
 
     def interfaces(self) -> tuple[Interface, ...]:
         """Every link with its IPv4 addresses. Raises PodlaneError."""
+        ...
+
+    def link(self, name: str) -> LinkState | None:
+        """One link, None when there is none of that name: cheap, however many others there are. Raises PodlaneError."""
         ...
 
     def observe(self, device: str, network: IPv4Network) -> Actual:
@@ -58,13 +66,14 @@ class LinuxKernel:
     """The kernel of the network namespace this thread is in."""
 
     def interfaces(self) -> tuple[Interface, ...]:
-        with _socket() as nl:
-            links = _dump(nl, rt.get_links(), rt.RTM_NEWLINK, rt.parse_link)
+        with open_links() as on:
+            links = on.all()
             addresses: dict[int, list[IPv4Interface]] = {}
-            for index, address, usable in _dump(nl, rt.get_addresses(), rt.RTM_NEWADDR, rt.parse_address):
-                if usable:
-                    addresses.setdefault(index, []).append(address)
-            metrics: dict[int, int] = {}
+            for each in on.addresses():
+                if each.usable:
+                    addresses.setdefault(each.index, []).append(each.address)
+        metrics: dict[int, int] = {}
+        with _socket() as nl:
             for route in _dump(nl, rt.get_routes(), rt.RTM_NEWROUTE, rt.parse_route):
                 if route.destination.prefixlen == 0 and route.index:
                     metrics[route.index] = min(route.metric, metrics.get(route.index, route.metric))
@@ -74,7 +83,7 @@ class LinuxKernel:
                 index=link.index,
                 mtu=link.mtu,
                 up=link.up,
-                loopback=bool(link.flags & rt.IFF_LOOPBACK),
+                loopback=link.loopback,
                 kind=link.kind,
                 addresses=tuple(addresses.get(link.index, ())),
                 default_metric=metrics.get(link.index),
@@ -82,24 +91,31 @@ class LinuxKernel:
             for link in links
         )
 
+    def link(self, name: str) -> LinkState | None:
+        with open_links() as on:
+            link = on.find(name)
+        return LinkState(link.kind, link.mtu, link.up) if link is not None else None
+
     def observe(self, device: str, network: IPv4Network) -> Actual:
         forwarding = _FORWARDING.read_text().strip() == "1"
+        with open_links() as on:
+            link = on.find(device)
+            addresses = on.addresses() if link is not None and link.kind == "vxlan" else []
+        # pyroute2's messages are cyclic: left alone, 2 MB of them pile up between two full collections
+        gc.collect(1)
         with _socket() as nl:
-            link = _find(nl, device)
             routes = self._routes(nl, network)
             if link is None:
                 return Actual(routes=routes, forwarding=forwarding)
             if link.kind != "vxlan":
                 return Actual(foreign_kind=link.kind or "physical", routes=routes, forwarding=forwarding)
             index = link.index
-            addresses = _dump(nl, rt.get_addresses(index), rt.RTM_NEWADDR, rt.parse_address)
             neighbours = _dump(
                 nl, rt.get_neighbours(index), rt.RTM_NEWNEIGH, lambda body: rt.parse_neighbour(body, index)
             )
             fdb = _dump(nl, rt.get_fdb(index), rt.RTM_NEWNEIGH, lambda body: rt.parse_fdb(body, index))
-        on_device = frozenset(address for at, address, _ in addresses if at == index)
         return Actual(
-            device=link.vxlan(on_device, _name_of),
+            device=link.vxlan(frozenset(each.address for each in addresses if each.index == index)),
             neighbours=dict(each for each in neighbours if each is not None),
             fdb=dict(each for each in fdb if each is not None),
             routes=routes,
@@ -109,7 +125,7 @@ class LinuxKernel:
     @staticmethod
     def _routes(nl: NetlinkSocket, network: IPv4Network) -> dict[IPv4Network, Route]:
         routes: dict[IPv4Network, Route] = {}
-        names: dict[int, str] = {0: ""}
+        names: dict[int, str] = {}
         first, last = int(network.network_address), int(network.broadcast_address)
         for raw in _dump(nl, rt.get_routes(), rt.RTM_NEWROUTE, rt.parse_route):
             if raw.metric or raw.tos:
@@ -118,23 +134,28 @@ class LinuxKernel:
             if raw.protocol != PROTOCOL and not (inside and raw.destination.prefixlen > network.prefixlen):
                 continue
             if raw.index not in names:
-                names[raw.index] = _name_of(raw.index)
+                names[raw.index] = name_of(raw.index)
             # of several with one destination the kernel uses the first
             routes.setdefault(raw.destination, Route(raw.gateway, names[raw.index], raw.onlink, raw.protocol))
         return routes
 
     def apply(self, plan: p.Plan) -> None:
+        for device_step in plan.device_steps:
+            try:
+                _device_step(device_step)
+            except (OSError, PodlaneError) as error:
+                raise ApplyError([(str(device_step), error)]) from error
+        if plan.entry_steps:
+            self._apply_entries(plan.entry_steps)
+
+    @staticmethod
+    def _apply_entries(wanted: Sequence[p.EntryStep]) -> None:
         with _socket() as nl:
-            for device_step in plan.device_steps:
-                try:
-                    _device_step(nl, device_step)
-                except (OSError, PodlaneError) as error:
-                    raise ApplyError([(str(device_step), error)]) from error
             failures: list[tuple[str, Exception]] = []
             steps: list[p.EntryStep] = []
             messages: list[Message] = []
             indexes: dict[str, int] = {}
-            for step in plan.entry_steps:
+            for step in wanted:
                 try:
                     messages.append(_entry_message(step, indexes))
                 except OSError as error:
@@ -193,59 +214,38 @@ def _dump(nl: NetlinkSocket, message: Message, wanted: int, parse: Callable[[mem
     raise AssertionError("unreachable")
 
 
-def _find(nl: NetlinkSocket, name: str) -> rt.Link | None:
-    try:
-        return rt.parse_link(nl.ask(rt.get_link(name)))
-    except NetlinkError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
-
-
-def _name_of(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"
-
-
 def _index_or_zero(name: str) -> int:
     with suppress(OSError):
         return socket.if_nametoindex(name)
     return 0
 
 
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        raise OSError(errno.ENODEV, f"no interface {name}") from None
-
-
-def _device_step(nl: NetlinkSocket, step: p.DeviceStep) -> None:
-    match step:
-        case p.SetForwarding():
-            _FORWARDING.write_text("1\n")
-        case p.CreateDevice(device):
-            nl.request(rt.new_vxlan(device, _index(device.underlay) if device.underlay else 0))
-        case p.DeleteDevice(name):
-            nl.request(rt.delete_link(_index(name)))
-        case p.SetMac(name, mac):
-            nl.request(rt.set_link(_index(name), mac=mac))
-        case p.SetMtu(name, mtu):
-            nl.request(rt.set_link(_index(name), mtu=mtu))
-        case p.SetUp(name):
-            nl.request(rt.set_link(_index(name), up=True))
-        case p.AddAddress(name, address):
-            nl.request(rt.change_address(_index(name), address, add=True))
-        case p.DeleteAddress(name, address):
-            nl.request(rt.change_address(_index(name), address, add=False))
+def _device_step(step: p.DeviceStep) -> None:
+    if isinstance(step, p.SetForwarding):
+        _FORWARDING.write_text("1\n")
+        return
+    with open_links() as on:
+        match step:
+            case p.CreateDevice(device):
+                on.add_vxlan(device)
+            case p.DeleteDevice(name):
+                on.delete(name)
+            case p.SetMac(name, mac):
+                on.set_mac(name, mac)
+            case p.SetMtu(name, mtu):
+                on.set_mtu(name, mtu)
+            case p.SetUp(name):
+                on.set_up(name)
+            case p.AddAddress(name, address):
+                on.add_address(name, address)
+            case p.DeleteAddress(name, address):
+                on.delete_address(name, address)
 
 
 def _entry_message(step: p.EntryStep, indexes: dict[str, int]) -> Message:
     name = step.route.device if isinstance(step, p.SetRoute | p.DeleteRoute) else step.name
     if name not in indexes:
-        indexes[name] = _index(name)
+        indexes[name] = index_of(name)
     index = indexes[name]
     match step:
         case p.SetFdb(_, mac, entry):

@@ -245,17 +245,16 @@ class Netd:
         raise ApplyError([("sync kernel", PodlaneError(f"still differs after {_ROUNDS} rounds, first: {applied[-1]}"))])
 
     def _refresh_underlay(self) -> None:
-        for each in self._kernel.interfaces():
-            if each.name == self._underlay.name:
-                self._underlay = replace(self._underlay, mtu=each.mtu)
-                return
-        raise PodlaneError(f"use underlay {self._underlay.name}: the interface is gone")
+        link = self._kernel.link(self._underlay.name)
+        if link is None:
+            raise PodlaneError(f"use underlay {self._underlay.name}: the interface is gone")
+        self._underlay = replace(self._underlay, mtu=link.mtu)
 
     def _write_subnet_file(self, config: NetworkConfig, tenancy: Tenancy, want: Desired) -> None:
         """Docker is told of the subnet once the device is there to carry it."""
         assert config.network is not None
-        actual = self._kernel.observe(want.device.name, want.network)
-        if actual.device is None or not actual.device.up:
+        device = self._kernel.link(want.device.name)
+        if device is None or device.kind != "vxlan" or not device.up:
             return
         content = SubnetFile(config.network, tenancy.subnet, want.device.mtu, self._settings.ip_masq).render()
         path = self._settings.subnet_file

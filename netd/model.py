@@ -37,6 +37,15 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkState:
+    """A link of any kind; `kind` is empty for a physical one, `mtu` in bytes."""
+
+    kind: str
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """A VXLAN device. `local` and `underlay` are the outer source address and interface.
 

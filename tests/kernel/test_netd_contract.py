@@ -11,7 +11,7 @@ import pytest
 from netd import plan as p
 from netd.fake import FakeKernel
 from netd.kernel import Kernel, LinuxKernel
-from netd.model import Actual, Desired, Device, FdbEntry, Interface, Neighbour, Route
+from netd.model import Actual, Desired, Device, FdbEntry, Interface, LinkState, Neighbour, Route
 from podlane.errors import ApplyError
 from tests.kernel.conftest import NetnsMaker, inside
 
@@ -79,6 +79,15 @@ def test_the_underlay_is_listed(bench: Bench) -> None:
 
 def test_nothing_there(bench: Bench) -> None:
     assert bench.observe() == Actual()
+    assert bench.kernel.link("flannel.7") is None
+
+
+def test_a_single_link(bench: Bench) -> None:
+    assert bench.kernel.link("eth0") == LinkState("veth", 1500, up=True)
+    bench.reach(peers())
+    assert bench.kernel.link("flannel.7") == LinkState("vxlan", 1450, up=True)
+    bench.set_down()
+    assert bench.kernel.link("flannel.7") == LinkState("vxlan", 1450, up=False)
 
 
 def test_from_nothing_to_everything_in_one_plan_and_reads_back_what_was_written(bench: Bench) -> None:
@@ -167,6 +176,16 @@ def test_a_device_step_that_fails_stops_the_plan(bench: Bench) -> None:
     with pytest.raises(ApplyError, match=r"ip link add flannel.7 .*no interface nowhere0"):
         bench.kernel.apply(p.plan(orphan, bench.observe()))
     assert bench.observe() == Actual(forwarding=True)
+
+
+def test_a_device_step_that_the_kernel_refuses_says_why(bench: Bench) -> None:
+    group = p.CreateDevice(replace(DEVICE, mac="01:00:00:00:00:01"))
+    with pytest.raises(ApplyError, match=r"ip link add flannel.7 .*address"):
+        bench.kernel.apply(p.Plan(device_steps=(group,)))
+    bench.reach(peers())
+    again = p.CreateDevice(DEVICE)
+    with pytest.raises(ApplyError, match=r"ip link add flannel.7 .*file exists"):
+        bench.kernel.apply(p.Plan(device_steps=(again,)))
 
 
 def test_removing_what_is_gone_is_no_error(bench: Bench) -> None:

@@ -340,6 +340,21 @@ def test_a_kernel_that_was_changed_by_hand_is_made_right(host: Host) -> None:
     assert host.subnet_file.exists()
 
 
+def test_a_foreign_link_of_the_device_s_name_is_left_alone_and_docker_told_nothing(host: Host) -> None:
+    host.kernel.foreign["flannel.1"] = "dummy"
+    with pytest.raises(PodlaneError, match="a dummy link of that name exists"):
+        host.settle()
+    assert host.kernel.applied == []
+    assert not host.subnet_file.exists()
+
+
+def test_an_underlay_that_is_gone_is_named(host: Host) -> None:
+    host.settle()
+    del host.kernel.links["eth0"]
+    with pytest.raises(PodlaneError, match="use underlay eth0: the interface is gone"):
+        host.netd.sync_kernel()
+
+
 def test_readiness_tells_what_is_missing(tmp_path: Path) -> None:
     host = Host(MemoryStore(), tmp_path)
     try:
