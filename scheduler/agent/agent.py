@@ -13,6 +13,7 @@ observe (bindings, one list of the engine's containers, images, probes) → plan
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
 from scheduler.agent import status
-from scheduler.agent.actions import Pull
+from scheduler.agent.actions import Pull, Release, Stop
 from scheduler.agent.memory import Memory
 from scheduler.agent.network import NoSubnet, contains, read_subnet_file
 from scheduler.agent.plan import Observed, Plan, PodPlan, attempts, live_infra, plan, wanted_images
@@ -39,8 +40,10 @@ from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
 from scheduler.agent.workers import Workers
 
-WORKERS = 5
-"""Pods worked on at once: dockerd gains nothing from more."""
+WORKERS = max(2, min(6, os.cpu_count() or 1))
+"""Pods worked on at once. Starting a sandbox is mostly the engine's computing: more than there are CPUs
+brings the last of many pods up no sooner, and the first of them much later.
+"""
 PULLERS = 3
 MIN_INTERVAL = 0.05
 _SUBNET_POLL = 0.5
@@ -167,7 +170,8 @@ class Agent:
                 self._pulls.submit((pod.uid, step.container), _after(self._steps.pull, pod, step))
             if pod.steps:
                 self._log.debug("plan", bucket=pod.bucket, pod=pod.ref, steps=[str(step) for step in pod.steps])
-                self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod))
+                waits = any(isinstance(step, Stop | Release) for step in pod.steps)
+                self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod), waits=waits)
         if any(pod.steps or pod.pulls for pod in planned.pods):
             self._log.info("sync complete", summary=planned.summary(), why=planned.why())
 

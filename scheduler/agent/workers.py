@@ -1,6 +1,8 @@
 """A few threads that work on many pods, on each pod one at a time.
 
-Owns: which pods are being worked on. Invariants: what is asked for a pod that
+Owns: which pods are being worked on. Work that may wait (for a grace period, for
+the store) has threads of its own, so that it never keeps pods from starting.
+Invariants: what is asked for a pod that
 is busy is dropped, not queued, because a plan made now is stale by then:
 `on_done` says to look and plan again. A pod counts as busy until `on_done` was called for it.
 """
@@ -16,12 +18,15 @@ from podlane.runtime.log import get_logger
 
 K = TypeVar("K")
 
+_PATIENT = 4
+
 
 class Workers(Generic[K]):
     """`on_done(seconds)`: look again in so many seconds; called from the workers' threads."""
 
     def __init__(self, name: str, size: int, on_done: Callable[[float], None]) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._patient = ThreadPoolExecutor(_PATIENT, thread_name_prefix=f"{name}-patient")
         self._on_done = on_done
         self._lock = threading.Lock()
         self._busy: set[K] = set()
@@ -31,18 +36,22 @@ class Workers(Generic[K]):
         with self._lock:
             return frozenset(self._busy)
 
-    def submit(self, key: K, work: Callable[[], float]) -> bool:
-        """Do `work`, which returns when to look again, unless the key is busy: then False."""
+    def submit(self, key: K, work: Callable[[], float], *, waits: bool = False) -> bool:
+        """Do `work`, which returns when to look again, unless the key is busy: then False.
+
+        `waits`: it may take long without doing anything.
+        """
         with self._lock:
             if key in self._busy:
                 return False
             self._busy.add(key)
-        self._pool.submit(self._run, key, work)
+        (self._patient if waits else self._pool).submit(self._run, key, work)
         return True
 
     def close(self) -> None:
         """Begin nothing more; what is being done goes on to its end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._patient):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, key: K, work: Callable[[], float]) -> None:
         pause = 1.0
