@@ -22,7 +22,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
-from netd.iproute import IPRoute, IPRouteError, NetlinkDecodeError
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDecodeError
+from pyroute2.netlink.exceptions import NetlinkError as IPRouteError
+
 from netd.model import Device
 from podlane.runtime.netlink import NLM_F_DUMP_INTR, DumpInterrupted, NetlinkError
 
