@@ -109,6 +109,7 @@ class Agent:
         self._network_checked = 0.0
         self._network_problem = "no sync yet"
         self._first_seen: dict[str, float] = {}
+        self._backed_off: set[str] = set()
         self._stream: EventStream | None = None
         self.on_network_change: Callable[[], None] = lambda: None
 
@@ -188,6 +189,7 @@ class Agent:
             if pod is None:
                 continue
             records = by_pod.get(pod_plan.uid, [])
+            self._tell_backoff(pod, pod_plan, records)
             ready = {r.id for r in records if r.running and (r.id in probed or not _is_probed(pod, r))}
             new = status.compute(
                 pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
@@ -199,6 +201,15 @@ class Agent:
             self._statuses.offer(pod, new)
         _PODS.set(len(seen.pods))
         _RUNNING.set(sum(r.running and c.container_name(r) != c.INFRA for r in seen.records))
+
+    def _tell_backoff(self, pod: Pod, planned: PodPlan, records: list[Record]) -> None:
+        """One event for each attempt that is waited for."""
+        for name, (reason, message) in planned.waiting.items():
+            last = next(iter(attempts(records, name)), None)
+            if reason != "CrashLoopBackOff" or last is None or last.id in self._backed_off:
+                continue
+            self._backed_off.add(last.id)
+            self._events.event(pod, "Warning", "BackOff", message[0].upper() + message[1:])
 
     def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> dict[str, Target]:
         targets: dict[str, Target] = {}
@@ -226,6 +237,7 @@ class Agent:
     def _forget(self, seen: Observed) -> None:
         self.memory.keep(seen.pods.keys())
         self._statuses.keep(seen.pods.keys())
+        self._backed_off &= {r.id for r in seen.records}
         self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}
 
     def _measure(self, pod: Pod, *, ready: bool) -> None:

@@ -17,16 +17,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from scheduler.agent import containers as c
 from scheduler.agent.dockerexec import DockerExec, run_to_end
+from scheduler.agent.dockerforms import container_body, network_matches, network_options, state_of, time_of
 from scheduler.agent.infra import image_archive
 from scheduler.agent.runtime import (
     INFRA_IMAGE,
     ContainerConfig,
-    ContainerState,
     ExecResult,
     NameInUse,
     NetworkInUse,
@@ -72,12 +71,8 @@ QUICK_TIMEOUT = 15
 WORK_TIMEOUT = 120
 """Seconds for steps; under load dockerd takes its time to start a container."""
 _POOL = 32
-_BRIDGE_OPTION = "com.docker.network.bridge.name"
-_MASQUERADE_OPTION = "com.docker.network.bridge.enable_ip_masquerade"
-_MTU_OPTION = "com.docker.network.driver.mtu"
 # create and start are our own doing (the worker says when it is done), exec_* are the probes'
 _EVENTS = ["die", "destroy", "oom", "pull", "import", "load", "tag", "untag", "delete"]
-_LOGS = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}
 
 
 class DockerRuntime:
@@ -114,7 +109,7 @@ class DockerRuntime:
         return records
 
     def _record(self, item: Mapping[str, Any]) -> Record | None:
-        identity, state = item["Id"], _state(item["State"])
+        identity, state = item["Id"], state_of(item["State"])
         labels = item.get("Labels") or {}
         infra = labels.get(c.CONTAINER_NAME) == c.INFRA
         details: Mapping[str, Any] = {}
@@ -129,7 +124,7 @@ class DockerRuntime:
             error = error or f"not started, exit code {details['ExitCode']}"
         networks = ((item.get("NetworkSettings") or {}).get("Networks") or {}).values()
         mode = (item.get("HostConfig") or {}).get("NetworkMode", "")
-        started, finished = _time(details.get("StartedAt")), _time(details.get("FinishedAt"))
+        started, finished = time_of(details.get("StartedAt")), time_of(details.get("FinishedAt"))
         if started and finished:
             started = min(started, finished)
         return Record(
@@ -181,14 +176,14 @@ class DockerRuntime:
     def ensure_network(self, spec: NetworkSpec) -> bool:
         found = self._ask("list networks", lambda api: api.networks(names=[spec.name]))
         for network in (n for n in found if n["Name"] == spec.name):
-            if _matches(network, spec):
+            if network_matches(network, spec):
                 return False
             self._remove_network(network["Id"], spec)
         config = {
             "driver": "bridge",
             "check_duplicate": True,
             "ipam": {"Driver": "default", "Config": [{"Subnet": spec.subnet, "Gateway": spec.gateway}]},
-            "options": _options(spec),
+            "options": network_options(spec),
         }
         self._do(f"create network {spec.name}", lambda api: api.create_network(spec.name, **config))
         return True
@@ -237,7 +232,7 @@ class DockerRuntime:
     def create(self, config: ContainerConfig) -> str:
         told = self._do(
             f"create container {config.name}",
-            lambda api: api.create_container_from_config(_body(config), config.name),
+            lambda api: api.create_container_from_config(container_body(config), config.name),
             NoSuchImage,
             NameInUse,
         )
@@ -417,60 +412,3 @@ def _close(stream: Any) -> None:
     # it may have ended by itself in this very moment
     with suppress(OSError, AttributeError):
         stream.close()
-
-
-def _state(word: str) -> ContainerState:
-    if word == "created":
-        return "created"
-    return "running" if word in {"running", "paused", "restarting"} else "exited"
-
-
-def _time(text: str | None) -> float | None:
-    if not text or text.startswith("0001-"):
-        return None
-    # nanoseconds are more than datetime takes
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
-
-
-def _options(spec: NetworkSpec) -> dict[str, str]:
-    return {_BRIDGE_OPTION: spec.bridge, _MASQUERADE_OPTION: "false", _MTU_OPTION: str(spec.mtu)}
-
-
-def _matches(network: Mapping[str, Any], spec: NetworkSpec) -> bool:
-    configs = (network.get("IPAM") or {}).get("Config") or [{}]
-    options = network.get("Options") or {}
-    return (
-        configs[0].get("Subnet") == spec.subnet
-        and configs[0].get("Gateway") == spec.gateway
-        and all(options.get(key) == value for key, value in _options(spec).items())
-    )
-
-
-def _body(config: ContainerConfig) -> dict[str, Any]:
-    host: dict[str, Any] = {
-        "NetworkMode": config.network,
-        "CpuShares": config.limits.cpu_shares,
-        "LogConfig": _LOGS,
-        "RestartPolicy": {"Name": "no"},
-    }
-    if config.limits.cpu_quota:
-        host |= {"CpuPeriod": 100_000, "CpuQuota": config.limits.cpu_quota}
-    if config.limits.memory:
-        # as much with swap as without: no swap, which is the kubelet's rule
-        host |= {"Memory": config.limits.memory, "MemorySwap": config.limits.memory}
-    body: dict[str, Any] = {
-        "Image": config.image,
-        "Labels": dict(config.labels),
-        "Env": list(config.env),
-        "HostConfig": host,
-    }
-    if config.entrypoint:
-        body["Entrypoint"] = list(config.entrypoint)
-    if config.cmd:
-        body["Cmd"] = list(config.cmd)
-    if config.working_dir:
-        body["WorkingDir"] = config.working_dir
-    if config.hostname:
-        body["Hostname"] = config.hostname
-    return body

@@ -183,6 +183,7 @@ def test_a_container_that_dies_makes_its_pod_unready_until_it_runs_again(cluster
     status = cluster.get("p").status.container_statuses[0]
     assert status.state.waiting is not None
     assert (status.restart_count, status.state.waiting.reason) == (1, "CrashLoopBackOff")
+    assert cluster.told.reasons().count("BackOff") == 1
 
 
 def test_a_dead_infra_container_is_replaced(cluster: Cluster) -> None:
