@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
+import msgspec
 
 import bench
-from bench.machine import Machine, this_machine
-from bench.rows import Benchmark, Measured, Row, matches, table
+from bench.machine import this_machine
+from bench.rows import Benchmark, Row, matches, table
 from podlane.errors import PodlaneError
 
 
@@ -41,11 +43,20 @@ def main(names: tuple[str, ...], output: str, list_: bool) -> None:
     NAME is a row (pods.start_p99) or the beginning of several (pods); without
     one, everything is measured. Progress goes to standard error.
     """
-    sys.exit(run(discover(), names, output=output, only_list=list_))
+    sys.exit(run(discover(), names, output=output, only_list=list_, measure=measure_apart))
+
+
+Measure = Callable[[Benchmark, Sequence[str]], Iterator[Row]]
+"""Gives the named rows of a benchmark as they come. Raises BenchmarkFailed, after the rows there were."""
 
 
 def run(
-    benchmarks: Sequence[Benchmark], names: Sequence[str], *, output: str = "table", only_list: bool = False
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    *,
+    output: str = "table",
+    only_list: bool = False,
+    measure: Measure | None = None,
 ) -> int:
     """Do what the command does and return its exit code: 0, 1 (one failed), 2 (no such name)."""
     known = [row.name for b in benchmarks for row in b.rows]
@@ -61,47 +72,62 @@ def run(
     if not wanted:
         _say("nothing to measure: there are no benchmarks")
         return 1
-    machine = this_machine()
     rows: list[Row] = []
-    failed = [b.name for b in benchmarks if not _run_one(b, wanted, machine, rows, as_json=output == "json")]
+    failed: list[str] = []
+    concerned = [(b, [row.name for row in b.rows if row.name in wanted]) for b in benchmarks]
+    concerned = [(b, names) for b, names in concerned if names]
+    # one alone may have this process to itself
+    chosen = measure if measure and len(concerned) > 1 else measure_here
+    for benchmark, its_rows in concerned:
+        try:
+            for row in chosen(benchmark, its_rows):
+                rows.append(row)
+                if output == "json":
+                    click.echo(row.to_json())
+        except BenchmarkFailed as error:
+            _say(f"{benchmark.name}: {error}")
+            failed.append(benchmark.name)
     if output == "table" and rows:
-        click.echo(f"{machine}\n\n{table(rows)}")
+        click.echo(f"{rows[0].machine}\n\n{table(rows)}")
     if failed:
         _say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
-def _run_one(benchmark: Benchmark, wanted: set[str], machine: Machine, rows: list[Row], *, as_json: bool) -> bool:
-    """Run a benchmark if one of its rows is wanted, and say whether all went well.
+class BenchmarkFailed(Exception):
+    """A benchmark could not give all its rows; the message says why."""
 
-    A row is printed as soon as it is known, so a failure later costs only what follows.
-    """
+
+def measure_here(benchmark: Benchmark, names: Sequence[str]) -> Iterator[Row]:
+    """Measure in this process. A row is given as soon as it is known, so a failure later costs only what follows."""
+    machine = this_machine()
     declared = {row.name: row for row in benchmark.rows}
-    if wanted.isdisjoint(declared):
-        return True
-    _say(f"{benchmark.name}: starting")
     missing = set(declared)
+    _say(f"{benchmark.name}: starting")
     try:
-        measurements: Iterable[Measured] = benchmark.measure(lambda text: _say(f"{benchmark.name}: {text}"))
-        for measured in measurements:
+        for measured in benchmark.measure(lambda text: _say(f"{benchmark.name}: {text}")):
             if measured.name not in missing:
                 raise ValueError(f"row {measured.name}: not declared by {benchmark.name}, or given twice")
             missing.remove(measured.name)
-            if measured.name not in wanted:
-                continue
-            row = Row.of(measured, declared[measured.name], machine)
-            rows.append(row)
-            if as_json:
-                click.echo(row.to_json())
+            if measured.name in names:
+                yield Row.of(measured, declared[measured.name], machine)
     except PodlaneError as error:
-        _say(f"{benchmark.name}: {error}")
-        return False
-    except Exception:
-        _say(f"{benchmark.name}: failed\n{traceback.format_exc()}")
-        return False
+        raise BenchmarkFailed(str(error)) from error
+    except Exception as error:
+        raise BenchmarkFailed(f"failed\n{traceback.format_exc()}") from error
     if missing:
-        _say(f"{benchmark.name}: gave no {', '.join(sorted(missing))}")
-    return not missing
+        raise BenchmarkFailed(f"gave no {', '.join(sorted(missing))}")
+
+
+def measure_apart(_: Benchmark, names: Sequence[str]) -> Iterator[Row]:
+    """Measure in a process of its own: no benchmark inherits another's memory, threads or namespace."""
+    argv = [sys.executable, "-m", "bench", *names, "-o", "json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            yield msgspec.json.decode(line, type=Row)
+    if child.returncode:
+        raise BenchmarkFailed("see above")
 
 
 def _say(text: str) -> None:

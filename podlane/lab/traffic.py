@@ -66,12 +66,13 @@ def summarize(answers: Sequence[Answer]) -> Summary:
         slowest=max((a.elapsed for a in answers), default=0.0),
         backends=dict(sorted(Counter(a.backend for a in answers if a.backend).items())),
         errors=dict(Counter(a.error for a in answers if a.error)),
-        late=tuple(
-            f"{a.host} at {a.at - answers[0].at:.1f} s: {a.error}, then {a.backend or 'nothing'} after {a.elapsed:.1f} s"
-            for a in answers
-            if a.error
-        )[:LATE_TOLD],
+        late=tuple(_told(a, answers[0].at) for a in answers if a.error)[:LATE_TOLD],
     )
+
+
+def _told(answer: Answer, begin: float) -> str:
+    when, how_long = f"{answer.at - begin:.1f} s", f"{answer.elapsed:.1f} s"
+    return f"{answer.host} at {when}: {answer.error}, then {answer.backend or 'nothing'} after {how_long}"
 
 
 def ask(host: str, address: str, port: int, *, tries: int = MAX_TRIES, timeout: float = TRY_TIMEOUT) -> Answer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench.__main__ import discover, main, run
+from bench.__main__ import BenchmarkFailed, discover, main, measure_apart, measure_here, run
 from bench.machine import Machine, this_machine
 from bench.rows import Benchmark, Declared, Measured, Progress, Row, human, percentile, table
 from podlane.errors import PodlaneError
@@ -110,6 +111,27 @@ def test_a_failure_does_not_stop_the_others(
     assert "pods.start_p99" in out
     assert message in err
     assert err.endswith("bench: failed: broken\n")
+
+
+def test_several_benchmarks_are_measured_apart_and_one_alone_here(capsys: pytest.CaptureFixture[str]) -> None:
+    apart: list[str] = []
+
+    def measure(benchmark: Benchmark, names: Sequence[str]) -> Iterator[Row]:
+        apart.append(benchmark.name)
+        return measure_here(benchmark, names)
+
+    both = (single("a", [Measured("a", 1.0, 1)]), single("b", [Measured("b", 2.0, 1)]))
+    assert run(both, ["a"], output="json", measure=measure) == 0
+    assert apart == []
+    assert run(both, [], output="json", measure=measure) == 0
+    assert apart == ["a", "b"]
+    rows = [msgspec.json.decode(line, type=Row) for line in capsys.readouterr().out.splitlines()]
+    assert [(r.name, r.value) for r in rows] == [("a", 1.0), ("a", 1.0), ("b", 2.0)]
+
+
+def test_a_process_that_fails_is_a_failed_benchmark() -> None:
+    with pytest.raises(BenchmarkFailed):
+        list(measure_apart(single("nosuch", []), ["nosuch"]))
 
 
 def test_without_benchmarks_there_is_nothing_to_measure(capsys: pytest.CaptureFixture[str]) -> None:
