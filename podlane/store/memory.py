@@ -9,11 +9,12 @@ waiting watch. `faults` breaks it in the ways a network and a cluster do.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -167,6 +168,20 @@ class MemoryStore:
             self._reset()
             self._cluster_id = cluster_id or self._cluster_id
             self.cut("etcd restarted")
+
+    def backup(self) -> Callable[[], None]:
+        """Take a backup; calling it puts everything back as it is now, watches cut, older revisions compacted."""
+        with self._lock:
+            state = copy.deepcopy((self._data, self._leases, self._revision))
+
+        def restore() -> None:
+            with self._lock:
+                self._data, self._leases, self._revision = copy.deepcopy(state)
+                self._history.clear()
+                self._compacted = self._revision
+                self.cut("etcd restored")
+
+        return restore
 
     def cut(self, cause: str = "connection lost") -> None:
         """End every open watch as a broken connection would; what was not read yet is lost."""

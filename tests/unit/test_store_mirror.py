@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -58,11 +59,32 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class Far:
+    """The mirror's way to the store, which can be closed while the test goes on writing."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.closed:
+            raise StoreUnavailable(f"{name}: no way")
+        return getattr(self._store, name)
+
+    def close(self) -> None:
+        self.closed = True
+        self._store.cut()
+
+    def open(self) -> None:
+        self.closed = False
+
+
 class Run:
     """A mirror of P and its thread; `changed` collects what take_changes gave at each on_change."""
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
+        self.far = Far(store)
         self.changed: list[frozenset[str] | None] = []
         self.mirror = Mirror(store, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait())
         self._stop = threading.Event()
@@ -81,7 +103,8 @@ class Run:
         assert not self._thread.is_alive()
 
     def settle(self) -> None:
-        """Wait until the mirror has seen a key written now."""
+        """Open the way, and wait until the mirror has seen a key written now."""
+        self.far.open()
         at = self.store.txn([], [Put(P + "settled", str(self.store.revision).encode())]).revision
         eventually(lambda: self.mirror.revision >= at and "settled" in self.mirror.snapshot())
 
@@ -200,20 +223,36 @@ def test_what_cannot_be_read_is_absent_until_it_can(run: Run, store: MemoryStore
     assert run.mirror.undecodable == {}
 
 
-def test_listing_again_after_compaction_reports_the_difference_only(run: Run, store: MemoryStore) -> None:
+def test_resuming_reports_nothing_twice(run: Run, store: MemoryStore) -> None:
+    put(store, ("a", "1"), ("b", "1"))
+    eventually(lambda: run.changed[1:] == [{"a", "b"}])
+    for _ in range(5):
+        store.cut()
+        eventually(lambda: run.mirror.healthy_since is not None)
+    run.settle()
+    assert run.changed[2:] == [{"settled"}]
+
+
+def test_listing_again_reports_the_difference_only(run: Run, store: MemoryStore) -> None:
     put(store, *((f"{n}", "1") for n in range(8)))
     run.settle()
-    store.faults.set_down(True)
-    eventually(lambda: run.mirror.healthy_since is None)
+    run.far.close()
+    put(store, ("1", "2"), ("new", "1"))
+    store.txn([], [Delete(P + "2")])
+    store.compact(put(store, ("3", "2")))
     run.changed.clear()
-    store.faults.set_down(False)
-    store.faults.fail_next(3)
-    put_back = StoreUnavailable("still away")
-    store.faults.fail_next(2, put_back)
-    assert run.mirror.snapshot().keys() >= {"0", "7"}
-    eventually(lambda: run.mirror.healthy_since is not None)
+    run.far.open()
+    eventually(lambda: run.changed == [{"1", "2", "3", "new"}])
+    assert run.mirror.snapshot() == fresh(store)
+
+
+def test_a_deletion_at_the_compacted_revision_is_not_missed(run: Run, store: MemoryStore) -> None:
+    put(store, ("a", "1"), ("b", "1"))
     run.settle()
-    assert frozenset().union(*(c or frozenset() for c in run.changed)) == {"settled"}
+    run.far.close()
+    store.compact(store.txn([], [Delete(P + "a")]).revision)
+    run.settle()
+    assert run.mirror.snapshot() == fresh(store)
 
 
 @pytest.mark.parametrize("cluster_id", [None, 99])
@@ -222,12 +261,26 @@ def test_another_store_is_noticed_even_if_it_looks_alike(run: Run, store: Memory
     put(store, ("a", "1"), ("b", "1"))
     put(store, ("c", "1"))
     eventually(lambda: run.mirror.revision == 3)
-    store.faults.set_down(True)
+    run.far.close()
     store.wipe(cluster_id)
-    store.faults.set_down(False)
     put(store, ("a", "2"))
     put(store, ("d", "1"))
+    run.far.open()
     eventually(lambda: run.mirror.snapshot() == fresh(store) == {"a": "2", "d": "1"})
+
+
+def test_a_store_restored_from_a_backup_is_noticed(run: Run, store: MemoryStore) -> None:
+    """The witness lives, but the revision went back."""
+    put(store, ("a", "1"), ("b", "1"))
+    run.settle()
+    restore = store.backup()
+    store.txn([], [Delete(P + "a"), Put(P + "c", b"1")])
+    run.settle()
+    run.far.close()
+    restore()
+    run.far.open()
+    eventually(lambda: run.mirror.snapshot() == fresh(store))
+    assert run.mirror.snapshot().keys() == {"a", "b", "settled"}
 
 
 # --- any sequence of events -----------------------------------------------------------------
@@ -244,7 +297,9 @@ STEPS = st.lists(
         st.tuples(st.just("cut")),
         st.tuples(st.just("fail"), st.integers(1, 3)),
         st.tuples(st.just("wipe")),
-        st.tuples(st.just("restart")),
+        st.tuples(st.just("close")),
+        st.tuples(st.just("close")),
+        st.tuples(st.just("open")),
         st.tuples(st.just("settle")),
     ),
     max_size=30,
@@ -269,9 +324,10 @@ def carry_out(store: MemoryStore, run: Run, step: tuple[object, ...]) -> None:
             store.faults.fail_next(count)
         case ("wipe",):
             store.wipe()
-        case ("restart",):
-            store.faults.set_down(True)
-            store.faults.set_down(False)
+        case ("close",):
+            run.far.close()
+        case ("open",):
+            run.far.open()
         case ("settle",):
             run.settle()
 
