@@ -9,51 +9,25 @@ can be listed, and the host itself keeps its link, addresses and routes.
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from podlane.errors import PodlaneError
 from podlane.lab.topology import GATEWAY, NETNS_ROOT, Host, Topology, netns_path
+from podlane.runtime import namespace
 from podlane.runtime.command import run
 
-CLONE_NEWNET = 0x40000000
 FAULT_TABLE = "podlane_fault"
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _set_namespace(descriptor: int, name: str) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise PodlaneError(f"enter namespace {name}: {os.strerror(error)}")
 
 
 def enter(netns: str) -> None:
     """Move the calling thread, and threads it starts from now on, into a namespace for good."""
-    try:
-        descriptor = os.open(netns_path(netns), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PodlaneError(f"enter namespace {netns}: {error.strerror}") from error
-    try:
-        _set_namespace(descriptor, netns)
-    finally:
-        os.close(descriptor)
+    namespace.enter(netns_path(netns))
 
 
-@contextmanager
-def inside(netns: str) -> Iterator[None]:
-    """Run the block's thread in a namespace; sockets opened there stay there (setns(2) is per thread)."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        enter(netns)
-        try:
-            yield
-        finally:
-            _set_namespace(home, "of origin")
-    finally:
-        os.close(home)
+def inside(netns: str) -> AbstractContextManager[None]:
+    """Run the block's thread in a namespace; sockets opened there stay there."""
+    return namespace.inside(netns_path(netns))
 
 
 def within(netns: str, argv: Sequence[str]) -> list[str]:
