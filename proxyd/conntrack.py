@@ -4,7 +4,10 @@ Owns: which entries are stale, and their deletion. Invariant: an entry is
 deleted only when its original destination is a frontend of ours and
   - it was never translated (its replies come from the service address itself):
     it began while nothing was served, and conntrack remembers "no translation"; or
-  - it is UDP and its replies come from an address and port that no longer serve.
+  - its replies would come from an address and port that no longer serve, and it is
+    UDP, or TCP that was never answered: a client whose pod or host died under its SYN
+    reaches another pod with the next one (after 1 s), and a source port is not
+    poisoned for the two minutes conntrack keeps such an entry.
 Established TCP is left to end by itself: the pod may still be draining.
 
 Why not pyroute2: importing it costs 10 MB, and its decoder some 60 µs an
@@ -30,22 +33,24 @@ from proxyd.tables import Frontend, Target
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _FILTER = 1, 2, 12, 25
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _FILTER = 1, 2, 3, 12, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC, _IP_DST = 1, 2
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
 _FILTER_PROTO_NUM = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM
+_SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _GENMSG = struct.pack(">BBH", AF_INET, 0, 0)
 _PROTOCOLS = {6: "TCP", 17: "UDP"}
 _NUMBERS = {"TCP": 6, "UDP": 17}
 
 
 class Flow(NamedTuple):
-    """One conntrack entry: where the client meant to go, and where replies come from."""
+    """One conntrack entry: where the client meant to go, where replies come from, whether one came."""
 
     frontend: Frontend
     replies_from: Target
+    answered: bool
 
 
 class Conntrack(Protocol):
@@ -72,7 +77,8 @@ def is_stale(
         address = ipaddress.IPv4Address(flow.frontend.address)
         return flow.frontend.protocol == "UDP" and any(address in network for network in ranges)
     untranslated = flow.replies_from == (flow.frontend.address, flow.frontend.port)
-    return untranslated or (flow.frontend.protocol == "UDP" and flow.replies_from not in targets)
+    endless = flow.frontend.protocol == "UDP" or not flow.answered
+    return untranslated or (endless and flow.replies_from not in targets)
 
 
 class KernelConntrack:
@@ -145,4 +151,5 @@ def read_flow(body: memoryview) -> Flow | None:
     return Flow(
         Frontend(inet_ntop(AF_INET, addresses[_IP_DST]), protocol, nl.get_be16(ports[_PROTO_DST_PORT])),
         Target(inet_ntop(AF_INET, source), nl.get_be16(nl.attribute_map(reply[_TUPLE_PROTO])[_PROTO_SRC_PORT])),
+        answered=bool(nl.get_be32(found[_STATUS]) & _SEEN_REPLY),
     )

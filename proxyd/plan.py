@@ -157,9 +157,11 @@ def _plan_frontend(plan: Plan, tables: Tables, index: Index, frontend: Frontend,
             plan.now.put(SERVICES, frontend, chain, replaces=old_chain is not None)
     beyond = {*range(count, length), *(slot for slot in known if slot >= count)}
     plan.retire += [(*frontend, slot) for slot in sorted(beyond)]
-    # UDP has no end of connection: a flow to a target that went would stay with it. A flow of either
-    # protocol that began when nothing was served was left untranslated, and conntrack remembers that.
-    if changed and (frontend.protocol == "UDP" or old_chain is None):
+    # A flow to a target that went would stay with it: UDP has no end of connection, and a TCP client
+    # that has no answer yet tries the same again. A flow of either protocol that began when nothing
+    # was served was left untranslated, and conntrack remembers that.
+    lost = any(endpoints[(*frontend, slot)] not in wanted for slot in range(length))
+    if changed and (lost or old_chain is None):
         plan.clean[frontend] = wanted
 
 

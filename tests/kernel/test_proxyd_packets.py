@@ -392,6 +392,31 @@ def test_a_flow_that_began_before_the_service_is_taken_over(world, remedy):
             ask(flow)
 
 
+@pytest.mark.parametrize("remedy", [True, False], ids=["with", "without"])
+def test_a_call_that_a_dead_pod_did_not_answer_goes_on_to_a_live_one(world, remedy):
+    """Its SYN sent again would otherwise follow the first for two minutes."""
+    if not remedy:
+        world.start(NoConntrack())
+    world.serve(POD1, POD2)
+    drop = "table ip test { chain input { type filter hook input priority 0; tcp dport 8080 drop; }; }"
+    world.pods[POD2].run(["nft", "-f", "-"], stdin=drop)
+    world.sync(*web([POD2], TCP))
+    answers: list[Any] = []
+
+    def call() -> None:
+        try:
+            answers.append(world.call(world.pods[POD3], timeout=2.5)[0])
+        except OSError as error:
+            answers.append(type(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.3)
+    world.sync(endpoints([POD1], TCP))
+    thread.join(10)
+    assert answers == [POD1 if remedy else TimeoutError]
+
+
 def test_a_missing_slot_drops_and_is_forgotten(world):
     """Finding 2: the drop at the end of a pick chain. The call comes through when the slot is back."""
     world.serve(POD1)

@@ -21,14 +21,16 @@ RANGE = [ipaddress.IPv4Network("10.96.0.0/16")]
 @pytest.mark.parametrize(
     ("flow", "stale"),
     [
-        (Flow(DNS, POD), False),
-        (Flow(DNS, GONE), True),
-        (Flow(DNS, Target(POD.address, 5354)), True),  # the port counts
-        (Flow(DNS, Target(VIP, 53)), True),  # never translated
-        (Flow(WEB, GONE), False),  # TCP is left to end by itself
-        (Flow(WEB, Target(VIP, 80)), True),
-        (Flow(Frontend("192.0.2.1", "UDP", 53), Target("192.0.2.1", 53)), False),  # not ours
-        (Flow(Frontend(VIP, "UDP", 54), Target(VIP, 54)), False),
+        (Flow(DNS, POD, True), False),
+        (Flow(DNS, GONE, True), True),
+        (Flow(DNS, Target(POD.address, 5354), True), True),  # the port counts
+        (Flow(DNS, Target(VIP, 53), True), True),  # never translated
+        (Flow(WEB, GONE, True), False),  # TCP is left to end by itself
+        (Flow(WEB, GONE, False), True),  # but for a client that nobody has answered yet
+        (Flow(WEB, Target("10.5.1.2", 8080), False), False),
+        (Flow(WEB, Target(VIP, 80), True), True),
+        (Flow(Frontend("192.0.2.1", "UDP", 53), Target("192.0.2.1", 53), True), False),  # not ours
+        (Flow(Frontend(VIP, "UDP", 54), Target(VIP, 54), True), False),
     ],
 )
 def test_entries_of_the_frontends_asked_for(flow, stale):
@@ -38,10 +40,10 @@ def test_entries_of_the_frontends_asked_for(flow, stale):
 @pytest.mark.parametrize(
     ("flow", "stale"),
     [
-        (Flow(DNS, POD), False),
-        (Flow(Frontend("10.96.9.9", "UDP", 53), GONE), True),
-        (Flow(Frontend("10.96.9.9", "TCP", 80), GONE), False),
-        (Flow(Frontend("10.97.9.9", "UDP", 53), GONE), False),
+        (Flow(DNS, POD, True), False),
+        (Flow(Frontend("10.96.9.9", "UDP", 53), GONE, True), True),
+        (Flow(Frontend("10.96.9.9", "TCP", 80), GONE, True), False),
+        (Flow(Frontend("10.97.9.9", "UDP", 53), GONE, True), False),
     ],
 )
 def test_with_ranges_also_those_nobody_serves(flow, stale):
@@ -49,7 +51,7 @@ def test_with_ranges_also_those_nobody_serves(flow, stale):
 
 
 def test_to_zero_every_udp_entry_is_stale():
-    assert is_stale(Flow(DNS, POD), {DNS: frozenset()})
+    assert is_stale(Flow(DNS, POD, True), {DNS: frozenset()})
 
 
 def ends(kind, source, destination, protocol, ports):
@@ -58,17 +60,19 @@ def ends(kind, source, destination, protocol, ports):
     return nl.nest(kind, nl.nest(1, addresses), nl.nest(2, ports))
 
 
-def entry(protocol=17):
+def entry(protocol=17, status=0):
     return memoryview(
         b"\x02\0\0\0"
         + ends(1, "10.5.1.9", VIP, protocol, (40000, 53))
         + ends(2, "10.5.1.2", "10.5.1.1", protocol, (5353, 40000))
+        + nl.be32(3, status)
         + nl.be32(12, 7)
     )
 
 
 def test_a_listed_entry_is_read_and_named_again():
-    assert read_flow(entry()) == Flow(DNS, POD)
+    assert read_flow(entry(status=0b1001)) == Flow(DNS, POD, answered=False)
+    assert read_flow(entry(status=0b1011)) == Flow(DNS, POD, answered=True)
     body = nl.attribute_map(delete_message(entry()).body[4:])
     assert set(body) == {1, 12}  # its tuple and its id: a successor with the same tuple is not hit
     assert bytes(body[1]) == bytes(nl.attribute_map(entry()[4:])[1])

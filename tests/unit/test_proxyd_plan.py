@@ -75,6 +75,8 @@ def test_shrinking_takes_two_transactions_and_fills_the_hole():
         add element ip podlane endpoints { 10.96.0.1 . tcp . 80 . 0x00000000 : 10.5.1.4 . 8080 }
         # later
         delete element ip podlane endpoints { 10.96.0.1 . tcp . 80 . 0x00000002 }
+        # conntrack
+        conntrack -D -p tcp --orig-dst 10.96.0.1 --dport 80 # stale
     """)
 
 
@@ -84,6 +86,8 @@ def test_replacing_a_target_is_one_element_in_one_transaction():
     assert str(plan_all(tables, index)) == script("""
         delete element ip podlane endpoints { 10.96.0.1 . tcp . 80 . 0x00000001 }
         add element ip podlane endpoints { 10.96.0.1 . tcp . 80 . 0x00000001 : 10.5.2.4 . 8080 }
+        # conntrack
+        conntrack -D -p tcp --orig-dst 10.96.0.1 --dport 80 # stale
     """)
 
 
@@ -106,9 +110,13 @@ def test_an_unchanged_state_plans_nothing():
     assert not plan_all(applied(*objects), index_of(*objects))
 
 
-def test_tcp_is_cleaned_only_when_it_begins_to_be_served():
+def test_conntrack_is_cleaned_when_an_endpoint_went_and_when_a_service_begins_to_be_served():
     tables = applied(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
-    assert not plan_all(tables, index_of(service("web", VIP), slice_of("web", ["10.5.1.2"]))).clean
+    grown = slice_of("web", ["10.5.1.2", "10.5.1.3", "10.5.2.4"])
+    assert not plan_all(tables, index_of(service("web", VIP), grown)).clean
+    assert plan_all(tables, index_of(service("web", VIP), slice_of("web", ["10.5.1.2"]))).clean == {
+        Frontend(VIP, "TCP", 80): {A}
+    }
     fresh = applied(service("web", VIP))
     assert plan_all(fresh, index_of(service("web", VIP), slice_of("web", ["10.5.1.2"]))).clean == {
         Frontend(VIP, "TCP", 80): {A}
