@@ -13,9 +13,7 @@ from podlane.cli.command import fail, note
 from podlane.lab import cluster, context, network
 from podlane.lab.cluster import DaemonStatus, Lab
 from podlane.lab.daemons import specs
-from podlane.lab.topology import Topology
-
-DEFAULT_NAME = "lab"
+from podlane.lab.topology import DEFAULT_NAME, Topology
 
 _name = click.option("--name", default=DEFAULT_NAME, show_default=True, metavar="NAME", help="Which lab.")
 

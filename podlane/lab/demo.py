@@ -18,7 +18,7 @@ from podlane.api.types import Node, Pod, Service
 from podlane.lab import network, traffic
 from podlane.lab.cluster import Lab, LabError
 from podlane.lab.picture import draw
-from podlane.lab.topology import Host
+from podlane.lab.topology import DEFAULT_NAME, Host
 from podlane.runtime.clock import SystemClock
 from podlane.runtime.command import run
 from podlane.store.config import StoreConfig, connect
@@ -154,7 +154,8 @@ class Demo:
     def _finish(self) -> None:
         self._title("What there is now")
         self._say(self.picture())
-        lab = f" --lab {self.lab.topology.name}" if self.lab.topology.name != "lab" else ""
+        lab = f" --lab {self.lab.topology.name}" if self.lab.topology.name != DEFAULT_NAME else ""
+        named = lab.replace("--lab", "--name")
         self._say(
             f"""
   The lab goes on running. To try next, as root:
@@ -163,10 +164,10 @@ class Demo:
     podlane{lab} scale rc/web --replicas=6      say six of these
     podlane{lab} describe rc web                what happened, and why
     podlane{lab} exec -it NAME -- sh            a shell in a pod
-    podlane lab exec node1 -- ip route     look around on a host
-    podlane lab fault cut node1            be the fault (join undoes it)
-    podlane lab status                     the daemons and their logs
-    podlane lab down                       remove it all"""
+    podlane lab exec{named} node1 -- ip route     look around on a host
+    podlane lab fault cut{named} node1            be the fault (join undoes it)
+    podlane lab status{named}                     the daemons and their logs
+    podlane lab down{named}                       remove it all"""
         )
 
     def picture(self) -> str:

@@ -21,6 +21,8 @@ RUN_ROOT = Path("/run/podlane/lab")
 DATA_ROOT = Path("/var/lib/podlane/lab")
 NETNS_ROOT = Path("/run/netns")
 
+DEFAULT_NAME = "lab"
+
 UNDERLAY_PREFIX = "192.168.64"
 GATEWAY = f"{UNDERLAY_PREFIX}.1"
 """The underlay's own address: the hosts' default route and the lab's client from outside."""

@@ -114,6 +114,10 @@ def test_a_cut_host_is_replaced_and_joins_again_without_its_old_pods(web: Cluste
     web.wait("its old containers are gone", lambda: not old & set(containers().split()))
     assert len(web.pods()) == 4
     web.wait("every node reaches all four", lambda: web.reaches_all(4))
+    with web.traffic() as requests:  # connections that hung on the lost pods must not haunt their source ports
+        time.sleep(5)
+        summary = requests.stop()
+    assert (summary.failed, summary.retried) == (0, 0), summary.late
 
 
 def test_no_answer_when_no_pod_is_left_and_answers_as_soon_as_there_is_one(web: Cluster) -> None:
