@@ -1,6 +1,6 @@
 """The steps a plan is made of, each of which prints as the command an operator would type. Pure.
 
-Owns: the closed set of things the agent may do to the container engine.
+Owns: the closed set of things the agent may do to a pod.
 Invariant: a step names containers by name, never by an id not known yet, so a
 whole pod is one list of steps that can be printed, tested and repeated.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from scheduler.agent.containers import SPEC_HASH
+from scheduler.agent.containers import POD_IP, SPEC_HASH
+from scheduler.agent.network import NetworkSpec
+from scheduler.agent.podnet import BRIDGE, INSIDE, Plug
 from scheduler.agent.runtime import ContainerConfig
 
 
@@ -28,6 +30,8 @@ class Create:
             words += ["--hostname", c.hostname]
         if digest := c.labels.get(SPEC_HASH):
             words += ["--label", f"{SPEC_HASH}={digest}"]
+        if ip := c.labels.get(POD_IP):
+            words += ["--label", f"{POD_IP}={ip}"]
         if c.limits.cpu_shares:
             words += ["--cpu-shares", str(c.limits.cpu_shares)]
         if c.limits.cpu_quota:
@@ -36,6 +40,9 @@ class Create:
             words += ["--memory", str(c.limits.memory)]
         if c.working_dir:
             words += ["--workdir", c.working_dir]
+        for mount in c.mounts:
+            given = f"type=bind,source={mount.source},target={mount.target}"
+            words += ["--mount", f"{given},readonly" if mount.read_only else given]
         for variable in c.env:
             words += ["--env", variable]
         if c.entrypoint:
@@ -50,6 +57,37 @@ class Start:
 
     def __str__(self) -> str:
         return f"docker start {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Join an infra container to the pod network. Prints for a namespace named after it (`ip netns attach`)."""
+
+    container: str
+    name: str
+    ip: str
+    network: NetworkSpec
+
+    def __str__(self) -> str:
+        pod = f"ip -n {self.name}"
+        plug = Plug("", self.ip, self.network)
+        return (
+            f"ip link add master {BRIDGE} type veth peer name {INSIDE} netns {self.name} && "
+            f"{pod} address add {plug.interface} dev {INSIDE} && {pod} route add default via {self.network.gateway}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WriteHosts:
+    """Write what the pod's containers have as /etc/hosts, unless it is there."""
+
+    container: str
+    path: str
+    hostname: str
+    ip: str
+
+    def __str__(self) -> str:
+        return shlex.join(["echo", f"{self.ip} {self.hostname}"]) + f" >> {self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +145,4 @@ class Release:
         return f"podlane delete pod {self.name} --namespace {self.namespace} --force"
 
 
-Action = Create | Start | Signal | Stop | Remove | Pull | Release
+Action = Create | Start | Attach | WriteHosts | Signal | Stop | Remove | Pull | Release

@@ -30,12 +30,15 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
 from scheduler.agent import status
-from scheduler.agent.actions import Pull, Release, Stop
+from scheduler.agent.actions import Create, Pull, Release, Stop
 from scheduler.agent.memory import Memory
-from scheduler.agent.network import NoSubnet, contains, read_subnet_file
-from scheduler.agent.plan import Observed, Plan, PodPlan, attempts, live_infra, plan, wanted_images
+from scheduler.agent.model import Observed, Plan, PodPlan
+from scheduler.agent.nodenetwork import NodeNetwork
+from scheduler.agent.plan import NO_ADDRESS, attempts, live_infra, plan, wanted_images
+from scheduler.agent.podfiles import PodFiles
+from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
-from scheduler.agent.runtime import EventStream, NetworkInUse, NetworkSpec, Record, Runtime, RuntimeUnavailable
+from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeRefused
 from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
 from scheduler.agent.workers import Workers
@@ -46,8 +49,7 @@ brings the last of many pods up no sooner, and the first of them much later.
 """
 PULLERS = 3
 MIN_INTERVAL = 0.05
-_SUBNET_POLL = 0.5
-_NETWORK_CHECK = 30.0
+_INFRA_IMAGE_CHECK = 30.0
 _RECONNECT = 1.0
 
 _PODS = metrics.gauge("podlane_agent_pods", "Pods bound to this node.")
@@ -81,6 +83,8 @@ class Agent:
         *,
         node_ip: str,
         runtime: Runtime,
+        podnet: PodNet,
+        files: PodFiles,
         store: Store,
         events: Events,
         subnet_file: Path,
@@ -92,22 +96,24 @@ class Agent:
         self.runtime = runtime
         self.bindings: Bindings | None = None
         self._node_ip = node_ip
-        self._subnet_file = subnet_file
+        self._files = files
         self._drain_delay = drain_delay
         self._events = events
         self._log = get_logger("agent")
         self.runner = Runner(self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL)
         self.memory = Memory(self.clock)
-        self._steps = Steps(runtime, self.memory, events, store.remove)
+        self._steps = Steps(
+            runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=store.remove
+        )
         self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after)
         self._pulls: Workers[tuple[str, str]] = Workers("pull", PULLERS, self.runner.trigger_after)
         self._statuses = StatusWriter(store.update, self.runner.trigger_after)
         self.prober = Prober(
             check or checker(runtime), on_change=self.trigger, on_failure=self._unhealthy, clock=self.clock
         )
-        self._network: NetworkSpec | None = None
-        self._network_checked = 0.0
-        self._network_problem = "no sync yet"
+        self._network = NodeNetwork(podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock)
+        self._infra_image_due = self.clock.monotonic()
+        self._unaddressed: set[str] = set()
         self._first_seen: dict[str, float] = {}
         self._backed_off: set[str] = set()
         self._stream: EventStream | None = None
@@ -119,11 +125,11 @@ class Agent:
 
     def network_problem(self) -> str | None:
         """Why no pod can be given a network now; None when it can."""
-        return self._network_problem or None
+        return self._network.problem or None
 
     def network(self) -> tuple[str, str]:
         """The pod network's subnet ("" if not known) and why it is not usable ("" if it is)."""
-        return self._network.subnet if self._network else "", self._network_problem
+        return self._network.subnet, self._network.problem
 
     def close(self) -> None:
         """Begin nothing more. Pods go on running."""
@@ -134,15 +140,16 @@ class Agent:
     # --- the sync ------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Look, plan, set to work. Raises NotReady before the first list, RuntimeUnavailable."""
+        """Look, plan, set to work. Raises NotReady before the first list, RuntimeUnavailable, PodNetError."""
         assert self.bindings is not None
         busy = self._workers.busy()  # before looking: see the module
         pods = self._statuses.newest(self.bindings.snapshot().values())
-        records = self.runtime.list()
         before = self.network()
-        network = self._ensure_network()
+        self._network.look()  # before the containers: see NodeNetwork
         if self.network() != before:
             self.on_network_change()
+        self._ensure_infra_image()
+        records = self._network.with_addresses(self.runtime.list())
         seen = Observed(
             now=self.clock.now(),
             pods=pods,
@@ -152,14 +159,17 @@ class Agent:
             pulled=self.memory.pulled(),
             endings=self.memory.note_endings(_ending(pods, records)),
             busy=busy,
-            network=network,
-            stale=self._stale(records),
+            network=self._network.problem,
+            addresses=self._network.addresses(records, busy),
+            stale=self._network.stale(records),
+            files=self._files.paths(),
             drain_delay=self._drain_delay,
         )
         planned = plan(seen)
         self._apply(planned)
         self._report(seen, planned)
         self._forget(seen)
+        self._network.sweep(records)
         if planned.wake_at is not None:
             self.runner.trigger_after(max(0.0, planned.wake_at - self.clock.now()))
 
@@ -172,6 +182,9 @@ class Agent:
             if pod.steps:
                 self._log.debug("plan", bucket=pod.bucket, pod=pod.ref, steps=[str(step) for step in pod.steps])
                 waits = any(isinstance(step, Stop | Release) for step in pod.steps)
+                for made in (step.config.labels for step in pod.steps if isinstance(step, Create)):
+                    if ip := made.get(c.POD_IP):
+                        self._network.reserve(pod.uid, ip)
                 self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod), waits=waits)
         if any(pod.steps or pod.pulls for pod in planned.pods):
             self._log.info("sync complete", summary=planned.summary(), why=planned.why())
@@ -190,6 +203,7 @@ class Agent:
                 continue
             records = by_pod.get(pod_plan.uid, [])
             self._tell_backoff(pod, pod_plan, records)
+            self._tell_no_address(pod, pod_plan)
             ready = {r.id for r in records if r.running and (r.id in probed or not _is_probed(pod, r))}
             new = status.compute(
                 pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
@@ -211,12 +225,21 @@ class Agent:
             self._backed_off.add(last.id)
             self._events.event(pod, "Warning", "BackOff", message[0].upper() + message[1:])
 
+    def _tell_no_address(self, pod: Pod, planned: PodPlan) -> None:
+        """One event for each time a pod begins to wait for an address."""
+        if not planned.why.startswith(NO_ADDRESS):
+            self._unaddressed.discard(planned.uid)
+        elif planned.uid not in self._unaddressed:
+            self._unaddressed.add(planned.uid)
+            self._events.event(pod, "Warning", *planned.why.split(": ", 1))
+            self._log.warning("no free address", pod=planned.ref, subnet=self._network.subnet)
+
     def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> dict[str, Target]:
         targets: dict[str, Target] = {}
         for uid, pod in seen.pods.items():
             records = by_pod.get(uid, [])
             infra = live_infra(records)
-            if infra is None or pod.metadata.deletion_timestamp is not None:
+            if infra is None or not infra.ip or pod.metadata.deletion_timestamp is not None:
                 continue
             reported = {s.container_id: s.ready for s in pod.status.container_statuses}
             for ct in pod.spec.containers:
@@ -238,6 +261,8 @@ class Agent:
         self.memory.keep(seen.pods.keys())
         self._statuses.keep(seen.pods.keys())
         self._backed_off &= {r.id for r in seen.records}
+        self._unaddressed &= seen.pods.keys()
+        self._files.keep(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | self._workers.busy())
         self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}
 
     def _measure(self, pod: Pod, *, ready: bool) -> None:
@@ -248,44 +273,15 @@ class Agent:
             _START.observe(self.clock.monotonic() - self._first_seen[uid])
             self._first_seen[uid] = 0.0
 
-    # --- network ------------------------------------------------------------------------
-
-    def _ensure_network(self) -> str:
-        """Make or adopt the pod network; returns "" or why there is none."""
-        try:
-            wanted = read_subnet_file(self._subnet_file)
-        except NoSubnet as error:
-            if self._network is None:
-                self._network_problem = str(error)
-                self.runner.trigger_after(_SUBNET_POLL)
-            # once known, the network outlives its file: netd rewrites it while it restarts
-            return self._network_problem
+    def _ensure_infra_image(self) -> None:
         now = self.clock.monotonic()
-        if wanted == self._network and now - self._network_checked < _NETWORK_CHECK:
-            return self._network_problem
+        if now < self._infra_image_due:
+            return
+        self._infra_image_due = now + _INFRA_IMAGE_CHECK
         try:
             self.runtime.ensure_infra_image()
-            if self.runtime.ensure_network(wanted):
-                self._log.info("network created", subnet=wanted.subnet, gateway=wanted.gateway, mtu=wanted.mtu)
-        except RuntimeUnavailable:
-            raise
-        except PodlaneError as error:
-            level = self._log.info if isinstance(error, NetworkInUse) else self._log.warning
-            level("network not ready", error=str(error), retry_in=_RECONNECT)
-            self._network, self._network_problem = wanted, str(error)
-            self._network_checked = float("-inf")
-            self.runner.trigger_after(_RECONNECT)
-            return self._network_problem
-        self._network, self._network_checked, self._network_problem = wanted, now, ""
-        return ""
-
-    def _stale(self, records: tuple[Record, ...]) -> frozenset[str]:
-        """Infra containers with an address outside the leased subnet: no route leads to them any more."""
-        network = self._network
-        if network is None:
-            return frozenset()
-        infra = (r for r in records if c.container_name(r) == c.INFRA and r.running and r.ip)
-        return frozenset(r.id for r in infra if not contains(network, r.ip))
+        except RuntimeRefused as error:  # a pod that needs it says so too
+            self._log.warning("infra image not built", error=str(error), retry_in=_INFRA_IMAGE_CHECK)
 
     # --- the engine's events ----------------------------------------------------------------
 
@@ -297,7 +293,7 @@ class Agent:
                 self._stream = stream = self.runtime.events()
                 if stop.is_set():
                     stream.close()
-                self._network_checked = float("-inf")  # the engine may have been restarted
+                self._infra_image_due = float("-inf")  # it may be another engine than before
                 self.memory.forget_images()
                 self.trigger()
                 for event in stream:

@@ -155,7 +155,7 @@ def _lock(state_dir: Path) -> IO[str]:
     default=Path("/var/lib/podlane/agent"),
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Holds the lock that keeps a second agent away.",
+    help="Holds pods' files, and the lock that keeps a second agent away.",
 )
 @click.option(
     "--agent-port",
@@ -218,6 +218,8 @@ def agent(
     from scheduler.agent.agent import Agent
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity
+    from scheduler.agent.podfiles import PodFiles
+    from scheduler.agent.podnet import KernelPodNet
     from scheduler.agent.server import AgentServer
 
     ip = node_ip or _own_address(store_config)
@@ -231,6 +233,8 @@ def agent(
     worker = Agent(
         node_ip=ip,
         runtime=runtime,
+        podnet=KernelPodNet(),
+        files=PodFiles(state_dir / "pods"),
         store=registry,
         events=recorder,
         subnet_file=subnet_file,

@@ -19,7 +19,7 @@ import msgspec
 
 from podlane.api import quantity
 from podlane.api.types import Container, Pod
-from scheduler.agent.runtime import INFRA_IMAGE, NETWORK, ContainerConfig, Limits, Record
+from scheduler.agent.runtime import INFRA_IMAGE, NO_NETWORK, ContainerConfig, Limits, Mount, Record
 
 POD_UID = "podlane.io/pod-uid"
 POD_NAMESPACE = "podlane.io/pod-namespace"
@@ -29,6 +29,8 @@ SPEC_HASH = "podlane.io/spec-hash"
 RESTART_COUNT = "podlane.io/restart-count"
 BACKOFF = "podlane.io/backoff-seconds"
 GRACE = "podlane.io/termination-grace-period-seconds"
+POD_IP = "podlane.io/pod-ip"
+"""On the infra container: the address it is to be attached with."""
 
 INFRA = "POD"
 """The infra container's container-name; upper case, so no container of a pod can have it."""
@@ -61,6 +63,11 @@ def grace_period(record: Record) -> int:
     return _number(record.labels.get(GRACE), default=30)
 
 
+def pod_ip(record: Record) -> str:
+    """The address an infra container was made for, attached or not."""
+    return record.labels.get(POD_IP, "")
+
+
 def _number(text: str | None, default: int = 0) -> int:
     return int(text) if text and text.isdecimal() else default
 
@@ -76,19 +83,25 @@ def spec_hash(container: Container) -> str:
     return hashlib.sha256(msgspec.json.encode(static)).hexdigest()[:16]
 
 
-def infra_config(pod: Pod, number: int) -> ContainerConfig:
-    """The container that holds the pod's network namespace."""
+def hostname_of(pod: Pod) -> str:
+    return (pod.spec.hostname or pod.metadata.name)[:63].rstrip("-.")
+
+
+def infra_config(pod: Pod, number: int, ip: str) -> ContainerConfig:
+    """The container that holds the pod's network namespace, which is to have the address `ip`."""
     return ContainerConfig(
         name=name_of(pod, INFRA, number),
         image=INFRA_IMAGE,
-        labels=_labels(pod, INFRA, "", number, 0),
-        network=NETWORK,
-        hostname=(pod.spec.hostname or pod.metadata.name)[:63].rstrip("-."),
+        labels={**_labels(pod, INFRA, "", number, 0), POD_IP: ip},
+        network=NO_NETWORK,
+        hostname=hostname_of(pod),
         limits=Limits(cpu_shares=_MIN_SHARES),
     )
 
 
-def container_config(pod: Pod, container: Container, infra: str, number: int, wait: int) -> ContainerConfig:
+def container_config(
+    pod: Pod, container: Container, infra: str, number: int, wait: int, *, mounts: tuple[Mount, ...] = ()
+) -> ContainerConfig:
     """One container of a pod; `infra` names the container whose network it joins, `wait` its back-off label."""
     env: dict[str, str] = {}
     for var in container.env:
@@ -103,6 +116,7 @@ def container_config(pod: Pod, container: Container, infra: str, number: int, wa
         env=tuple(f"{name}={value}" for name, value in env.items()),
         working_dir=container.working_dir,
         limits=limits(container),
+        mounts=mounts,
     )
 
 

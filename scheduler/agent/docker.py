@@ -21,15 +21,13 @@ from typing import Any, TypeVar, cast
 
 from scheduler.agent import containers as c
 from scheduler.agent.dockerexec import DockerExec, run_to_end
-from scheduler.agent.dockerforms import container_body, network_matches, network_options, state_of, time_of
+from scheduler.agent.dockerforms import container_body, state_of, time_of
 from scheduler.agent.infra import image_archive
 from scheduler.agent.runtime import (
     INFRA_IMAGE,
     ContainerConfig,
     ExecResult,
     NameInUse,
-    NetworkInUse,
-    NetworkSpec,
     NoSuchContainer,
     NoSuchImage,
     NotRunning,
@@ -122,7 +120,6 @@ class DockerRuntime:
         if state == "created" and details.get("ExitCode", 0):
             state = "exited"
             error = error or f"not started, exit code {details['ExitCode']}"
-        networks = ((item.get("NetworkSettings") or {}).get("Networks") or {}).values()
         mode = (item.get("HostConfig") or {}).get("NetworkMode", "")
         started, finished = time_of(details.get("StartedAt")), time_of(details.get("FinishedAt"))
         if started and finished:
@@ -134,7 +131,6 @@ class DockerRuntime:
             labels=labels,
             image=item.get("Image", ""),
             image_id=item.get("ImageID", ""),
-            ip=next((n.get("IPAddress", "") for n in networks), ""),
             joined=mode.removeprefix("container:") if mode.startswith("container:") else "",
             created_at=float(item.get("Created", 0)),
             started_at=started,
@@ -171,29 +167,7 @@ class DockerRuntime:
         with suppress(NoSuchContainer, RuntimeRefused, RuntimeUnavailable):
             self._ask("inspect container", lambda api: api.inspect_container(identity), NoSuchContainer)
 
-    # --- network and images -----------------------------------------------------
-
-    def ensure_network(self, spec: NetworkSpec) -> bool:
-        found = self._ask("list networks", lambda api: api.networks(names=[spec.name]))
-        for network in (n for n in found if n["Name"] == spec.name):
-            if network_matches(network, spec):
-                return False
-            self._remove_network(network["Id"], spec)
-        config = {
-            "driver": "bridge",
-            "check_duplicate": True,
-            "ipam": {"Driver": "default", "Config": [{"Subnet": spec.subnet, "Gateway": spec.gateway}]},
-            "options": network_options(spec),
-        }
-        self._do(f"create network {spec.name}", lambda api: api.create_network(spec.name, **config))
-        return True
-
-    def _remove_network(self, identity: str, spec: NetworkSpec) -> None:
-        told = self._ask("inspect network", lambda api: api.inspect_network(identity))
-        users = sorted(u.get("Name", "") for u in (told.get("Containers") or {}).values())
-        if users:
-            raise NetworkInUse(f"make network {spec.name} anew: {len(users)} containers on it, first {users[0]}")
-        self._do(f"remove network {spec.name}", lambda api: api.remove_network(identity))
+    # --- images -----------------------------------------------------------------
 
     def ensure_infra_image(self) -> None:
         if self.image(INFRA_IMAGE) is not None:
@@ -245,6 +219,15 @@ class DockerRuntime:
             with self._lock:  # what was inspected of it before is not so any more
                 self._seen = {i: seen for i, seen in self._seen.items() if seen[0] != "created"}
             raise
+
+    def process(self, container: str) -> tuple[str, int]:
+        told = self._ask(
+            f"inspect container {container}", lambda api: api.inspect_container(container), NoSuchContainer
+        )
+        pid = int(told["State"].get("Pid", 0))
+        if not pid:
+            raise NotRunning(f"find process of container {container}: it is not running")
+        return str(told["Id"]), pid
 
     def signal(self, container: str, name: str) -> None:
         if name == "SIGTERM":

@@ -6,15 +6,11 @@ read. Source: Docker Engine API 1.41.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from scheduler.agent.runtime import ContainerConfig, ContainerState, NetworkSpec
+from scheduler.agent.runtime import NO_NETWORK, ContainerConfig, ContainerState
 
-_BRIDGE_OPTION = "com.docker.network.bridge.name"
-_MASQUERADE_OPTION = "com.docker.network.bridge.enable_ip_masquerade"
-_MTU_OPTION = "com.docker.network.driver.mtu"
 _LOGS = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}
 
 
@@ -34,26 +30,9 @@ def time_of(text: str | None) -> float | None:
     return datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
-def network_options(spec: NetworkSpec) -> dict[str, str]:
-    """The bridge driver's options of the pod network."""
-    return {_BRIDGE_OPTION: spec.bridge, _MASQUERADE_OPTION: "false", _MTU_OPTION: str(spec.mtu)}
-
-
-def network_matches(network: Mapping[str, Any], spec: NetworkSpec) -> bool:
-    """Whether a network as Docker lists it is the one wanted."""
-    configs = (network.get("IPAM") or {}).get("Config") or [{}]
-    options = network.get("Options") or {}
-    return (
-        configs[0].get("Subnet") == spec.subnet
-        and configs[0].get("Gateway") == spec.gateway
-        and all(options.get(key) == value for key, value in network_options(spec).items())
-    )
-
-
 def container_body(config: ContainerConfig) -> dict[str, Any]:
     """The body of a request to create a container."""
     host: dict[str, Any] = {
-        "NetworkMode": config.network,
         "CpuShares": config.limits.cpu_shares,
         "LogConfig": _LOGS,
         "RestartPolicy": {"Name": "no"},
@@ -63,12 +42,22 @@ def container_body(config: ContainerConfig) -> dict[str, Any]:
     if config.limits.memory:
         # as much with swap as without: no swap, which is the kubelet's rule
         host |= {"Memory": config.limits.memory, "MemorySwap": config.limits.memory}
+    if config.mounts:
+        # not "Binds", for which dockerd makes a folder where a file is missing
+        host["Mounts"] = [
+            {"Type": "bind", "Source": m.source, "Target": m.target, "ReadOnly": m.read_only} for m in config.mounts
+        ]
     body: dict[str, Any] = {
         "Image": config.image,
         "Labels": dict(config.labels),
         "Env": list(config.env),
         "HostConfig": host,
     }
+    if config.network == NO_NETWORK:
+        # Docker's network "none" gives the same empty namespace, and executes dockerd anew to make it
+        body["NetworkDisabled"] = True
+    else:
+        host["NetworkMode"] = config.network
     if config.entrypoint:
         body["Entrypoint"] = list(config.entrypoint)
     if config.cmd:

@@ -8,7 +8,6 @@ what was done, as the commands an operator would have typed.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import queue
 import threading
@@ -18,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from podlane.runtime.clock import Clock, SystemClock
 from scheduler.agent.runtime import (
     INFRA_IMAGE,
+    NO_NETWORK,
     ContainerConfig,
     ExecResult,
     NameInUse,
-    NetworkInUse,
-    NetworkSpec,
     NoSuchContainer,
     NoSuchImage,
     NotRunning,
@@ -117,7 +115,6 @@ class FakeRuntime:
         self.ignores_term: set[str] = set()
         self.unstartable: dict[str, str] = {}
         self.execs: Callable[[str, tuple[str, ...]], ExecResult] = lambda _name, _command: ExecResult(0, b"")
-        self.network: NetworkSpec | None = None
         self._lock = threading.RLock()
         self._containers: dict[str, _Container] = {}
         self._numbers = itertools.count(1)
@@ -139,6 +136,11 @@ class FakeRuntime:
         """The container's process writes."""
         with self._lock:
             self._find(container).output.append((self.clock.now(), data))
+
+    def alive(self, pid: int) -> bool:
+        """Whether this is the first process of a running container."""
+        with self._lock:
+            return any(x.record.running and _pid(x.record) == pid for x in self._containers.values())
 
     def running(self) -> tuple[str, ...]:
         """Names of the running containers, sorted."""
@@ -163,18 +165,6 @@ class FakeRuntime:
             stream = FakeEvents(self._watchers.remove)
             self._watchers.append(stream)
             return stream
-
-    def ensure_network(self, spec: NetworkSpec) -> bool:
-        with self._lock:
-            self._check()
-            if self.network == spec:
-                return False
-            users = [x for x in self._containers.values() if x.record.running and x.record.ip]
-            if self.network is not None and users:
-                raise NetworkInUse(f"make network {spec.name} anew: {len(users)} containers on it")
-            self.network = spec
-            self.calls.append(f"docker network create --subnet {spec.subnet} {spec.name}")
-            return True
 
     def ensure_infra_image(self) -> None:
         with self._lock:
@@ -208,9 +198,9 @@ class FakeRuntime:
                 joined = config.network.removeprefix("container:")
                 # Docker too resolves what is there, and leaves the rest to the start
                 joined = next((x.record.id for x in self._containers.values() if x.record.name == joined), joined)
-            elif self.network is None or config.network != self.network.name:
+            elif config.network != NO_NETWORK:
                 raise RuntimeRefused(f"create container {config.name}: no network {config.network}")
-            identity = f"{next(self._numbers):064x}"
+            identity = f"{next(self._numbers):011x}{0:053x}"  # as with Docker, the first digits tell them apart
             record = Record(
                 identity,
                 config.name,
@@ -239,8 +229,15 @@ class FakeRuntime:
             if error is not None:
                 found.record = replace(record, state="exited", exit_code=127, error=error)
                 raise RuntimeRefused(f"start container {record.name}: {error}")
-            ip = "" if record.joined else self._free_address()
-            found.record = replace(record, state="running", ip=ip, started_at=now)
+            found.record = replace(record, state="running", started_at=now)
+
+    def process(self, container: str) -> tuple[str, int]:
+        with self._lock:
+            self._check()
+            found = self._find(container)
+            if not found.record.running:
+                raise NotRunning(f"find process of container {container}: it is not running")
+            return found.record.id, _pid(found.record)
 
     def signal(self, container: str, name: str) -> None:
         with self._lock:
@@ -335,19 +332,16 @@ class FakeRuntime:
         found.record = replace(
             found.record,
             state="exited",
-            ip="",
             exit_code=code,
             oom_killed=oom_killed,
             finished_at=self.clock.now(),
         )
         self._tell(RuntimeEvent("container", "die", found.record.name, found.record.labels))
 
-    def _free_address(self) -> str:
-        assert self.network is not None
-        taken = {x.record.ip for x in self._containers.values()} | {self.network.gateway}
-        hosts = ipaddress.ip_network(self.network.subnet).hosts()
-        return next(text for text in map(str, hosts) if text not in taken)
-
     def _tell(self, event: RuntimeEvent) -> None:
         for watcher in self._watchers:
             watcher.queue.put(event)
+
+
+def _pid(record: Record) -> int:
+    return 1000 + int(record.id[:11], 16)

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from podlane.runtime.clock import Clock
 from scheduler.agent import containers as c
-from scheduler.agent.plan import INITIAL_BACKOFF, MAX_BACKOFF, Ending, Failure
+from scheduler.agent.model import Ending, Failure
+from scheduler.agent.plan import INITIAL_BACKOFF, MAX_BACKOFF
 from scheduler.agent.runtime import Runtime
 
 SANDBOX_BACKOFF = (1, 60)

@@ -1,6 +1,6 @@
 """The pod network of this node, as netd wrote it into subnet.env. Pure but for reading the file.
 
-Owns: the meaning of flannel's environment file. Invariant: what comes out is a
+Owns: what the network is, and the meaning of flannel's environment file. Invariant: what comes out is a
 usable network or a reason why not, never a half-read file. Source: flannel's
 pkg/subnet WriteSubnetFile: FLANNEL_NETWORK, FLANNEL_SUBNET (the gateway's
 address with the subnet's length), FLANNEL_MTU, FLANNEL_IPMASQ.
@@ -9,10 +9,19 @@ address with the subnet's length), FLANNEL_MTU, FLANNEL_IPMASQ.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from pathlib import Path
 
 from podlane.errors import PodlaneError
-from scheduler.agent.runtime import NetworkSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """The pod network on this node, as netd leased it. `subnet` in CIDR form, `gateway` an address in it."""
+
+    subnet: str
+    gateway: str
+    mtu: int
 
 
 class NoSubnet(PodlaneError):

@@ -13,16 +13,16 @@ of the container, and 10 min of running are forgiven everything.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
 
 from podlane.api.meta import is_pod_finished
 from podlane.api.types import Container, Pod
 from scheduler.agent import containers as c
-from scheduler.agent.actions import Action, Create, Pull, Release, Remove, Signal, Start, Stop
+from scheduler.agent.actions import Action, Attach, Create, Pull, Release, Remove, Signal, Start, Stop, WriteHosts
+from scheduler.agent.model import Bucket, Ending, Observed, Plan, PodPlan
 from scheduler.agent.runtime import Record
 
+NO_ADDRESS = "FailedCreatePodSandBox: no free address"
 INITIAL_BACKOFF = 10
 MAX_BACKOFF = 300
 FORGIVEN_AFTER = 2 * MAX_BACKOFF
@@ -30,108 +30,14 @@ FORGIVEN_AFTER = 2 * MAX_BACKOFF
 KEPT_DEAD = 1
 """Ended containers kept per container of a pod, for `logs --previous`."""
 
-Bucket = Literal["start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy"]
-BUCKETS: tuple[Bucket, ...] = ("start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Something that did not work and is tried again at `until` (Unix seconds). Reasons are the kubelet's."""
-
-    reason: str
-    message: str
-    count: int
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What is remembered of a pod that must go: since when (Unix seconds), and who had SIGTERM (ids)."""
-
-    since: float
-    signalled: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A node at one moment.
-
-    `pods` by UID; `images` has the id, or None if absent, of each image any
-    pod might start; `failures` by (UID, container name), the infra container
-    under INFRA; `pulled` are the (UID, container, attempt) whose image was
-    fetched for that very attempt; `busy` are pods an earlier plan is being
-    carried out for; `network` is "" when the pod network is usable, else why
-    not; `stale` are ids of infra containers on a network that must go.
-    """
-
-    now: float
-    pods: Mapping[str, Pod]
-    records: Collection[Record]
-    images: Mapping[str, str | None] = field(default_factory=dict)
-    failures: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
-    pulled: frozenset[tuple[str, str, int]] = frozenset()
-    endings: Mapping[str, Ending] = field(default_factory=dict)
-    busy: frozenset[str] = frozenset()
-    network: str = ""
-    stale: frozenset[str] = frozenset()
-    drain_delay: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PodPlan:
-    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` go beside
-    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before.
-    """
-
-    uid: str
-    pod: Pod | None
-    bucket: Bucket
-    why: str = ""
-    steps: tuple[Action, ...] = ()
-    pulls: tuple[Pull, ...] = ()
-    waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    wake_at: float | None = None
-
-    @property
-    def ref(self) -> str:
-        return f"{self.pod.metadata.namespace}/{self.pod.metadata.name}" if self.pod else self.uid
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    pods: tuple[PodPlan, ...]
-
-    def bucket(self, name: Bucket) -> tuple[PodPlan, ...]:
-        return tuple(p for p in self.pods if p.bucket == name)
-
-    @property
-    def wake_at(self) -> float | None:
-        return min((p.wake_at for p in self.pods if p.wake_at is not None), default=None)
-
-    def summary(self) -> str:
-        """`start=2 keep=5`: the buckets that are not empty."""
-        counts = ((name, len(self.bucket(name))) for name in BUCKETS)
-        return " ".join(f"{name}={count}" for name, count in counts if count)
-
-    def why(self) -> str:
-        """What is done to which pods, for the log: `default/web-1: web ended with 1`."""
-        return ", ".join(f"{p.ref}: {p.why}" for p in self.pods if p.why and (p.steps or p.pulls))
-
-    def __str__(self) -> str:
-        lines: list[str] = []
-        for p in self.pods:
-            if p.steps or p.pulls:
-                lines.append(f"# {p.bucket} {p.ref}" + (f": {p.why}" if p.why else ""))
-                lines += [str(step) for step in (*p.pulls, *p.steps)]
-        return "\n".join(lines)
-
 
 def plan(seen: Observed) -> Plan:
     """One plan per pod that is bound here or has containers here, sorted by UID."""
     by_pod: dict[str, list[Record]] = {uid: [] for uid in seen.pods}
     for record in seen.records:
         by_pod.setdefault(c.pod_uid(record), []).append(record)
-    return Plan(tuple(_plan_one(seen, uid, by_pod[uid]) for uid in sorted(by_pod)))
+    free = seen.addresses.free() if seen.addresses else iter(())  # shared: no two pods get the same
+    return Plan(tuple(_plan_one(seen, uid, by_pod[uid], free) for uid in sorted(by_pod)))
 
 
 def wanted_images(pods: Iterable[Pod]) -> frozenset[str]:
@@ -168,7 +74,7 @@ def live_infra(records: Iterable[Record]) -> Record | None:
     return next((r for r in attempts(records, c.INFRA) if r.running), None)
 
 
-def _plan_one(seen: Observed, uid: str, records: list[Record]) -> PodPlan:
+def _plan_one(seen: Observed, uid: str, records: list[Record], free: Iterator[str]) -> PodPlan:
     pod = seen.pods.get(uid)
     if uid in seen.busy:
         return PodPlan(uid, pod, "busy", waiting=_starting(pod, records))
@@ -176,13 +82,13 @@ def _plan_one(seen: Observed, uid: str, records: list[Record]) -> PodPlan:
         return _plan_end(seen, uid, None, records)
     if pod.metadata.deletion_timestamp is not None:
         return _plan_end(seen, uid, pod, records)
-    return _plan_run(seen, pod, records)
+    return _plan_run(seen, pod, records, free)
 
 
 # --- pods that should run ---------------------------------------------------------
 
 
-def _plan_run(seen: Observed, pod: Pod, records: list[Record]) -> PodPlan:
+def _plan_run(seen: Observed, pod: Pod, records: list[Record], free: Iterator[str]) -> PodPlan:
     latest = {ct.name: next(iter(attempts(records, ct.name)), None) for ct in pod.spec.containers}
     infra = live_infra(records)
     ended = is_pod_finished(pod) or not any(should_run(pod, last) for last in latest.values())
@@ -192,9 +98,15 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record]) -> PodPlan:
     if ended or lost:
         return _plan_finish(pod, records)
     if infra is None or infra.id in seen.stale:
-        return _plan_rebuild(seen, pod, records, latest)
+        return _plan_rebuild(seen, pod, records, latest, free)
     steps: list[Action] = [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA) if r.id != infra.id]
-    builder = _Builder(seen, pod, infra.name, infra.id)
+    builder = _Builder(seen, pod, infra.name, infra.id, c.pod_ip(infra))
+    if not infra.ip:
+        if blocked := _blocked(seen, pod):
+            return _without_network(pod, *blocked)
+        assert seen.addresses is not None
+        steps.append(Attach(c.INFRA, infra.name, c.pod_ip(infra), seen.addresses.network))
+        builder.why.append("not attached to the pod network")
     for ct in pod.spec.containers:
         builder.add(ct, attempts(records, ct.name))
     steps += builder.steps
@@ -202,9 +114,30 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record]) -> PodPlan:
     return _result(builder, "start" if fresh else "restart", "; ".join(builder.why), steps)
 
 
-def _plan_rebuild(seen: Observed, pod: Pod, records: list[Record], latest: Mapping[str, Record | None]) -> PodPlan:
+def _blocked(seen: Observed, pod: Pod) -> tuple[str, float | None] | None:
+    """Why a pod cannot be given a network now and when to look again; None if it can."""
+    failure = seen.failures.get((pod.metadata.uid, c.INFRA))
+    if seen.network:
+        return f"NetworkNotReady: {seen.network}", None
+    if failure is not None and failure.until > seen.now:
+        return f"{failure.reason}: {failure.message}", failure.until
+    return None
+
+
+def _without_network(pod: Pod, why: str, wake_at: float | None = None, steps: tuple[Action, ...] = ()) -> PodPlan:
+    waiting = dict.fromkeys((ct.name for ct in pod.spec.containers), ("ContainerCreating", why))
+    bucket: Bucket = "rebuild" if steps else "wait"
+    return PodPlan(pod.metadata.uid, pod, bucket, why, steps, waiting=waiting, wake_at=wake_at)
+
+
+def _plan_rebuild(
+    seen: Observed,
+    pod: Pod,
+    records: list[Record],
+    latest: Mapping[str, Record | None],
+    free: Iterator[str],
+) -> PodPlan:
     """Make the pod's network namespace (anew): what still runs in a dead one is ended first."""
-    uid = pod.metadata.uid
     steps: list[Action] = []
     for name, last in latest.items():
         if last is not None and last.running:
@@ -212,23 +145,21 @@ def _plan_rebuild(seen: Observed, pod: Pod, records: list[Record], latest: Mappi
         elif last is not None and last.state == "created":
             steps.append(Remove(name, last.name))
     steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]
-    waiting = dict.fromkeys(latest, ("ContainerCreating", ""))
-    failure = seen.failures.get((uid, c.INFRA))
-    if seen.network or (failure is not None and failure.until > seen.now):
-        reason, why = (failure.reason, failure.message) if failure else ("NetworkNotReady", seen.network)
-        wake = None if seen.network or failure is None else failure.until
-        waiting = dict.fromkeys(latest, ("ContainerCreating", f"{reason}: {why}"))
-        bucket: Bucket = "rebuild" if steps else "wait"
-        return PodPlan(uid, pod, bucket, f"{reason}: {why}", tuple(steps), waiting=waiting, wake_at=wake)
+    if blocked := _blocked(seen, pod):
+        return _without_network(pod, *blocked, tuple(steps))
+    assert seen.addresses is not None
+    network, ip = seen.addresses.network, next(free, "")
+    if not ip:
+        return _without_network(pod, f"{NO_ADDRESS} in {network.subnet}", steps=tuple(steps))
     number = max((c.attempt(r) + 1 for r in records if c.container_name(r) == c.INFRA), default=0)
-    config = c.infra_config(pod, number)
-    steps += [Create(c.INFRA, config), Start(c.INFRA, config.name)]
-    builder = _Builder(seen, pod, config.name, "")
+    config = c.infra_config(pod, number, ip)
+    steps += [Create(c.INFRA, config), Start(c.INFRA, config.name), Attach(c.INFRA, config.name, ip, network)]
+    builder = _Builder(seen, pod, config.name, "", ip)
     for ct in pod.spec.containers:
         if should_run(pod, latest[ct.name]):
             builder.add(ct, attempts(records, ct.name))
     steps += builder.steps
-    bucket = "rebuild" if records else "start"
+    bucket: Bucket = "rebuild" if records else "start"
     return _result(builder, bucket, "infra container is gone" if records else "", steps)
 
 
@@ -251,8 +182,8 @@ def _result(builder: _Builder, bucket: Bucket, why: str, steps: list[Action]) ->
 class _Builder:
     """Collects the steps for the containers of one pod, in the order of its specification."""
 
-    def __init__(self, seen: Observed, pod: Pod, infra: str, infra_id: str) -> None:
-        self.seen, self.pod, self.infra, self.infra_id = seen, pod, infra, infra_id
+    def __init__(self, seen: Observed, pod: Pod, infra: str, infra_id: str, ip: str) -> None:
+        self.seen, self.pod, self.infra, self.infra_id, self.ip = seen, pod, infra, infra_id, ip
         self.steps: list[Action] = []
         self.pulls: list[Pull] = []
         self.waiting: dict[str, tuple[str, str]] = {}
@@ -334,8 +265,13 @@ class _Builder:
                 self.waiting[ct.name] = (failure.reason, failure.message)
             self.pulls.append(Pull(ct.name, ct.image, number))
             return
-        config = c.container_config(self.pod, ct, self.infra, number, wait)
-        self.steps += [Create(ct.name, config), Start(ct.name, config.name)]
+        files = self.seen.files
+        config = c.container_config(self.pod, ct, self.infra, number, wait, mounts=files.mounts(uid))
+        self.steps += [
+            WriteHosts(ct.name, files.hosts(uid), c.hostname_of(self.pod), self.ip),
+            Create(ct.name, config),
+            Start(ct.name, config.name),
+        ]
 
     def _first_attempt(self, ct: Container) -> int:
         """Goes on counting where the status stopped when the engine lost its containers."""

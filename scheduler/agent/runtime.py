@@ -18,8 +18,8 @@ from typing import Literal, Protocol
 from podlane.errors import PodlaneError
 
 INFRA_IMAGE = "podlane/infra:1"
-NETWORK = "podlane"
-BRIDGE = "podlane0"
+NO_NETWORK = "none"
+"""A network namespace of its own with nothing in it but `lo`: the agent plugs it in (podnet.py)."""
 
 
 class RuntimeUnavailable(PodlaneError):
@@ -46,10 +46,6 @@ class NotRunning(RuntimeRefused):
     """The container cannot be signalled or entered: it does not run."""
 
 
-class NetworkInUse(RuntimeRefused):
-    """The network must be made anew, and containers are still on it."""
-
-
 ContainerState = Literal["created", "running", "exited"]
 
 
@@ -63,8 +59,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A file of the node that a container sees at `target`; it must be there when the container starts."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerConfig:
-    """How to make a container. `network` is a network's name or `container:NAME` to join another's.
+    """How to make a container. `network` is NO_NETWORK, or `container:NAME` to join another's namespace.
 
     An empty entrypoint or cmd leaves the image's; a given entrypoint hides the
     image's cmd too, which is also what Kubernetes' command and args mean.
@@ -80,6 +85,7 @@ class ContainerConfig:
     env: tuple[str, ...] = ()
     working_dir: str = ""
     limits: Limits = Limits()
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class Record:
 
     A container that could not be started is "exited" with the engine's exit
     code and `error`. `joined` is the id of the container whose network it uses.
+    The engine knows of no `ip`: the agent fills it in where it sees the container
+    attached to the pod network.
     """
 
     id: str
@@ -108,17 +116,6 @@ class Record:
     @property
     def running(self) -> bool:
         return self.state == "running"
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """The pod network on this node, as netd leased it. `subnet` in CIDR form, `gateway` an address in it."""
-
-    subnet: str
-    gateway: str
-    mtu: int
-    name: str = NETWORK
-    bridge: str = BRIDGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +200,6 @@ class Runtime(Protocol):
         """
         ...
 
-    def ensure_network(self, spec: NetworkSpec) -> bool:
-        """Create or adopt the pod network; True when it was made (anew).
-
-        Raises NetworkInUse when one with another subnet, gateway or MTU has containers on it.
-        """
-        ...
-
     def ensure_infra_image(self) -> None:
         """Build INFRA_IMAGE unless it is there; never pulls."""
         ...
@@ -228,6 +218,10 @@ class Runtime(Protocol):
 
     def start(self, container: str) -> None:
         """Raises NoSuchContainer; RuntimeRefused when its command cannot be run."""
+        ...
+
+    def process(self, container: str) -> tuple[str, int]:
+        """The id of a running container and the pid of its first process. Raises NoSuchContainer, NotRunning."""
         ...
 
     def signal(self, container: str, name: str) -> None:

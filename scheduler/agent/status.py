@@ -2,7 +2,7 @@
 
 Owns: phase, conditions and container statuses. Invariants: a finished phase is
 final; Ready is never True for a pod that is being deleted or whose infra
-container is gone; nothing changes but by a change of what was seen (times come
+container is gone or not attached to the network; nothing changes but by a change of what was seen (times come
 from the containers or stay), so an unchanged status need not be written.
 Source: Kubernetes' getPhase and convertStatusToAPIStatus (pkg/kubelet/kubelet_pods.go)
 and status/generate.go.
@@ -50,7 +50,7 @@ def compute(
     deleted = pod.metadata.deletion_timestamp is not None
     infra = live_infra(records)
     statuses = tuple(
-        _container(pod, ct, attempts(records, ct.name), waiting, ready if infra and not deleted else ())
+        _container(pod, ct, attempts(records, ct.name), waiting, ready if infra and infra.ip and not deleted else ())
         for ct in pod.spec.containers
     )
     old = pod.status

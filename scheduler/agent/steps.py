@@ -16,9 +16,10 @@ from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
-from scheduler.agent.actions import Action, Create, Pull, Release, Remove, Signal, Start, Stop
+from scheduler.agent.actions import Action, Attach, Create, Pull, Release, Remove, Signal, Start, Stop, WriteHosts
 from scheduler.agent.memory import Memory
-from scheduler.agent.plan import PodPlan
+from scheduler.agent.model import PodPlan
+from scheduler.agent.podnet import Plug, PodNet
 from scheduler.agent.runtime import (
     NameInUse,
     NoSuchContainer,
@@ -39,11 +40,28 @@ class Events(Protocol):
     def event(self, obj: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None: ...
 
 
+class HostsFiles(Protocol):
+    """podfiles.PodFiles, as far as it is used here."""
+
+    def write_hosts(self, path: str, hostname: str, ip: str) -> None: ...
+
+
 class Steps:
     """`release` removes a pod from the store for good. Thread-safe: one call per pod at a time."""
 
-    def __init__(self, runtime: Runtime, memory: Memory, events: Events, release: Callable[[Pod], object]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        podnet: PodNet,
+        files: HostsFiles,
+        memory: Memory,
+        events: Events,
+        release: Callable[[Pod], object],
+    ) -> None:
         self._runtime = runtime
+        self._podnet = podnet
+        self._files = files
         self._memory = memory
         self._events = events
         self._release = release
@@ -92,8 +110,15 @@ class Steps:
                 self._create(plan, step)
             case Start():
                 runtime.start(step.name)
-                self._memory.succeeded(plan.uid, step.container)
+                if step.container != c.INFRA:  # which has not succeeded before it is attached
+                    self._memory.succeeded(plan.uid, step.container)
                 self._tell(plan, step.container, "Started", f"Started container {step.container}")
+            case Attach():
+                identity, pid = runtime.process(step.name)
+                self._podnet.attach(Plug(identity, step.ip, step.network), pid)
+                self._memory.succeeded(plan.uid, step.container)
+            case WriteHosts():
+                self._files.write_hosts(step.path, step.hostname, step.ip)
             case Signal():
                 self._signal(plan, step)
             case Stop():
@@ -147,7 +172,7 @@ class Steps:
         if container == c.INFRA:
             reason, event = "FailedCreatePodSandBox", "FailedCreatePodSandBox"
         else:
-            reason = "CreateContainerError" if isinstance(step, Create) else "RunContainerError"
+            reason = "CreateContainerError" if isinstance(step, Create | WriteHosts) else "RunContainerError"
             event = "Failed"
         failure = self._memory.failed(plan.uid, container, reason, str(error))
         pause = failure.until - self._memory.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,10 @@ from scheduler.agent import containers as c
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.runtime import (
     INFRA_IMAGE,
-    NETWORK,
+    NO_NETWORK,
     ContainerConfig,
+    Mount,
     NameInUse,
-    NetworkInUse,
-    NetworkSpec,
     NoSuchContainer,
     NoSuchImage,
     NotRunning,
@@ -31,8 +31,6 @@ from scheduler.agent.runtime import (
 
 pytestmark = pytest.mark.contract
 
-SPEC = NetworkSpec(subnet="10.99.7.0/24", gateway="10.99.7.1", mtu=1400)
-OTHER = NetworkSpec(subnet="10.99.8.0/24", gateway="10.99.8.1", mtu=1400)
 SLEEP = ("sleep", "1000")
 
 
@@ -56,7 +54,6 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     else:
         runtime = request.getfixturevalue("engine")
     runtime.ensure_infra_image()
-    runtime.ensure_network(SPEC)
     yield runtime
     for record in runtime.list():
         runtime.remove(record.id)
@@ -68,7 +65,7 @@ def config(container: str, *, infra: str = "", **changes: Any) -> ContainerConfi
         "name": f"t-{container}",
         "image": IMAGE if infra else INFRA_IMAGE,
         "labels": labels,
-        "network": f"container:{infra}" if infra else NETWORK,
+        "network": f"container:{infra}" if infra else NO_NETWORK,
         "cmd": SLEEP if infra else (),
     }
     return ContainerConfig(**{**given, **changes})
@@ -103,15 +100,26 @@ def test_tells_what_it_is(runtime: Runtime) -> None:
     assert info.memory > 0
 
 
-def test_an_infra_container_gets_an_address_of_the_network(runtime: Runtime) -> None:
+def test_an_infra_container_has_a_namespace_of_its_own(runtime: Runtime) -> None:
     identity = infra(runtime)
     seen = record(runtime, "t-POD")
-    assert seen.id == identity
-    assert seen.running
-    assert seen.ip.startswith("10.99.7.")
-    assert seen.ip != SPEC.gateway
-    assert seen.joined == ""
+    assert (seen.id, seen.running, seen.joined, seen.ip) == (identity, True, "", "")
     assert c.pod_uid(seen) == "u1"
+
+
+def test_the_process_of_a_container_is_told_while_it_runs(runtime: Runtime) -> None:
+    identity = infra(runtime)
+    run(runtime, config("web", infra="t-POD"))
+    assert runtime.process("t-POD") == runtime.process(identity)
+    assert runtime.process("t-POD")[0] == identity
+    assert runtime.process("t-POD")[1] != runtime.process("t-web")[1]
+    runtime.create(config("side", infra="t-POD"))
+    runtime.stop("t-web", 0)
+    for idle in ("t-side", "t-web"):
+        with pytest.raises(NotRunning):
+            runtime.process(idle)
+    with pytest.raises(NoSuchContainer):
+        runtime.process("t-gone")
 
 
 def test_a_container_joins_the_infra_container_by_name_and_reports_its_id(runtime: Runtime) -> None:
@@ -192,13 +200,6 @@ def test_remove_kills_what_runs_and_is_content_with_what_is_gone(runtime: Runtim
     runtime.remove("t-POD")
 
 
-def test_an_infra_container_that_died_has_no_address(runtime: Runtime) -> None:
-    infra(runtime)
-    runtime.signal("t-POD", "SIGKILL")
-    eventually(lambda: record(runtime, "t-POD").state == "exited")
-    assert record(runtime, "t-POD").ip == ""
-
-
 def test_a_container_cannot_start_in_a_dead_network(runtime: Runtime) -> None:
     infra(runtime)
     runtime.create(config("web", infra="t-POD"))
@@ -206,19 +207,6 @@ def test_a_container_cannot_start_in_a_dead_network(runtime: Runtime) -> None:
     eventually(lambda: not record(runtime, "t-POD").running)
     with pytest.raises(RuntimeRefused):
         runtime.start("t-web")
-
-
-def test_the_network_is_adopted_when_equal_and_made_anew_when_unused(runtime: Runtime) -> None:
-    assert runtime.ensure_network(SPEC) is False
-    infra(runtime)
-    with pytest.raises(NetworkInUse):
-        runtime.ensure_network(OTHER)
-    runtime.remove("t-POD")
-    assert runtime.ensure_network(OTHER) is True
-    infra(runtime)
-    assert record(runtime, "t-POD").ip.startswith("10.99.8.")
-    runtime.remove("t-POD")
-    assert runtime.ensure_network(SPEC) is True
 
 
 def test_when_an_event_tells_of_an_end_the_list_shows_it(runtime: Runtime) -> None:
@@ -308,7 +296,6 @@ def test_an_engine_that_is_away_is_unavailable(runtime: Runtime, tmp_path: Path)
 @pytest.fixture
 def real(engine: Runtime) -> Iterator[Runtime]:
     engine.ensure_infra_image()
-    engine.ensure_network(SPEC)
     yield engine
     for found in engine.list():
         engine.remove(found.id)
@@ -370,6 +357,33 @@ def test_docker_pod_shares_one_network_and_its_infra_ignores_sigterm(real: Runti
     real.signal("t-POD", "SIGTERM")
     time.sleep(0.3)
     assert record(real, "t-POD").running
+
+
+def test_docker_infra_container_has_only_its_loopback(real: Runtime) -> None:
+    _, pid = real.process(infra(real))
+    argv = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-o", "link"]
+    links = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    assert len(links) == 1
+    assert " lo: " in links[0]
+
+
+def test_docker_mounts_files_also_into_an_image_without_the_folder(real: Runtime, tmp_path: Path) -> None:
+    infra(real)
+    hosts, resolv = tmp_path / "hosts", tmp_path / "resolv.conf"
+    hosts.write_text("10.99.7.2\tweb-1\n")
+    resolv.write_text("nameserver 192.0.2.1\n")
+    mounts = (Mount(str(hosts), "/etc/hosts"), Mount(str(resolv), "/etc/resolv.conf", read_only=True))
+    run(real, config("web", infra="t-POD", mounts=mounts))
+    assert real.exec("t-web", ("cat", "/etc/hosts", "/etc/resolv.conf"), 10).output == (
+        b"10.99.7.2\tweb-1\nnameserver 192.0.2.1\n"
+    )
+    assert real.exec("t-web", ("sh", "-c", "echo more >> /etc/hosts"), 10).exit_code == 0
+    assert hosts.read_text().endswith("more\n")
+    assert real.exec("t-web", ("sh", "-c", "echo more >> /etc/resolv.conf"), 10).exit_code != 0
+    gone = (Mount(str(tmp_path / "gone"), "/etc/hosts"),)
+    with pytest.raises(RuntimeRefused, match="gone"):
+        real.create(config("side", infra="t-POD", mounts=gone))
+    assert not (tmp_path / "gone").exists()
 
 
 def test_docker_exec_with_a_terminal(real: Runtime) -> None:

@@ -217,6 +217,12 @@ def test_a_pod_from_binding_to_end(rig: Rig) -> None:
     link = rig.netns.run("ip -d link show podlane0")
     assert "mtu 1400" in link
     assert "bridge" in link
+    assert rig.docker("network", "ls", "-q", "--filter", "driver=bridge") == []  # Docker has no part in it
+    side = f"podlane_side_p_default_{rig.get('p').metadata.uid}_0"
+    assert f"{status.pod_ip} p" in " ".join(rig.docker("exec", side, "cat", "/etc/hosts"))
+    assert rig.docker("exec", side, "cat", "/etc/resolv.conf") == Path("/etc/resolv.conf").read_text().split()
+    folder = rig.folder / "state" / "pods" / rig.get("p").metadata.uid
+    assert folder.is_dir()
     assert rig.docker("exec", f"podlane_side_p_default_{rig.get('p').metadata.uid}_0", "hostname") == ["p"]
     reasons = {e.reason for e in rig.registry.list(Event).items}
     assert {"Pulled", "Created", "Started"} <= reasons
@@ -226,6 +232,47 @@ def test_a_pod_from_binding_to_end(rig: Rig) -> None:
     eventually(lambda: rig.gone("p"))
     assert rig.docker("ps", "-aq") == []
     assert not rig.fetch(status.pod_ip)
+    eventually(lambda: not folder.exists())
+
+
+def test_what_is_unplugged_by_hand_is_plugged_in_again_and_restarts_nothing(rig: Rig) -> None:
+    begin(rig)
+    for name in ("p", "q"):
+        rig.bind(name, web())
+    eventually(lambda: rig.ready("p") and rig.ready("q"))
+    before, address = rig.containers(), rig.get("p").status.pod_ip
+    port = rig.netns.run("ip -o link show master podlane0").split()[1].split("@")[0]
+    for harm in ("link delete podlane0", f"link delete {port}", "address flush dev podlane0"):
+        rig.netns.run(f"ip {harm}")
+        eventually(lambda: all(rig.fetch(rig.get(name).status.pod_ip) for name in ("p", "q")))
+        eventually(lambda: rig.ready("p") and rig.ready("q"))
+    assert rig.containers() == before
+    assert rig.get("p").status.pod_ip == address
+
+
+def test_a_pod_whose_agent_died_before_it_was_attached_is_attached(rig: Rig) -> None:
+    begin(rig)
+    uid = rig.bind("p", web()).metadata.uid
+    eventually(lambda: rig.ready("p"))
+    rig.end_agent(signal.SIGKILL)
+    before = rig.containers()
+    for line in rig.netns.run("ip -o link show master podlane0").splitlines():
+        rig.netns.run(f"ip link set {line.split()[1].split('@')[0]} nomaster")
+    assert not rig.fetch(rig.get("p").status.pod_ip)
+    rig.start_agent()
+    eventually(lambda: rig.fetch(rig.get("p").status.pod_ip) and rig.ready("p"))
+    assert rig.containers() == before
+    assert rig.get("p").metadata.uid == uid
+
+
+def test_a_moved_subnet_moves_the_pods(rig: Rig) -> None:
+    begin(rig)
+    rig.bind("p", web())
+    eventually(lambda: rig.ready("p"))
+    rig.subnet_file.write_text(SUBNET_ENV.replace("10.99.7.1", "10.99.9.1"))
+    rig.docker("kill", f"podlane_web_p_default_{rig.get('p').metadata.uid}_0")  # something happens: a sync
+    eventually(lambda: rig.get("p").status.pod_ip.startswith("10.99.9.") and rig.ready("p"))
+    assert rig.fetch(rig.get("p").status.pod_ip)
 
 
 def test_killing_the_agent_restarts_nothing_and_the_next_one_adopts(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,10 +10,16 @@ import msgspec
 
 from podlane.api.types import Container, ObjectMeta, Pod, PodSpec
 from podlane.runtime.clock import FakeClock
+from scheduler.agent import containers as c
+from scheduler.agent.addresses import Addresses
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.memory import Memory
-from scheduler.agent.plan import Observed, Plan, plan, wanted_images
-from scheduler.agent.runtime import NetworkSpec
+from scheduler.agent.model import Observed, Plan
+from scheduler.agent.network import NetworkSpec
+from scheduler.agent.plan import plan, wanted_images
+from scheduler.agent.podnet import Plug, is_attached
+from scheduler.agent.podnetfake import FakePodNet
+from scheduler.agent.runtime import Record
 from scheduler.agent.steps import Steps
 
 SPEC = NetworkSpec(subnet="10.5.3.0/24", gateway="10.5.3.1", mtu=1450)
@@ -53,6 +60,16 @@ class Told:
         return [text.split()[1] for text in self.events]
 
 
+class HostsFiles:
+    """Remembers instead of writing."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, str] = {}
+
+    def write_hosts(self, path: str, hostname: str, ip: str) -> None:
+        self.written[path] = f"{ip} {hostname}"
+
+
 class Host:
     """A node without threads: what is bound to it, an engine, and a memory that a restart loses."""
 
@@ -60,7 +77,9 @@ class Host:
         self.clock = FakeClock()
         self.runtime = FakeRuntime(self.clock)
         self.runtime.ensure_infra_image()
-        self.runtime.ensure_network(SPEC)
+        self.podnet = FakePodNet(self.runtime.alive)
+        self.podnet.ensure(SPEC)
+        self.files = HostsFiles()
         for image in images:
             self.runtime.add_image(image)
         self.pods = {p.metadata.uid: p for p in pods}
@@ -70,13 +89,29 @@ class Host:
 
     def restart_agent(self) -> None:
         self.memory = Memory(self.clock)
-        self.steps = Steps(self.runtime, self.memory, self.told, self.release)
+        self.steps = Steps(
+            self.runtime,
+            podnet=self.podnet,
+            files=self.files,
+            memory=self.memory,
+            events=self.told,
+            release=self.release,
+        )
 
     def release(self, gone: Pod) -> None:
         self.pods.pop(gone.metadata.uid, None)
 
+    def records(self) -> tuple[Record, ...]:
+        """What the engine lists, with the addresses of those that are attached."""
+        ports = self.podnet.ports()
+
+        def attached(record: Record) -> bool:
+            return bool(c.pod_ip(record)) and is_attached(Plug(record.id, c.pod_ip(record), SPEC), ports)
+
+        return tuple(replace(r, ip=c.pod_ip(r)) if r.running and attached(r) else r for r in self.runtime.list())
+
     def look(self, **changes: Any) -> Plan:
-        records = self.runtime.list()
+        records = self.records()
         deleted_or_foreign = {u for u, p in self.pods.items() if p.metadata.deletion_timestamp is not None}
         deleted_or_foreign |= {r.labels["podlane.io/pod-uid"] for r in records} - set(self.pods)
         given: dict[str, Any] = {
@@ -88,6 +123,7 @@ class Host:
             "pulled": self.memory.pulled(),
             "endings": self.memory.note_endings(deleted_or_foreign),
             "network": self.network,
+            "addresses": Addresses(SPEC, frozenset(map(c.pod_ip, records)) - {""}),
         }
         return plan(Observed(**{**given, **changes}))
 

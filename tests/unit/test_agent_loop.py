@@ -22,6 +22,8 @@ from podlane.store.registry import Registry
 from scheduler.agent.agent import Agent
 from scheduler.agent.containers import INFRA
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.podfiles import PodFiles
+from scheduler.agent.podnetfake import FakePodNet
 from scheduler.agent.probes import Target
 
 pytestmark = pytest.mark.unit
@@ -37,6 +39,8 @@ class Cluster:
         self.registry = Registry(self.store)
         self.runtime = FakeRuntime(SystemClock())
         self.runtime.add_image(IMAGE)
+        self.podnet = FakePodNet(self.runtime.alive)
+        self.folder = folder
         self.subnet_file = folder / "subnet.env"
         self.subnet_file.write_text(SUBNET_ENV)
         self.told = Told()
@@ -53,6 +57,8 @@ class Cluster:
         agent = self.agent = Agent(
             node_ip="192.168.64.11",
             runtime=self.runtime,
+            podnet=self.podnet,
+            files=PodFiles(self.folder / "pods"),
             store=self.registry,
             events=self.told,
             subnet_file=self.subnet_file,
@@ -143,7 +149,7 @@ def test_pods_wait_for_the_subnet(cluster: Cluster) -> None:
     cluster.subnet_file.write_text(SUBNET_ENV)
     eventually(lambda: cluster.ready("p"))
     assert agent.network() == ("10.5.3.0/24", "")
-    assert cluster.runtime.network == SPEC
+    assert cluster.podnet.ensure(SPEC) == ()
 
 
 def test_pods_move_when_the_subnet_changed(cluster: Cluster) -> None:
@@ -154,6 +160,63 @@ def test_pods_move_when_the_subnet_changed(cluster: Cluster) -> None:
     assert cluster.agent is not None
     cluster.agent.trigger()
     eventually(lambda: cluster.get("p").status.pod_ip.startswith("10.5.77.") and cluster.ready("p"))
+
+
+def test_a_bridge_deleted_by_hand_is_made_again_with_its_pods(cluster: Cluster) -> None:
+    agent = cluster.start()
+    pods = [cluster.bind(f"p{i}") for i in range(3)]
+    eventually(lambda: cluster.ready(*(p.metadata.name for p in pods)))
+    running = cluster.runtime.running()
+    before = {p.metadata.name: cluster.get(p.metadata.name).status.pod_ip for p in pods}
+    cluster.podnet.delete_bridge()
+    agent.trigger()
+    eventually(lambda: len(cluster.podnet.ports()) == 3)
+    eventually(lambda: all(cluster.ready(n) and cluster.get(n).status.pod_ip == ip for n, ip in before.items()))
+    assert cluster.runtime.running() == running
+
+
+def test_a_pod_that_is_not_attached_is_not_ready(cluster: Cluster) -> None:
+    agent = cluster.start()
+    cluster.bind("p")
+    eventually(lambda: cluster.ready("p"))
+    cluster.podnet.refusal = "no buffer space available"
+    cluster.podnet.delete_bridge()
+    agent.trigger()
+    eventually(lambda: not cluster.ready("p"))
+    assert cluster.get("p").status.pod_ip == ""
+    cluster.podnet.refusal = ""
+    eventually(lambda: cluster.ready("p"))
+    assert cluster.get("p").status.container_statuses[0].restart_count == 0
+
+
+def test_a_full_subnet_is_told_once_and_a_freed_address_is_used(cluster: Cluster) -> None:
+    cluster.subnet_file.write_text(SUBNET_ENV.replace("/24", "/30"))  # one address beside the gateway's
+    agent = cluster.start()
+    cluster.bind("p")
+    eventually(lambda: cluster.ready("p"))
+    cluster.bind("q")
+    eventually(lambda: "FailedCreatePodSandBox" in cluster.told.reasons())
+    for _ in range(3):
+        agent.trigger()
+        time.sleep(0.1)
+    assert cluster.told.reasons().count("FailedCreatePodSandBox") == 1
+    assert "q: FailedCreatePodSandBox no free address in 10.5.3.0/30" in cluster.told.events
+    cluster.registry.delete(Pod, "default", "p")
+    eventually(lambda: cluster.ready("q"))
+    assert cluster.get("q").status.pod_ip == "10.5.3.2"
+
+
+def test_pods_files_come_and_go_with_them(cluster: Cluster) -> None:
+    stray = cluster.folder / "pods" / "gone"
+    stray.mkdir(parents=True)
+    cluster.start()
+    pod = cluster.bind("p")
+    eventually(lambda: cluster.ready("p"))
+    hosts = cluster.folder / "pods" / pod.metadata.uid / "hosts"
+    assert hosts.read_text().endswith("10.5.3.2\tp\n")
+    assert not stray.exists()
+    cluster.registry.delete(Pod, "default", "p")
+    eventually(lambda: cluster.gone("p") and not hosts.parent.exists())
 
 
 def test_a_restarted_agent_adopts_what_runs(cluster: Cluster) -> None:

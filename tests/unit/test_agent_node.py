@@ -18,9 +18,8 @@ from podlane.runtime.clock import SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.agent.fake import FakeRuntime
-from scheduler.agent.network import NoSubnet, contains, parse, read_subnet_file
+from scheduler.agent.network import NetworkSpec, NoSubnet, contains, parse, read_subnet_file
 from scheduler.agent.node import Facts, Heartbeat, Registrar, describe, machine_capacity, parse_capacity
-from scheduler.agent.runtime import NetworkSpec
 
 pytestmark = pytest.mark.unit
 

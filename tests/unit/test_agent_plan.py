@@ -6,17 +6,24 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from agent_objects import IMAGE, Host, container, deleted, name, pod
+from agent_objects import IMAGE, SPEC, Host, container, deleted, name, pod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podlane.api.types import EnvVar, ResourceRequirements
-from scheduler.agent.actions import Create, Signal, Start
+from scheduler.agent.actions import Attach, Create, Signal, Start
+from scheduler.agent.addresses import Addresses
 from scheduler.agent.containers import INFRA, expand
-from scheduler.agent.plan import PodPlan
+from scheduler.agent.model import PodPlan
+from scheduler.agent.network import NetworkSpec
 from scheduler.agent.runtime import RuntimeRefused
 
 pytestmark = pytest.mark.unit
+
+MOUNTS = (
+    "--mount type=bind,source=FILES/hosts,target=/etc/hosts "
+    "--mount type=bind,source=/etc/resolv.conf,target=/etc/resolv.conf,readonly"
+)
 
 
 def test_a_new_pod_gets_its_network_then_its_containers() -> None:
@@ -30,17 +37,25 @@ def test_a_new_pod_gets_its_network_then_its_containers() -> None:
     text = str(plan).splitlines()
     hashes = [word.split("=")[1] for line in text for word in line.split() if word.startswith("podlane.io/spec")]
     assert len(set(hashes)) == 2
-    assert "\n".join(text).replace(hashes[0], "HASH1").replace(hashes[1], "HASH2") == (
+    shown = "\n".join(text).replace(hashes[0], "HASH1").replace(hashes[1], "HASH2")
+    shown = shown.replace("/var/lib/podlane/agent/pods/uid-p", "FILES").replace(MOUNTS, "MOUNTS")
+    assert shown == (
         "# start default/p\n"
-        "docker create --name podlane_POD_p_default_uid-p_0 --network podlane --hostname p --cpu-shares 2 "
-        "podlane/infra:1\n"
+        "docker create --name podlane_POD_p_default_uid-p_0 --network none --hostname p "
+        "--label podlane.io/pod-ip=10.5.3.2 --cpu-shares 2 podlane/infra:1\n"
         "docker start podlane_POD_p_default_uid-p_0\n"
+        "ip link add master podlane0 type veth peer name eth0 netns podlane_POD_p_default_uid-p_0 && "
+        "ip -n podlane_POD_p_default_uid-p_0 address add 10.5.3.2/24 dev eth0 && "
+        "ip -n podlane_POD_p_default_uid-p_0 route add default via 10.5.3.1\n"
+        "echo '10.5.3.2 p' >> FILES/hosts\n"
         "docker create --name podlane_web_p_default_uid-p_0 --network container:podlane_POD_p_default_uid-p_0 "
-        "--label podlane.io/spec-hash=HASH1 --cpu-shares 2 --env PORT=80 --entrypoint sh web:1 -c 'serve 80'\n"
+        "--label podlane.io/spec-hash=HASH1 --cpu-shares 2 MOUNTS "
+        "--env PORT=80 --entrypoint sh web:1 -c 'serve 80'\n"
         "docker start podlane_web_p_default_uid-p_0\n"
+        "echo '10.5.3.2 p' >> FILES/hosts\n"
         "docker create --name podlane_side_p_default_uid-p_0 --network container:podlane_POD_p_default_uid-p_0 "
         "--label podlane.io/spec-hash=HASH2 --cpu-shares 102 --cpu-quota 100000 --memory 67108864 "
-        "--workdir /srv web:1\n"
+        "--workdir /srv MOUNTS web:1\n"
         "docker start podlane_side_p_default_uid-p_0"
     )
 
@@ -268,13 +283,51 @@ def test_a_command_that_cannot_be_run_backs_off() -> None:
 
 def test_a_network_that_cannot_be_had_is_tried_again_after_a_second() -> None:
     host = Host(pod("p"))
-    host.runtime.network = None
+    host.podnet.refusal = "no buffer space available"
     host.sync()
     assert host.look().wake_at == host.clock.now() + 1
-    host.runtime.network = None
     host.clock.advance(1)
     host.sync()
     assert host.look().wake_at == host.clock.now() + 2
+    assert host.all_running() == ["POD/p#0"]
+    assert "no buffer space" in host.look().pods[0].waiting["web"][1]
+    host.podnet.refusal = ""
+    host.clock.advance(2)
+    host.sync()
+    assert host.all_running() == ["POD/p#0", "web/p#0"]
+
+
+def test_what_runs_unattached_is_attached_and_nothing_is_restarted() -> None:
+    host = Host(pod("p"), pod("q"))
+    host.sync()
+    running = host.all_running()
+    host.podnet.delete_bridge()
+    host.podnet.ensure(SPEC)
+    plan = host.sync()
+    assert plan.why() == ("default/p: not attached to the pod network, default/q: not attached to the pod network")
+    assert [type(step) for p in plan.pods for step in p.steps] == [Attach, Attach]
+    assert (host.all_running(), host.look().summary()) == (running, "keep=2")
+
+
+def test_without_a_network_what_runs_unattached_is_left_alone() -> None:
+    host = Host(pod("p"))
+    host.sync()
+    host.podnet.delete_bridge()
+    plan = host.look(network="no subnet", addresses=None)
+    assert (plan.summary(), plan.pods[0].steps) == ("wait=1", ())
+
+
+def test_addresses_are_dealt_once_and_a_full_subnet_is_told() -> None:
+    host = Host(*(pod(f"p{n}") for n in range(4)))
+    small = NetworkSpec("10.5.3.0/29", "10.5.3.1", 1450)
+    plan = host.look(addresses=Addresses(small, frozenset({"10.5.3.3", "10.5.3.5"})))
+    given = [s.ip for p in plan.pods for s in p.steps if isinstance(s, Attach)]
+    assert given == ["10.5.3.2", "10.5.3.4", "10.5.3.6"]
+    assert plan.pods[3].waiting["web"] == (
+        "ContainerCreating",
+        "FailedCreatePodSandBox: no free address in 10.5.3.0/29",
+    )
+    assert plan.summary() == "start=3 wait=1"
 
 
 # --- ends -------------------------------------------------------------------------------------------
@@ -358,7 +411,7 @@ def interrupted(host: Host, planned: PodPlan, count: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 9), max_size=6),
-    kills=st.lists(st.sampled_from(["web", "side", INFRA, ""]), max_size=6),
+    kills=st.lists(st.sampled_from(["web", "side", INFRA, "bridge", ""]), max_size=6),
 )
 def test_whatever_dies_and_whenever_the_agent_restarts_the_pod_ends_up_running_once(
     cuts: list[int], kills: list[str]
@@ -366,6 +419,9 @@ def test_whatever_dies_and_whenever_the_agent_restarts_the_pod_ends_up_running_o
     host = Host(pod("p", container("web"), container("side")))
     for cut, kill in zip(cuts, kills + [""] * len(cuts), strict=False):
         interrupted(host, host.look().pods[0], cut)
+        if kill == "bridge":
+            host.podnet.delete_bridge()
+            host.podnet.ensure(SPEC)
         for running in host.runtime.running():
             if kill and f"_{kill}_" in running:
                 host.runtime.end(running, 137)
@@ -378,6 +434,7 @@ def test_whatever_dies_and_whenever_the_agent_restarts_the_pod_ends_up_running_o
     records = {r.name: r for r in host.runtime.list()}
     infra = next(r for r in records.values() if r.running and "_POD_" in r.name)
     assert all(r.joined == infra.id for r in records.values() if r.running and r is not infra)
+    assert host.podnet.look(host.runtime.process(infra.id)[1]) is not None
     assert host.look().summary() == "keep=1"
 
 

@@ -146,13 +146,10 @@ def test_exec() -> None:
 
 
 def _running(runtime: FakeRuntime) -> str:
-    from agent_objects import SPEC
-
-    from scheduler.agent.runtime import INFRA_IMAGE, ContainerConfig
+    from scheduler.agent.runtime import INFRA_IMAGE, NO_NETWORK, ContainerConfig
 
     runtime.ensure_infra_image()
-    runtime.ensure_network(SPEC)
-    identity = runtime.create(ContainerConfig("x", INFRA_IMAGE, {"a": "b"}, SPEC.name))
+    identity = runtime.create(ContainerConfig("x", INFRA_IMAGE, {"a": "b"}, NO_NETWORK))
     runtime.start(identity)
     return identity
 

@@ -20,7 +20,7 @@ def report(host: Host, *, ready: bool = True, **changes: Any) -> PodStatus:
     """The status of the one pod; `ready`: the probes pass."""
     (plan,) = host.look().pods
     assert plan.pod is not None
-    records = host.runtime.list()
+    records = host.records()
     given: dict[str, Any] = {
         "ready": {r.id for r in records if r.running} if ready else set(),
         "waiting": plan.waiting,

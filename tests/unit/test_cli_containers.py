@@ -32,7 +32,6 @@ from podlane.runtime.clock import ScriptedClock
 from scheduler.agent import containers as c
 from scheduler.agent.client import AgentClient
 from scheduler.agent.fake import FakeRuntime
-from scheduler.agent.runtime import NetworkSpec
 from scheduler.agent.server import AgentServer
 
 pytestmark = pytest.mark.unit
@@ -44,7 +43,6 @@ class World:
     def __init__(self) -> None:
         self.shell = Shell(ScriptedClock(NOW.timestamp()))
         self.runtime = FakeRuntime(self.shell.clock)
-        self.runtime.ensure_network(NetworkSpec("10.244.1.0/24", "10.244.1.1", 1450))
         self.server = AgentServer("127.0.0.1", 0, runtime=self.runtime, token=lambda: "secret")
         self.shell.add(
             Node(
@@ -63,7 +61,7 @@ class World:
 
     def start(self, stored, attempt: int) -> None:
         if attempt == 0:
-            infra = c.infra_config(stored, 0)
+            infra = c.infra_config(stored, 0, "10.244.1.2")
             self.runtime.add_image(infra.image)
             self.runtime.create(infra)
             self.runtime.start(infra.name)

@@ -1,0 +1,116 @@
+"""What a plan is made from, and what it is: values. Pure.
+
+Owns: `Observed` (a node at one moment) and `Plan` (what to do about each of its
+pods, in named buckets). Both are frozen, so a plan rests on one look only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from podlane.api.types import Pod
+from scheduler.agent.actions import Action, Pull
+from scheduler.agent.addresses import Addresses
+from scheduler.agent.podfiles import Paths
+from scheduler.agent.runtime import Record
+
+Bucket = Literal["start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy"]
+BUCKETS: tuple[Bucket, ...] = ("start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that did not work and is tried again at `until` (Unix seconds). Reasons are the kubelet's."""
+
+    reason: str
+    message: str
+    count: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is remembered of a pod that must go: since when (Unix seconds), and who had SIGTERM (ids)."""
+
+    since: float
+    signalled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A node at one moment.
+
+    `pods` by UID; `images` has the id, or None if absent, of each image any
+    pod might start; `failures` by (UID, container name), the infra container
+    under INFRA; `pulled` are the (UID, container, attempt) whose image was
+    fetched for that very attempt; `busy` are pods an earlier plan is being
+    carried out for; `network` is "" when the pod network is usable, else why
+    not, and then `addresses` may be None; `stale` are ids of infra containers
+    whose address is of a network that must go. A running infra container with
+    no `ip` is not attached.
+    """
+
+    now: float
+    pods: Mapping[str, Pod]
+    records: Collection[Record]
+    images: Mapping[str, str | None] = field(default_factory=dict)
+    failures: Mapping[tuple[str, str], Failure] = field(default_factory=dict)
+    pulled: frozenset[tuple[str, str, int]] = frozenset()
+    endings: Mapping[str, Ending] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
+    network: str = ""
+    addresses: Addresses | None = None
+    stale: frozenset[str] = frozenset()
+    files: Paths = field(default_factory=Paths)
+    drain_delay: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` go beside
+    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before.
+    """
+
+    uid: str
+    pod: Pod | None
+    bucket: Bucket
+    why: str = ""
+    steps: tuple[Action, ...] = ()
+    pulls: tuple[Pull, ...] = ()
+    waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    wake_at: float | None = None
+
+    @property
+    def ref(self) -> str:
+        return f"{self.pod.metadata.namespace}/{self.pod.metadata.name}" if self.pod else self.uid
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    pods: tuple[PodPlan, ...]
+
+    def bucket(self, name: Bucket) -> tuple[PodPlan, ...]:
+        return tuple(p for p in self.pods if p.bucket == name)
+
+    @property
+    def wake_at(self) -> float | None:
+        return min((p.wake_at for p in self.pods if p.wake_at is not None), default=None)
+
+    def summary(self) -> str:
+        """`start=2 keep=5`: the buckets that are not empty."""
+        counts = ((name, len(self.bucket(name))) for name in BUCKETS)
+        return " ".join(f"{name}={count}" for name, count in counts if count)
+
+    def why(self) -> str:
+        """What is done to which pods, for the log: `default/web-1: web ended with 1`."""
+        return ", ".join(f"{p.ref}: {p.why}" for p in self.pods if p.why and (p.steps or p.pulls))
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for p in self.pods:
+            if p.steps or p.pulls:
+                lines.append(f"# {p.bucket} {p.ref}" + (f": {p.why}" if p.why else ""))
+                lines += [str(step) for step in (*p.pulls, *p.steps)]
+        return "\n".join(lines)
