@@ -97,6 +97,7 @@ class Agent:
         self.bindings: Bindings | None = None
         self._node_ip = node_ip
         self._files = files
+        self._podnet = podnet
         self._drain_delay = drain_delay
         self._events = events
         self._log = get_logger("agent")
@@ -305,6 +306,15 @@ class Agent:
                     self._log.warning("events lost", error=str(error), retry_in=_RECONNECT)
             self.trigger()
             self.clock.wait(stop, _RECONNECT)
+
+    def follow_network(self, stop: threading.Event) -> None:
+        """Trigger when somebody takes the pod network apart, until `stop`: the body of one thread."""
+
+        def gone(link: str) -> None:
+            if self._network.is_missed(link):
+                self.trigger()
+
+        self._podnet.watch(stop, gone)
 
     def _end_stream(self, stop: threading.Event) -> None:
         stop.wait()

@@ -257,6 +257,7 @@ def agent(
     daemon.add_thread("cluster", cluster.run)
     daemon.add_thread("bindings", bindings.run)
     daemon.add_thread("docker-events", worker.follow_events)
+    daemon.add_thread("pod-network", worker.follow_network)
     daemon.add_thread("prober", worker.prober.run)
     daemon.add_thread("agent", worker.runner.run)
     daemon.add_thread("node", registrar.runner.run)

@@ -5,7 +5,7 @@ port that belongs to no running container of that later list is nobody's.
 Invariants: the network outlives its file, for netd writes it anew while it
 restarts; an address is given to one pod only, also while its container is still
 being made (`reserve`); what cannot be listed is not concluded from. For the
-sync's thread only.
+sync's thread only, but `is_missed`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
 from scheduler.agent.addresses import Addresses
 from scheduler.agent.network import NetworkSpec, NoSubnet, contains, read_subnet_file
-from scheduler.agent.podnet import Plug, PodNet, PodNetError, Port, is_attached, link_of, strays
+from scheduler.agent.podnet import BRIDGE, Plug, PodNet, PodNetError, Port, is_attached, link_of, strays
 from scheduler.agent.runtime import Record
 
 _SUBNET_POLL = 0.5
@@ -36,6 +36,7 @@ class NodeNetwork:
         self._look_again = look_again
         self._clock = clock
         self._ports: dict[str, Port] = {}
+        self._live: frozenset[str] = frozenset()
         self._reserved: dict[str, str] = {}
         self._last = ""
         self._sweep_at = clock.monotonic()
@@ -76,7 +77,12 @@ class NodeNetwork:
 
     def with_addresses(self, records: Collection[Record]) -> tuple[Record, ...]:
         """The records, those of attached infra containers with their address."""
+        self._live = frozenset(link_of(r.id) for r in records if _is_live_infra(r))
         return tuple(replace(r, ip=c.pod_ip(r)) if _is_live_infra(r) and self._is_attached(r) else r for r in records)
+
+    def is_missed(self, link: str) -> bool:
+        """Whether a link that is gone ought to be there. From any thread."""
+        return link == BRIDGE or link in self._live
 
     def _is_attached(self, record: Record) -> bool:
         ip = c.pod_ip(record)

@@ -16,7 +16,8 @@ bridge plugin; linux/drivers/net/veth.c, net/bridge/br_stp_if.c
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal, Protocol
@@ -34,6 +35,7 @@ PREFIX = "pl"
 TIMEOUT = 10.0
 """Seconds the kernel may take for one answer; it is milliseconds unless many namespaces are being taken apart."""
 _DUMP_TRIES = 5
+_WAIT = 1.0  # seconds a stop may go unnoticed
 
 
 class PodNetError(PodlaneError):
@@ -121,6 +123,13 @@ class PodNet(Protocol):
 
     def detach(self, links: Collection[str]) -> None:
         """Delete ports, and with each its pod's side; no error for one that is gone."""
+        ...
+
+    def watch(self, stop: threading.Event, gone: Callable[[str], None]) -> None:
+        """Until `stop`, call `gone` with a link that left, or BRIDGE when it or an address of it did.
+
+        The body of one thread. It makes repairs quick; that they come at all does not rest on it.
+        """
         ...
 
 
@@ -226,6 +235,21 @@ class KernelPodNet:
         for failure in failures:
             if failure.errno != errno.ENODEV:
                 raise PodNetError(f"delete ports of {BRIDGE}: {failure}")
+
+    def watch(self, stop: threading.Event, gone: Callable[[str], None]) -> None:
+        groups = [rtnl.GROUP_LINK, rtnl.GROUP_IPV4_IFADDR]
+        with NetlinkSocket(NETLINK_ROUTE, groups=groups, timeout=self._timeout) as events:
+            while not stop.is_set():
+                try:
+                    received = events.receive(_WAIT)
+                except NetlinkError:
+                    gone(BRIDGE)  # some notices were lost: look at all
+                    continue
+                for kind, body in received:
+                    if kind == rtnl.RTM_DELLINK:  # also, from the bridge, when a port leaves it
+                        gone(rtnl.parse_link(body).name)
+                    elif kind == rtnl.RTM_DELADDR:
+                        gone(rtnl.address_label(body))
 
     def _open(self) -> NetlinkSocket:
         return NetlinkSocket(NETLINK_ROUTE, timeout=self._timeout)

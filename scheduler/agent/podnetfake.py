@@ -45,6 +45,7 @@ class FakePodNet:
         self.bridge: Bridge | None = None
         self.refusal = ""
         self.calls: list[str] = []
+        self._watchers: list[Callable[[str], None]] = []
 
     # --- PodNet -----------------------------------------------------------------------
 
@@ -84,6 +85,14 @@ class FakePodNet:
             for link in links:
                 if self._pairs.pop(link, None) is not None:
                     self.calls.append(f"ip link delete {link}")
+                    self._tell(link)
+
+    def watch(self, stop: threading.Event, gone: Callable[[str], None]) -> None:
+        with self._lock:
+            self._watchers.append(gone)
+        stop.wait()
+        with self._lock:
+            self._watchers.remove(gone)
 
     # --- by hand ------------------------------------------------------------------------
 
@@ -98,6 +107,7 @@ class FakePodNet:
             for pair in self._pairs.values():
                 pair.joined = False
                 pair.port = replace(pair.port, hairpin=False)
+            self._tell(BRIDGE)
 
     def set_bridge(self, *, mtu: int, address: str, mac: str) -> None:
         """Another MTU and MAC, and one more address."""
@@ -115,11 +125,16 @@ class FakePodNet:
         """Take a port off the bridge."""
         with self._lock:
             self._pairs[link].joined = False
+            self._tell(link)
 
     def set_down(self, link: str) -> None:
         with self._lock:
             pair = self._pairs[link]
             pair.port = replace(pair.port, up=False)
+
+    def _tell(self, link: str) -> None:
+        for watcher in self._watchers:
+            watcher(link)
 
     def _bury(self) -> None:
         gone = [link for link, pair in self._pairs.items() if not self._alive(pair.pid)]

@@ -30,7 +30,7 @@ from podlane.runtime.netlink import (
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE = 24
-GROUP_LINK = 1
+GROUP_LINK, GROUP_IPV4_IFADDR = 1, 5
 
 _AF_INET, _AF_BRIDGE = 2, 7
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -44,7 +44,7 @@ _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_INFO_PEER = 1
 _BRPORT_MODE = 4
 _SKIP_STATS = 8
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST = 1, 2, 3, 4
 _RTA_OIF, _RTA_GATEWAY = 4, 5
 _MAIN_TABLE, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
 
@@ -150,6 +150,11 @@ def parse_addresses(answers: Iterator[tuple[int, memoryview]], index: int) -> fr
         if at == index and local is not None:
             found.add(IPv4Interface((bytes(local), prefix)))
     return frozenset(found)
+
+
+def address_label(body: bytes) -> str:
+    """The name of the link an address notification is about."""
+    return get_text(attribute_map(body[_IFADDR.size :]).get(_IFA_LABEL, b""))
 
 
 def add_address(index: int, address: IPv4Interface) -> Message:

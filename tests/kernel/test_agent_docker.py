@@ -154,7 +154,9 @@ class Rig:
         return sorted(self.docker("ps", "-q", "--no-trunc"))
 
     def fetch(self, address: str, path: str = "/sh") -> bool:
-        return bool(self.netns.ok(["busybox", "wget", "-q", "-O", "/dev/null", f"http://{address}:8080{path}"]))
+        return bool(
+            self.netns.ok(["timeout", "3", "busybox", "wget", "-q", "-O", "/dev/null", f"http://{address}:8080{path}"])
+        )
 
     def client(self, script: str) -> str:
         """Run Python in the namespace with an AgentClient `c`."""

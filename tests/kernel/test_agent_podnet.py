@@ -51,6 +51,7 @@ class World:
     occupy: Callable[[], None]
     unplug: Callable[[str], None]
     set_down: Callable[[str], None]
+    watching: Callable[[threading.Event, Callable[[str], None]], None]
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def container(self) -> Container:
@@ -77,6 +78,7 @@ def fake_world() -> World:
         occupy=net.occupy,
         unplug=net.unplug,
         set_down=net.set_down,
+        watching=net.watch,
     )
 
 
@@ -126,8 +128,14 @@ def kernel_world(host: Netns, processes: Processes) -> World:
         ip("link set podlane0 down mtu 1300 address 02:00:00:00:00:07")
         ip("address add 10.1.2.3/24 dev podlane0")
 
+    net = KernelPodNet()
+
+    def watch(stop: threading.Event, gone: Callable[[str], None]) -> None:
+        with inside(host):
+            net.watch(stop, gone)
+
     return World(
-        KernelPodNet(),
+        net,
         start=processes.start,
         end=processes.end,
         look=look_inside,
@@ -136,6 +144,7 @@ def kernel_world(host: Netns, processes: Processes) -> World:
         occupy=lambda: ip("link add podlane0 type veth peer name other"),
         unplug=lambda link: ip(f"link set {link} nomaster"),
         set_down=lambda link: ip(f"link set {link} down"),
+        watching=watch,
     )
 
 
@@ -299,6 +308,33 @@ def test_what_cannot_be_attached(world: World) -> None:
     world.net.attach(two.plug("10.99.7.6"), two.pid)
     with pytest.raises(PodNetError, match="eth0 of another's making"):
         world.net.attach(Container("f" * 64, two.pid).plug("10.99.7.7"), two.pid)
+
+
+def test_what_leaves_is_told(world: World) -> None:
+    commands(world)
+    told: list[str] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=world.watching, args=(stop, told.append))
+    thread.start()
+    try:
+        one, two = world.container(), world.container()
+        first, second = one.plug("10.99.7.5"), two.plug("10.99.7.6")
+
+        def again() -> bool:  # whether the watch has begun
+            world.net.attach(first, one.pid)
+            world.net.detach([first.link])
+            return first.link in told
+
+        eventually(again)
+        world.net.attach(second, two.pid)
+        world.unplug(second.link)
+        eventually(lambda: second.link in told)
+        world.delete_bridge()
+        eventually(lambda: "podlane0" in told)
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 # --- what only a kernel does -------------------------------------------------------------------------

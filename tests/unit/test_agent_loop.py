@@ -67,7 +67,7 @@ class Cluster:
         )
         bindings = self.registry.bindings("n1", agent.trigger)
         agent.bindings = bindings
-        for body in (bindings.run, agent.follow_events, agent.prober.run, agent.runner.run):
+        for body in (bindings.run, agent.follow_events, agent.follow_network, agent.prober.run, agent.runner.run):
             thread = threading.Thread(target=body, args=(self.stop,))
             thread.start()
             self.threads.append(thread)
@@ -163,25 +163,23 @@ def test_pods_move_when_the_subnet_changed(cluster: Cluster) -> None:
 
 
 def test_a_bridge_deleted_by_hand_is_made_again_with_its_pods(cluster: Cluster) -> None:
-    agent = cluster.start()
+    cluster.start()
     pods = [cluster.bind(f"p{i}") for i in range(3)]
     eventually(lambda: cluster.ready(*(p.metadata.name for p in pods)))
     running = cluster.runtime.running()
     before = {p.metadata.name: cluster.get(p.metadata.name).status.pod_ip for p in pods}
     cluster.podnet.delete_bridge()
-    agent.trigger()
     eventually(lambda: len(cluster.podnet.ports()) == 3)
     eventually(lambda: all(cluster.ready(n) and cluster.get(n).status.pod_ip == ip for n, ip in before.items()))
     assert cluster.runtime.running() == running
 
 
 def test_a_pod_that_is_not_attached_is_not_ready(cluster: Cluster) -> None:
-    agent = cluster.start()
+    cluster.start()
     cluster.bind("p")
     eventually(lambda: cluster.ready("p"))
     cluster.podnet.refusal = "no buffer space available"
     cluster.podnet.delete_bridge()
-    agent.trigger()
     eventually(lambda: not cluster.ready("p"))
     assert cluster.get("p").status.pod_ip == ""
     cluster.podnet.refusal = ""
