@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,8 @@ PROPAGATION_ROUNDS = 12
 REPLACE_ROUNDS = 5
 DEAD_HOST_ROUNDS = 2
 DOCKER_PARALLEL = 4  # on each host, as a person's script would
+BY_HAND_NETWORK = "byhand"
+BY_HAND_SUBNET = "172.30.0.0/24"  # the lab's are 192.168.64.0/24, 10.244.0.0/16 and 10.96.0.0/16
 
 
 def controller(app: str, replicas: int) -> dict[str, object]:
@@ -94,15 +97,34 @@ def measure_start(watched: Watched, say: Progress) -> Iterator[Measured]:
         )
 
 
+@contextmanager
+def docker_network(watched: Watched) -> Iterator[None]:
+    """On each host, a bridge network of Docker's own making, as a person would create."""
+    sockets = [["docker", "-H", f"unix://{watched.topology.docker_socket(host)}"] for host in watched.nodes]
+    for docker in sockets:
+        run([*docker, "network", "create", "--subnet", BY_HAND_SUBNET, BY_HAND_NETWORK], timeout=60)
+    try:
+        yield
+    finally:
+        for docker in sockets:
+            run([*docker, "network", "rm", BY_HAND_NETWORK], timeout=60)
+
+
 def by_hand(watched: Watched) -> list[float]:
     """The same pairs of containers (network holder, web) with the docker command, until the web one answers."""
+    with docker_network(watched):
+        return _by_hand(watched)
+
+
+def _by_hand(watched: Watched) -> list[float]:
     begin = time.monotonic()
 
     def pair(number: int) -> float:
         host = watched.nodes[number % len(watched.nodes)]
         docker = ["docker", "-H", f"unix://{watched.topology.docker_socket(host)}"]
         name = f"byhand-{number}"
-        run([*docker, "run", "-d", "--name", name, "--network", "podlane", WEB_IMAGE, "sleep", "1000"], timeout=60)
+        holder = ["--name", name, "--network", BY_HAND_NETWORK, WEB_IMAGE, "sleep", "1000"]
+        run([*docker, "run", "-d", *holder], timeout=60)
         run([*docker, "run", "-d", "--name", f"{name}-web", "--network", f"container:{name}", WEB_IMAGE], timeout=60)
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         ip = run([*docker, "inspect", "-f", form, name], timeout=30).stdout.strip()
@@ -189,7 +211,8 @@ def measure_replace(watched: Watched, say: Progress) -> Iterator[Measured]:
     time.sleep(1)
     ours = [_replaced(watched, pod) for pod in sorted(watched.pods("replace"), key=lambda p: p.metadata.name)]
     remove(watched, "replace")
-    theirs = [_restarted(watched, number) for number in range(REPLACE_ROUNDS)]
+    with docker_network(watched):
+        theirs = [_restarted(watched, number) for number in range(REPLACE_ROUNDS)]
     say(f"{statistics.median(ours):.2f} s, docker's restart policy {statistics.median(theirs):.2f} s")
     yield Measured.median("pods.replace_container", ours, peer="docker --restart=always", peer_samples=theirs)
 
@@ -213,7 +236,8 @@ def _restarted(watched: Watched, number: int) -> float:
     host = watched.nodes[0]
     docker = ["docker", "-H", f"unix://{watched.topology.docker_socket(host)}"]
     name = f"byhand-restart-{number}"
-    run([*docker, "run", "-d", "--restart=always", "--name", name, "--network", "podlane", WEB_IMAGE], timeout=60)
+    web = ["--name", name, "--network", BY_HAND_NETWORK, WEB_IMAGE]
+    run([*docker, "run", "-d", "--restart=always", *web], timeout=60)
     form = "{{.State.Pid}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     try:
         pid, ip = run([*docker, "inspect", "-f", form, name], timeout=20).stdout.split()
