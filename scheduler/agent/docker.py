@@ -353,6 +353,8 @@ class DockerRuntime:
                     timeout=QUICK_TIMEOUT,
                     max_pool_size=_POOL,
                 )
+                # else each call looks for proxies and a .netrc, which costs as much as packing the request
+                client.trust_env = False
                 self._version = client.api_version
                 client.timeout = self._timeouts[kind]
                 self._clients[kind] = client
