@@ -48,7 +48,8 @@ WORKERS = max(2, min(6, os.cpu_count() or 1))
 brings the last of many pods up no sooner, and the first of them much later.
 """
 PULLERS = 3
-MIN_INTERVAL = 0.05
+MIN_INTERVAL = 0.1
+"""Seconds between syncs, each of which lists the containers; the first of a burst is not delayed."""
 _INFRA_IMAGE_CHECK = 30.0
 _RECONNECT = 1.0
 

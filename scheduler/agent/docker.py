@@ -12,12 +12,16 @@ API 1.41.
 
 from __future__ import annotations
 
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar, cast
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import docker
+import docker.errors
+import docker.utils
+import requests.exceptions
+import urllib3.exceptions
 
 from scheduler.agent import containers as c
 from scheduler.agent.dockerexec import DockerExec, run_to_end
@@ -37,30 +41,6 @@ from scheduler.agent.runtime import (
     RuntimeRefused,
     RuntimeUnavailable,
 )
-
-
-@contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
-    """Keep optional modules from being imported that are not loaded yet."""
-    hidden = [name for name in modules if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden, cast(Any, None)))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-
-
-# requests guesses the encoding of texts with these if they are there: 3 MB of memory in every agent,
-# and dockerd speaks UTF-8
-with _hidden("charset_normalizer", "chardet"):
-    import docker
-    import docker.errors
-    import docker.utils
-    import requests.exceptions
-    import urllib3.exceptions
 
 T = TypeVar("T")
 
