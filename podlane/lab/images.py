@@ -35,9 +35,7 @@ APPLETS = (
     "ping",
 )
 START = """#!/bin/sh
-mkdir -p /www
 hostname > /www/index.html
-echo ok > /www/healthz
 httpd -f -p "${PORT:-8080}" -h /www &
 server=$!
 trap 'kill "$server"; exit 0' TERM INT
@@ -53,14 +51,15 @@ def web_tar(busybox: Path = BUSYBOX) -> bytes:
         raise PodlaneError(f"build {WEB_IMAGE}: {busybox}: {error.strerror} (Debian: busybox-static)") from error
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for folder in ("bin", "tmp", "etc"):
+        for folder in ("bin", "tmp", "etc", "www"):
             tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
         tar.addfile(_entry("bin/busybox", tarfile.REGTYPE, 0o755, len(binary)), io.BytesIO(binary))
-        for applet in (*APPLETS, "mkdir"):
+        for applet in APPLETS:
             link = _entry(f"bin/{applet}", tarfile.SYMTYPE, 0o777)
             link.linkname = "busybox"
             tar.addfile(link)
-        tar.addfile(_entry("start", tarfile.REGTYPE, 0o755, len(START)), io.BytesIO(START.encode()))
+        for name, mode, text in (("start", 0o755, START), ("www/healthz", 0o644, "ok\n")):
+            tar.addfile(_entry(name, tarfile.REGTYPE, mode, len(text)), io.BytesIO(text.encode()))
     return buffer.getvalue()
 
 

@@ -79,9 +79,10 @@ def _cgroup_pids(lab: Topology) -> set[int]:
 
 
 def _mounts(lab: Topology) -> tuple[str, ...]:
-    roots = tuple(f"{d}/" for d in (lab.run_dir, lab.data_dir))
+    folders = (str(lab.run_dir), str(lab.data_dir))
+    roots = tuple(f"{folder}/" for folder in folders)
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return tuple(p for p in points if p.startswith(roots))
+    return tuple(p for p in points if p in folders or p.startswith(roots))
 
 
 def _unmount(lab: Topology) -> int:
