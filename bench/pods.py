@@ -29,6 +29,7 @@ START_ROUNDS = 3
 PROPAGATION_ROUNDS = 12
 REPLACE_ROUNDS = 5
 DEAD_HOST_ROUNDS = 2
+SETTLE = 3.0  # seconds the kernel gets to free what a round leaves behind
 DOCKER_PARALLEL = 4  # on each host, as a person's script would
 BY_HAND_NETWORK = "byhand"
 BY_HAND_SUBNET = "172.30.0.0/24"  # the lab's are 192.168.64.0/24, 10.244.0.0/16 and 10.96.0.0/16
@@ -86,7 +87,9 @@ def measure_start(watched: Watched, say: Progress) -> Iterator[Measured]:
         watched.wait("30 pods ready", functools.partial(_all_ready, watched, app, PODS))
         ours.append([watched.ready_at[p.metadata.uid].at - begin for p in watched.pods(app)])
         remove(watched, app)
+        time.sleep(SETTLE)
         theirs.append(by_hand(watched))
+        time.sleep(SETTLE)
         say(f"round {turn + 1} of {START_ROUNDS}: all after {max(ours[-1]):.2f} s, by hand {max(theirs[-1]):.2f} s")
     for percent in (50, 99):
         yield Measured.median(

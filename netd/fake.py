@@ -81,8 +81,8 @@ class FakeKernel:
         if failures:
             raise ApplyError(failures)
 
-    def listen(self, device: str, on_change: Callable[[], None], stop: threading.Event) -> None:
-        del device  # everything here concerns it
+    def listen(self, device: str, underlay: str, on_change: Callable[[], None], stop: threading.Event) -> None:
+        del device, underlay  # everything here concerns them
         self._changed.append(on_change)
         on_change()
         stop.wait()

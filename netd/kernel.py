@@ -57,8 +57,11 @@ class Kernel(Protocol):
         """Carry out the steps in order. Raises ApplyError."""
         ...
 
-    def listen(self, device: str, on_change: Callable[[], None], stop: threading.Event) -> None:
-        """Call `on_change` whenever something netd looks at may have changed, until `stop`."""
+    def listen(self, device: str, underlay: str, on_change: Callable[[], None], stop: threading.Event) -> None:
+        """Call `on_change` whenever something netd looks at may have changed, until `stop`.
+
+        Other links are no concern: each pod that starts or ends brings some twenty notifications.
+        """
         ...
 
 
@@ -169,32 +172,43 @@ class LinuxKernel:
         if failures:
             raise ApplyError(failures)
 
-    def listen(self, device: str, on_change: Callable[[], None], stop: threading.Event) -> None:
+    def listen(self, device: str, underlay: str, on_change: Callable[[], None], stop: threading.Event) -> None:
         groups = (rt.GROUP_LINK, rt.GROUP_NEIGH, rt.GROUP_IPV4_IFADDR, rt.GROUP_IPV4_ROUTE)
         with NetlinkSocket(NETLINK_ROUTE, groups=groups) as nl:
+            concern = _Concern(device, underlay)
             on_change()  # what happened before the socket was there
-            index = _index_or_zero(device)
             while not stop.is_set():
                 try:
                     events = nl.receive(_LISTEN)
                 except NetlinkError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
+                    concern = _Concern(device, underlay)
                     on_change()  # some were lost: look at everything
                     continue
-                if any(kind in (rt.RTM_NEWLINK, rt.RTM_DELLINK) for kind, _ in events):
-                    index = _index_or_zero(device)
-                if any(_concerns(kind, body, index) for kind, body in events):
+                if [event for event in events if concern.about(*event)]:  # all of them: it learns from each
                     on_change()
 
 
-def _concerns(kind: int, body: bytes, index: int) -> bool:
-    """ARP on other interfaces and routes in other tables are noise."""
-    if kind in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH):
-        return rt.neighbour_index(body) == index
-    if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
+class _Concern:
+    """Which notifications are about the overlay device, the underlay, or the main table's routes."""
+
+    def __init__(self, device: str, underlay: str) -> None:
+        self._names = (device, underlay)
+        self._indexes = {_index_or_zero(name): name for name in self._names}
+
+    def about(self, kind: int, body: bytes) -> bool:
+        if kind in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
+            index, name = rt.link_named(body)
+            known = index in self._indexes
+            if name in self._names:
+                self._indexes[index] = name
+            return known or name in self._names
+        if kind in (rt.RTM_NEWADDR, rt.RTM_DELADDR):
+            return rt.address_index(body) in self._indexes
+        if kind in (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH):  # ARP on the underlay is noise
+            return self._indexes.get(rt.neighbour_index(body)) == self._names[0]
         return rt.route_is_main(body)
-    return True
 
 
 def _socket() -> NetlinkSocket:

@@ -36,7 +36,7 @@ from podlane.store.interface import Store
 from podlane.store.mirror import Mirror
 
 _ROUNDS = 3
-_QUIET = 0.1  # seconds; every pod that starts changes links and routes that are no concern of ours
+_QUIET = 0.05  # seconds between syncs of the kernel: a burst of changes is one sync
 _FIREWALL_RESYNC = 10.0
 
 _PEERS = metrics.gauge("netd_peers", "Peers programmed into the kernel.")
@@ -138,7 +138,7 @@ class Netd:
         while self._current is None:
             if stop.wait(0.1):
                 return
-        self._kernel.listen(device_name(self._current[0]), self.kernel_runner.trigger, stop)
+        self._kernel.listen(device_name(self._current[0]), self._underlay.name, self.kernel_runner.trigger, stop)
 
     # ---- the lease ----------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from podlane.runtime.netlink import (
     Message,
     attr,
     attribute_map,
+    get_text,
     get_u32,
     u8,
     u32,
 )
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
+RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
@@ -35,6 +37,9 @@ MAIN_TABLE = 254
 
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst, src, tos, table, protocol, scope, type, flags
 _NDMSG = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_IFLA_IFNAME = 3
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
 _RTN_UNICAST = 1
@@ -130,6 +135,17 @@ def get_fdb(index: int) -> Message:
 def neighbour_index(body: bytes) -> int:
     """The interface a neighbour or FDB notification is about."""
     return int(_NDMSG.unpack_from(body)[1])
+
+
+def link_named(body: bytes) -> tuple[int, str]:
+    """The index and name a link notification is about; bridges send some without a name."""
+    name = attribute_map(body[_IFINFOMSG.size :]).get(_IFLA_IFNAME)
+    return int(_IFINFOMSG.unpack_from(body)[2]), get_text(name) if name is not None else ""
+
+
+def address_index(body: bytes) -> int:
+    """The interface an address notification is about."""
+    return int(_IFADDRMSG.unpack_from(body)[4])
 
 
 def route_is_main(body: bytes) -> bool:

@@ -48,7 +48,7 @@ def down(name: str) -> None:
     """Remove a lab and everything a crash may have left of it."""
     if name not in cluster.existing():
         target = Topology(name)
-        if not network.namespaces(target.prefix) and not target.run_dir.exists() and not target.data_dir.exists():
+        if not network.namespaces(target.prefix) and not target.run_dir.exists():
             note(f"lab {name}: not there")
             return
     else:

@@ -1,7 +1,7 @@
 """What a lab's containers and crashes can leave behind, and its removal.
 
-Owns: processes still in the lab's namespaces or cgroup, mounts below its
-folders, and its cgroups. Invariant: nothing is touched that is not in a place
+Owns: processes still in the lab's namespaces or cgroup, mounts at and
+below its folder, and its cgroups. Invariant: nothing is touched that is not in a place
 named after the lab.
 """
 
@@ -79,10 +79,9 @@ def _cgroup_pids(lab: Topology) -> set[int]:
 
 
 def _mounts(lab: Topology) -> tuple[str, ...]:
-    folders = (str(lab.run_dir), str(lab.data_dir))
-    roots = tuple(f"{folder}/" for folder in folders)
+    folder = str(lab.run_dir)
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return tuple(p for p in points if p in folders or p.startswith(roots))
+    return tuple(p for p in points if p == folder or p.startswith(f"{folder}/"))
 
 
 def _unmount(lab: Topology) -> int:

@@ -1,7 +1,7 @@
 """What a lab is made of: names, addresses and folders. Pure.
 
 Invariant: everything a lab makes can be told from its name alone (namespaces
-`plab-<lab>-…`, one run folder, one data folder, one cgroup), so that `down` finds it
+`plab-<lab>-…`, one folder, one cgroup), so that `down` finds it
 after any crash, and two labs never meet. The root namespace gets no interface,
 address or route.
 """
@@ -18,7 +18,6 @@ import msgspec
 from podlane.errors import UsageError
 
 RUN_ROOT = Path("/run/podlane/lab")
-DATA_ROOT = Path("/var/lib/podlane/lab")
 NETNS_ROOT = Path("/run/netns")
 
 DEFAULT_NAME = "lab"
@@ -96,15 +95,16 @@ class Topology:
 
     @property
     def run_dir(self) -> Path:
+        """Everything the lab has on file, in memory: records, sockets, logs, images, containers, etcd."""
         return RUN_ROOT / self.name
 
     @property
     def data_dir(self) -> Path:
-        return DATA_ROOT / self.name
+        return self.run_dir / "data"
 
     @property
     def log_dir(self) -> Path:
-        return self.data_dir / "logs"
+        return self.run_dir / "logs"
 
     @property
     def cgroup(self) -> str:

@@ -85,5 +85,4 @@ def assert_nothing_left(topology: Topology) -> None:
     """No namespace, process, mount, cgroup or folder carries the lab's name."""
     assert network.namespaces(topology.prefix) == []
     assert not topology.run_dir.exists()
-    assert not topology.data_dir.exists()
     assert residue.find(topology) == residue.Residue()

@@ -35,7 +35,7 @@ def test_every_host_has_an_address_of_its_own() -> None:
 
 def test_two_labs_share_no_name() -> None:
     def names(lab: Topology) -> set[str]:
-        return {lab.cgroup, str(lab.run_dir), str(lab.data_dir), lab.underlay, *(lab.netns(h) for h in lab.hosts)}
+        return {lab.cgroup, str(lab.run_dir), lab.underlay, *(lab.netns(h) for h in lab.hosts)}
 
     assert not names(Topology("a")) & names(Topology("b"))
     assert not Topology("ab").netns("node1").startswith(Topology("a").prefix)
