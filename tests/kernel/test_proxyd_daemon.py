@@ -142,9 +142,9 @@ def tables(world: World) -> str:
     return str(world.node.run("nft list tables"))
 
 
-def answers(world: World, ns: Any) -> str | None:
+def answers(world: World, ns: Any, ip: str = VIP) -> str | None:
     try:
-        return world.call(ns, timeout=0.5)[0]
+        return world.call(ns, ip=ip, timeout=0.5)[0]
     except OSError:
         return None
 
@@ -239,7 +239,7 @@ def test_flushed_by_hand_it_is_right_again_and_other_tables_are_left_alone(daemo
     world.nft_script(other)
     before = world.node.run("nft -s list table ip other")
     daemon.put(service(("TCP", 80), name="b", ip="10.96.0.2"), endpoints([POD1], TCP, name="b"))
-    until(lambda: world.call(world.client, ip="10.96.0.2")[0] == POD1, "the second service")
+    until(lambda: answers(world, world.client, ip="10.96.0.2") == POD1, "the second service")
     assert world.node.run("nft -s list table ip other") == before
     assert "changed by someone else" in daemon.log.read_text()
 
