@@ -43,7 +43,7 @@ def _named(
     try:
         wanted = IPv4Address(iface)
     except AddressValueError:
-        pass
+        pass  # then it is a name
     else:
         for each in usable:
             if any(address.ip == wanted for address in each.addresses):

@@ -51,7 +51,7 @@ def validate(obj: types.Object, path: str = "") -> list[FieldError]:
         case types.Event():
             _check_event(obj, path, errors)
         case _:
-            pass
+            pass  # a Namespace has nothing but its metadata
     return errors.found
 
 

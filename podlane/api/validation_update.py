@@ -50,7 +50,7 @@ def validate_update(old: types.Object, new: types.Object) -> list[FieldError]:
         case types.Node(), types.Node():
             _check_fixed("spec.podCIDR", old.spec.pod_cidr, new.spec.pod_cidr, errors)
         case _:
-            pass
+            pass  # nothing of the other kinds is fixed
     return errors.found
 
 

@@ -56,7 +56,7 @@ def complete_lab(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         from podlane.lab.context import running
 
         return [name for name in running() if name.startswith(incomplete)]
-    except Exception:
+    except Exception:  # whatever is wrong, a shell must not show it in the middle of a line
         return []
 
 

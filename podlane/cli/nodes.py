@@ -166,7 +166,7 @@ def _evict(session: Session, pods: Sequence[Pod], *, grace_period: int, timeout:
                 grace_seconds=None if grace_period < 0 else grace_period,
             )
         except NotFound:
-            pass
+            pass  # it is gone, which is what was wanted
         except PodlaneError as error:
             note(f"error: evict pod {name}: {error}")
             continue

@@ -187,7 +187,7 @@ class Lab:
     # --- pieces -------------------------------------------------------------------
 
     def _mount(self) -> None:
-        """Keep all files in memory: a lab does not outlive its machine, and on a disk pods start a fifth slower."""
+        """Keep all files in memory: a lab does not outlive its machine, and on a disk pods start a tenth slower."""
         folder = self.topology.run_dir
         if not folder.is_mount():
             source = f"podlane-lab-{self.topology.name}"

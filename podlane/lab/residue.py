@@ -1,7 +1,7 @@
 """What a lab's containers and crashes can leave behind, and its removal.
 
-Owns: processes still in the lab's namespaces or cgroup, mounts at and
-below its folder, and its cgroups. Invariant: nothing is touched that is not in a place
+Owns: processes still in the lab's namespaces or cgroup, mounts at and below its
+folder, and its cgroups. Invariant: nothing is touched that is not in a place
 named after the lab.
 """
 

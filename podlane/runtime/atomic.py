@@ -29,7 +29,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             os.replace(name, target)
-        except BaseException:
+        except BaseException:  # also when interrupted: leave no temporary file, then go on failing
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise

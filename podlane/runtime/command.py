@@ -82,7 +82,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         said = _kill(child)
         raise CommandTimeout(argv, _cause(f"not finished after {timeout:g} s", said), stderr=said) from error
-    except BaseException:
+    except BaseException:  # also when interrupted: leave no child behind, then go on failing
         _kill(child)
         raise
     stdout, stderr = _text(out), _text(err)

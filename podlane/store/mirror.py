@@ -36,7 +36,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 LIST_TIMEOUT = 30.0  # seconds for one page
-POLL = 1.0  # seconds a stop may go unnoticed
+POLL = 1.0
 BACKOFF = (0.1, 5.0)  # seconds: first and longest pause between attempts
 MIN_CHANGES_KEPT = 10_000
 WITNESS_TTL = 3600  # seconds; renewed every third of it
@@ -59,6 +59,8 @@ class Mirror(Generic[T]):
     PodlaneError it raises is logged once and the key left out. `on_change` is
     called after each change and after the first list, from the mirror's
     thread: it must be quick (trigger a runner). Readers may be any thread.
+    `poll`: seconds a stop may go unnoticed; `changes_kept`: how many changes
+    nobody has taken are remembered one by one (or as many as there are items).
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Mirror(Generic[T]):
         name: str,
         clock: Clock | None = None,
         key_prefix: str = "",
+        poll: float = POLL,
+        changes_kept: int = MIN_CHANGES_KEPT,
     ) -> None:
         self.name = name
         self.prefix = prefix
@@ -79,6 +83,8 @@ class Mirror(Generic[T]):
         self._on_change = on_change
         self._clock = clock or SystemClock()
         self._key_prefix = key_prefix
+        self._poll = poll
+        self._changes_kept = changes_kept
         self._log = get_logger("mirror", mirror=name)
         self._lock = threading.Lock()
         self._items: dict[str, T] = {}
@@ -195,7 +201,7 @@ class Mirror(Generic[T]):
 
     def _follow(self, watch: Watch, stop: threading.Event, until: float) -> None:
         while not stop.is_set() and self._clock.monotonic() < until:
-            batch = watch.next(POLL)
+            batch = watch.next(self._poll)
             self._contact()  # also without a batch: a dead stream would have raised
             if batch is not None:
                 self._apply(batch)
@@ -292,7 +298,7 @@ class Mirror(Generic[T]):
         """Remember for take_changes. The lock is held; nobody may ever ask, so it is bounded."""
         if self._changes is not None:
             self._changes.update(changed)
-            if len(self._changes) > max(MIN_CHANGES_KEPT, len(self._items)):
+            if len(self._changes) > max(self._changes_kept, len(self._items)):
                 self._changes = None
 
     def _measure(self) -> None:

@@ -45,7 +45,7 @@ def fake_bench() -> Iterator[Bench]:
         elif what == "add table ip other":
             nft._generation += 1
         else:
-            raise NotImplementedError(what)
+            raise AssertionError(f"the fake knows no {what!r}")
 
     def restarted() -> Nft:
         nft.restart_proxyd()

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from podlane.errors import StoreUnavailable
 from podlane.runtime import metrics
 from podlane.runtime.runner import NotReady
-from podlane.store import mirror as module
 from podlane.store.interface import Delete, KeyValue, Put
 from podlane.store.memory import MemoryStore
 from podlane.store.mirror import Mirror, NotSynced
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.unit
 
 WAIT = 20.0
 P = "/m/"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_stop() -> Iterator[None]:
-    """A mirror looks at its stop between polls; tests stop hundreds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "POLL", 0.01)
-        yield
 
 
 class NoWait:
@@ -82,11 +73,14 @@ class Far:
 class Run:
     """A mirror of P and its thread; `changed` collects what take_changes gave at each on_change."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, **options: int) -> None:
         self.store = store
         self.far = Far(store)
         self.changed: list[frozenset[str] | None] = []
-        self.mirror = Mirror(store, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait())
+        # a mirror looks at its stop between polls, and tests stop hundreds
+        self.mirror = Mirror(
+            store, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait(), poll=0.01, **options
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.mirror.run, args=(self._stop,))
 
@@ -195,9 +189,8 @@ def test_changes_name_what_came_went_and_changed(run: Run, store: MemoryStore) -
     assert run.mirror.take_changes() == frozenset()
 
 
-def test_changes_nobody_asks_for_do_not_pile_up(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_CHANGES_KEPT", 10)
-    with Run(store) as run:
+def test_changes_nobody_asks_for_do_not_pile_up(store: MemoryStore) -> None:
+    with Run(store, changes_kept=10) as run:
         eventually(lambda: run.mirror.synced)
         run._on_change = lambda: None  # type: ignore[method-assign]
         run.mirror._on_change = lambda: None
