@@ -1,16 +1,18 @@
 """What netd knows of a kernel: the values that are observed, wanted and planned.
 
-Owns: frozen descriptions of the VXLAN device and the three kinds of entry a
-peer needs, and the marks by which netd tells its own entries from others'.
-Addresses are ipaddress objects, MAC addresses lower-case text, so that equal
-things compare equal wherever they came from.
+Owns: frozen descriptions of VXLAN devices and of the three kinds of entry a
+peer needs, for both address families, and the marks by which netd tells its
+own entries from others'. Addresses are ipaddress objects, MAC addresses lower-
+case text, so that equal things compare equal wherever they came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv6Interface
+
+from podlane.api.subnets import Address, Network
 
 PROTOCOL = 117
 """The number in a route's and a neighbour's protocol field that marks it as netd's.
@@ -21,10 +23,19 @@ None of iproute2's rt_protos, and outside the kernel's own (0-4).
 PROTO_KERNEL = 2
 """A route the kernel made itself for an address (RTPROT_KERNEL)."""
 
+BLACKHOLE_METRIC = 1 << 20
+"""Metric of a blackhole route: every real route for the same subnet comes before it."""
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A link as far as choosing the underlay needs it. `default_metric` is None without a default route."""
+    """A link as far as choosing the underlay needs it.
+
+    `addresses` are those other hosts can use: no link-local ones. The default
+    metrics are those of its default routes, None without one.
+    """
 
     name: str
     index: int
@@ -32,8 +43,9 @@ class Interface:
     up: bool
     loopback: bool
     kind: str
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[InterfaceAddress, ...]
     default_metric: int | None = None
+    default_metric6: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +67,14 @@ class Device:
     name: str
     vni: int
     port: int
-    local: IPv4Address | None
+    local: Address | None
     underlay: str
     mtu: int
     mac: str
     learning: bool = False
     gbp: bool = False
     up: bool = True
-    addresses: frozenset[IPv4Interface] = frozenset()
+    addresses: frozenset[InterfaceAddress] = frozenset()
 
     def same_tunnel(self, other: Device) -> bool:
         """Whether one can become the other without making the device anew."""
@@ -78,7 +90,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A permanent neighbour on the VXLAN device: the peer's VTEP address resolved once and for all."""
+    """A permanent neighbour on a VXLAN device: the peer's VTEP address resolved once and for all."""
 
     mac: str
     protocol: int = PROTOCOL
@@ -92,46 +104,68 @@ class FdbEntry:
     over from flanneld stays without; `plan` then knows it by its neighbour.
     """
 
-    remote: IPv4Address
+    remote: Address
     ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the main table with metric 0."""
+    """A unicast route of the main table. IPv4's metric is 0; IPv6's is 1024, which the kernel makes of 0."""
 
-    gateway: IPv4Address | None
+    gateway: Address | None
     device: str
     onlink: bool
     protocol: int = PROTOCOL
+
+
+NeighbourKey = tuple[str, Address]
+"""Device and the VTEP's address."""
+
+FdbKey = tuple[str, str]
+"""Device and the VTEP's MAC address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actual:
     """What the kernel has.
 
-    device       None when there is no link of that name
-    foreign_kind the link's kind when the name is taken by something that is not VXLAN
-    neighbours   the device's permanent neighbours; fdb its permanent unicast entries
-    routes       those of netd's protocol, and all whose destination is in the pod network
-    forwarding   net.ipv4.ip_forward
+    devices    the VXLAN devices there are, of those asked for, by name
+    foreign    names asked for that are taken by something that is not VXLAN, with its kind
+    neighbours the devices' permanent neighbours; fdb their permanent unicast entries
+    routes     unicast routes: those of netd's protocol, and all whose destination is in the pod networks
+    blackholes destinations of netd's blackhole routes
+    sysctls    the values of those asked for, by path below /proc/sys; without those that do not exist
     """
 
-    device: Device | None = None
-    foreign_kind: str = ""
-    neighbours: Mapping[IPv4Address, Neighbour] = field(default_factory=dict)
-    fdb: Mapping[str, FdbEntry] = field(default_factory=dict)
-    routes: Mapping[IPv4Network, Route] = field(default_factory=dict)
-    forwarding: bool = False
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    neighbours: Mapping[NeighbourKey, Neighbour] = field(default_factory=dict)
+    fdb: Mapping[FdbKey, FdbEntry] = field(default_factory=dict)
+    routes: Mapping[Network, Route] = field(default_factory=dict)
+    blackholes: frozenset[Network] = frozenset()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the kernel should have. `problems` says which leases were left out, and why."""
+    """What the kernel should have.
 
-    network: IPv4Network
-    device: Device
-    neighbours: Mapping[IPv4Address, Neighbour] = field(default_factory=dict)
-    fdb: Mapping[str, FdbEntry] = field(default_factory=dict)
-    routes: Mapping[IPv4Network, Route] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    `obsolete` names devices that netd made under an earlier config and that
+    must go. `sysctls` are set only where they exist. `problems` says which
+    leases were left out, and why, by lease key.
+    """
+
+    networks: tuple[Network, ...]
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    neighbours: Mapping[NeighbourKey, Neighbour] = field(default_factory=dict)
+    fdb: Mapping[FdbKey, FdbEntry] = field(default_factory=dict)
+    routes: Mapping[Network, Route] = field(default_factory=dict)
+    blackholes: frozenset[Network] = frozenset()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    obsolete: frozenset[str] = frozenset()
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """The devices an observation must cover."""
+        return frozenset(self.devices) | self.obsolete

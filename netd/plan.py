@@ -13,9 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from netd.model import PROTO_KERNEL, PROTOCOL, Actual, Desired, Device, FdbEntry, Neighbour, Route
+from netd.model import (
+    BLACKHOLE_METRIC,
+    PROTO_KERNEL,
+    PROTOCOL,
+    Actual,
+    Desired,
+    Device,
+    FdbEntry,
+    InterfaceAddress,
+    Neighbour,
+    Route,
+)
+from podlane.api.subnets import Address, Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,7 @@ class SetUp:
 @dataclass(frozen=True, slots=True)
 class AddAddress:
     name: str
-    address: IPv4Interface
+    address: InterfaceAddress
 
     def __str__(self) -> str:
         return f"ip address add {self.address} dev {self.name}"
@@ -82,16 +93,21 @@ class AddAddress:
 @dataclass(frozen=True, slots=True)
 class DeleteAddress:
     name: str
-    address: IPv4Interface
+    address: InterfaceAddress
 
     def __str__(self) -> str:
         return f"ip address delete {self.address} dev {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class SetForwarding:
+class SetSysctl:
+    """`path` is below /proc/sys."""
+
+    path: str
+    value: str
+
     def __str__(self) -> str:
-        return "sysctl -w net.ipv4.ip_forward=1"
+        return f"sysctl -w {self.path}={self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +133,7 @@ class DeleteFdb:
 @dataclass(frozen=True, slots=True)
 class SetNeighbour:
     name: str
-    address: IPv4Address
+    address: Address
     neighbour: Neighbour
 
     def __str__(self) -> str:
@@ -128,13 +144,13 @@ class SetNeighbour:
 @dataclass(frozen=True, slots=True)
 class DeleteNeighbour:
     name: str
-    address: IPv4Address
+    address: Address
 
     def __str__(self) -> str:
         return f"ip neigh delete {self.address} dev {self.name}"
 
 
-def _route_text(destination: IPv4Network, route: Route) -> str:
+def _route_text(destination: Network, route: Route) -> str:
     via = f" via {route.gateway}" if route.gateway else ""
     onlink = " onlink" if route.onlink else ""
     return f"{destination}{via} dev {route.device} protocol {route.protocol}{onlink}"
@@ -142,7 +158,7 @@ def _route_text(destination: IPv4Network, route: Route) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SetRoute:
-    destination: IPv4Network
+    destination: Network
     route: Route
 
     def __str__(self) -> str:
@@ -151,15 +167,35 @@ class SetRoute:
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
-    destination: IPv4Network
+    destination: Network
     route: Route
 
     def __str__(self) -> str:
         return f"ip route delete {_route_text(self.destination, self.route)}"
 
 
-DeviceStep = CreateDevice | DeleteDevice | SetMac | SetMtu | SetUp | AddAddress | DeleteAddress | SetForwarding
-EntryStep = SetFdb | DeleteFdb | SetNeighbour | DeleteNeighbour | SetRoute | DeleteRoute
+@dataclass(frozen=True, slots=True)
+class AddBlackhole:
+    """Drops what is sent to an address of `destination` that nobody has, rather than sending it out again."""
+
+    destination: Network
+
+    def __str__(self) -> str:
+        return f"ip route replace blackhole {self.destination} metric {BLACKHOLE_METRIC} protocol {PROTOCOL}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBlackhole:
+    destination: Network
+
+    def __str__(self) -> str:
+        return f"ip route delete blackhole {self.destination} metric {BLACKHOLE_METRIC} protocol {PROTOCOL}"
+
+
+DeviceStep = CreateDevice | DeleteDevice | SetMac | SetMtu | SetUp | AddAddress | DeleteAddress | SetSysctl
+EntryStep = (
+    SetFdb | DeleteFdb | SetNeighbour | DeleteNeighbour | SetRoute | DeleteRoute | AddBlackhole | DeleteBlackhole
+)
 Step = DeviceStep | EntryStep
 
 
@@ -192,12 +228,10 @@ class Plan:
 
 
 def plan(desired: Desired, actual: Actual) -> Plan:
-    """Raises Refused when the device's name is taken by a link that is not VXLAN."""
-    if actual.foreign_kind:
-        raise Refused(
-            f"create device {desired.device.name}: a {actual.foreign_kind} link of that name exists; "
-            "rename or delete it"
-        )
+    """Raises Refused when a device's name is taken by a link that is not VXLAN."""
+    for name in desired.devices:
+        if kind := actual.foreign.get(name):
+            raise Refused(f"create device {name}: a {kind} link of that name exists; rename or delete it")
     device_steps = tuple(_device_steps(desired, actual))
     actual = _without_what_goes(device_steps, actual)
     problems: list[str] = []
@@ -206,12 +240,26 @@ def plan(desired: Desired, actual: Actual) -> Plan:
 
 
 def _device_steps(desired: Desired, actual: Actual) -> Iterator[DeviceStep]:
-    want, have = desired.device, actual.device
-    if not actual.forwarding:
-        yield SetForwarding()
-    if have is not None and not have.same_tunnel(want):
-        yield DeleteDevice(have.name)
-        have = None
+    for path, value in desired.sysctls.items():
+        have = actual.sysctls.get(path)
+        # who has turned router advertisements off keeps them off
+        if have not in {None, value} and not (path.endswith("/accept_ra") and have == "0"):
+            yield SetSysctl(path, value)
+    for name in sorted(desired.obsolete & actual.devices.keys()):
+        yield DeleteDevice(name)
+    # all that must be made anew goes first: two devices cannot have one VNI and port, not even for a moment
+    remade = {
+        name
+        for name, want in desired.devices.items()
+        if name in actual.devices and not actual.devices[name].same_tunnel(want)
+    }
+    for name in sorted(remade):
+        yield DeleteDevice(name)
+    for name, want in desired.devices.items():
+        yield from _one_device(want, None if name in remade else actual.devices.get(name), desired)
+
+
+def _one_device(want: Device, have: Device | None, desired: Desired) -> Iterator[DeviceStep]:
     if have is None:
         yield CreateDevice(want)
         have = replace(want, up=False, addresses=frozenset())
@@ -219,58 +267,68 @@ def _device_steps(desired: Desired, actual: Actual) -> Iterator[DeviceStep]:
         yield SetMac(want.name, want.mac)
     if have.mtu != want.mtu:
         yield SetMtu(want.name, want.mtu)
-    for address in sorted(want.addresses - have.addresses):
+    for address in sorted(want.addresses - have.addresses, key=_order):
         yield AddAddress(want.name, address)
-    for address in sorted(have.addresses - want.addresses):
+    for address in sorted(have.addresses - want.addresses, key=_order):
         # an earlier lease's; others on our device are somebody's intention
-        if address.network.prefixlen == 32 and address.ip in desired.network:
+        if address.network.prefixlen == address.max_prefixlen and any(address.ip in n for n in desired.networks):
             yield DeleteAddress(want.name, address)
     if not have.up:
         yield SetUp(want.name)
 
 
+def _order(address: InterfaceAddress) -> tuple[int, int]:
+    return address.version, int(address)
+
+
 def _without_what_goes(steps: tuple[DeviceStep, ...], actual: Actual) -> Actual:
     """The state after the device steps: the kernel takes entries along with a device or its MAC address."""
-    for step in steps:
-        if isinstance(step, DeleteDevice | CreateDevice):
-            name = step.name if isinstance(step, DeleteDevice) else step.device.name
-            routes = {d: r for d, r in actual.routes.items() if r.device != name}
-            actual = replace(actual, neighbours={}, fdb={}, routes=routes)
-        elif isinstance(step, SetMac):
-            actual = replace(actual, neighbours={})
-    return actual
+    gone = {step.name for step in steps if isinstance(step, DeleteDevice)}
+    gone |= {step.device.name for step in steps if isinstance(step, CreateDevice)}
+    no_neighbours = gone | {step.name for step in steps if isinstance(step, SetMac)}
+    if not no_neighbours:
+        return actual
+    return replace(
+        actual,
+        devices={name: device for name, device in actual.devices.items() if name not in gone},
+        neighbours={key: each for key, each in actual.neighbours.items() if key[0] not in no_neighbours},
+        fdb={key: each for key, each in actual.fdb.items() if key[0] not in gone},
+        routes={destination: each for destination, each in actual.routes.items() if each.device not in gone},
+    )
 
 
 def _additions(desired: Desired, actual: Actual, problems: list[str]) -> Iterator[EntryStep]:
     """What a packet meets last comes first."""
-    name = desired.device.name
-    for mac, entry in desired.fdb.items():
-        have_entry = actual.fdb.get(mac)
+    for fdb_key, entry in desired.fdb.items():
+        have_entry = actual.fdb.get(fdb_key)
         if have_entry is None or have_entry.remote != entry.remote:
-            yield SetFdb(name, mac, entry)
-    for address, neighbour in desired.neighbours.items():
-        if actual.neighbours.get(address) != neighbour:
-            yield SetNeighbour(name, address, neighbour)
+            yield SetFdb(*fdb_key, entry)
+    for key, neighbour in desired.neighbours.items():
+        if actual.neighbours.get(key) != neighbour:
+            yield SetNeighbour(*key, neighbour)
     for destination, route in desired.routes.items():
         have_route = actual.routes.get(destination)
         if have_route == route:
             continue
         if have_route is not None and have_route.protocol == PROTO_KERNEL:
-            problems.append(f"add route {destination} via {name}: {have_route.device} has an address in that subnet")
+            problems.append(f"add route {destination}: {have_route.device} has an address in that subnet")
             continue
         yield SetRoute(destination, route)
+    for destination in desired.blackholes - actual.blackholes:
+        yield AddBlackhole(destination)
 
 
 def _removals(desired: Desired, actual: Actual) -> Iterator[EntryStep]:
     """Routes first; the neighbour last, because its mark vouches for an FDB entry without one."""
-    name = desired.device.name
     for destination, route in actual.routes.items():
         if destination not in desired.routes and route.protocol == PROTOCOL:
             yield DeleteRoute(destination, route)
-    marked = {n.mac for n in actual.neighbours.values() if n.protocol == PROTOCOL}
-    for mac, entry in actual.fdb.items():
-        if mac not in desired.fdb and (entry.ours or mac in marked):
-            yield DeleteFdb(name, mac, entry)
-    for address, neighbour in actual.neighbours.items():
-        if address not in desired.neighbours and neighbour.protocol == PROTOCOL:
-            yield DeleteNeighbour(name, address)
+    for destination in actual.blackholes - desired.blackholes:
+        yield DeleteBlackhole(destination)
+    marked = {(name, n.mac) for (name, _), n in actual.neighbours.items() if n.protocol == PROTOCOL}
+    for fdb_key, entry in actual.fdb.items():
+        if fdb_key not in desired.fdb and (entry.ours or fdb_key in marked):
+            yield DeleteFdb(*fdb_key, entry)
+    for key, neighbour in actual.neighbours.items():
+        if key not in desired.neighbours and neighbour.protocol == PROTOCOL:
+            yield DeleteNeighbour(*key)

@@ -1,30 +1,26 @@
-"""flannel's network config and subnet leases, as flannel reads and writes them.
+"""flannel's network config, as flannel reads it.
 
-Owns: the config at `<prefix>/config` with flannel's defaults and checks, the
-lease keys `<prefix>/subnets/10.5.34.0-24`, and the lease values' compact JSON
-in flannel's field order, so that a real flanneld on the same etcd joins the
-same overlay. Reading is tolerant as Go's decoder is (keys in any case, unknown
-keys ignored); writing is exact. Sources: flannel pkg/subnet/config.go,
-pkg/subnet/subnet.go, pkg/lease/lease.go, pkg/backend/vxlan.
+Owns: the config at `<prefix>/config` with flannel's defaults and checks.
+Reading is tolerant as Go's decoder is (keys in any case, unknown keys
+ignored). Sources: flannel pkg/subnet/config.go, Documentation/configuration.md.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from podlane.api.subnets import Network, Subnets
 from podlane.errors import FieldError, Invalid
-
-DEFAULT_PREFIX = "/coreos.com/network"
-LEASE_TTL = 24 * 3600
-"""Seconds a subnet lease lives without renewal."""
 
 VXLAN_OVERHEAD = 50
 """Bytes VXLAN over IPv4 adds to a packet: 20 IP + 8 UDP + 8 VXLAN + 14 Ethernet (RFC 7348)."""
+
+VXLAN6_OVERHEAD = 70
+"""The same over IPv6, whose header has 40 bytes."""
 
 MAX_VNI = (1 << 24) - 1
 
@@ -33,13 +29,16 @@ _A = TypeVar("_A", IPv4Address, IPv6Address)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How packets travel between hosts. `mtu` is the underlay's, 0 = take the interface's."""
+    """How packets travel between hosts. `mtu` is the underlay's, 0 = take the interface's.
+
+    `direct_routing` "auto" is ours: a direct route only where a probe shows that pod packets pass.
+    """
 
     type: str = "vxlan"
     vni: int = 1
     port: int = 8472
     mtu: int = 0
-    direct_routing: bool = False
+    direct_routing: bool | Literal["auto"] = False
     gbp: bool = False
     learning: bool = False
 
@@ -64,11 +63,22 @@ class NetworkConfig:
     enable_nftables: bool = False
     backend: Backend = field(default_factory=Backend)
 
-    def allows(self, subnet: IPv4Network) -> bool:
-        """Whether a node may lease this IPv4 subnet under this config."""
-        if self.network is None or self.subnet_min is None or self.subnet_max is None:
-            return False
-        return subnet.prefixlen == self.subnet_len and self.subnet_min <= subnet.network_address <= self.subnet_max
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The pod networks: one or both families, IPv4 first."""
+        return tuple(n for n in (self.network, self.ipv6_network) if n is not None)
+
+    def allows(self, subnets: Subnets) -> bool:
+        """Whether a node may lease these under this config: each enabled family's, in its range, and no other."""
+        return _allows(subnets.v4, self.subnet_len, self.subnet_min, self.subnet_max) and _allows(
+            subnets.v6, self.ipv6_subnet_len, self.ipv6_subnet_min, self.ipv6_subnet_max
+        )
+
+
+def _allows(subnet: Any, length: int, low: Any, high: Any) -> bool:
+    if subnet is None or low is None:
+        return subnet is None and low is None
+    return bool(subnet.prefixlen == length and low <= subnet.network_address <= high)
 
 
 class _Reader:
@@ -85,12 +95,12 @@ class _Reader:
     def raw(self, name: str) -> Any:
         return self._data.get(name.lower())
 
-    def boolean(self, name: str, default: bool) -> bool:
+    def boolean(self, name: str, default: bool, expected: str = "true or false") -> bool:
         value = self.raw(name)
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.error(name, f"expected true or false, got {json.dumps(value)}")
+            self.error(name, f"expected {expected}, got {json.dumps(value)}")
             return default
         return value
 
@@ -213,12 +223,12 @@ def parse_config(data: bytes | str, where: str = "network config") -> NetworkCon
             vni=inner.integer("VNI", 1, 0, MAX_VNI),
             port=inner.integer("Port", 8472, 0, 65535) or 8472,
             mtu=inner.integer("MTU", 0, 0, 65535),
-            direct_routing=False if isinstance(direct, str) else inner.boolean("DirectRouting", False),
+            direct_routing="auto"
+            if direct == "auto"
+            else inner.boolean("DirectRouting", False, 'true, false or "auto"'),
             gbp=inner.boolean("GBP", False),
             learning=inner.boolean("Learning", False),
         )
-        if isinstance(direct, str):
-            inner.error("DirectRouting", f"expected true or false, got {json.dumps(direct)}")
     if errors:
         raise Invalid(where, errors)
     return NetworkConfig(
@@ -235,148 +245,3 @@ def parse_config(data: bytes | str, where: str = "network config") -> NetworkCon
         enable_nftables=nft,
         backend=backend,
     )
-
-
-# ---- subnet leases -------------------------------------------------------------------------------
-
-_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-
-
-def config_key(prefix: str) -> str:
-    return f"{prefix.rstrip('/')}/config"
-
-
-def subnets_prefix(prefix: str) -> str:
-    return f"{prefix.rstrip('/')}/subnets/"
-
-
-def subnet_key(subnet: IPv4Network, subnet6: IPv6Network | None = None) -> str:
-    """The last part of a lease's key: `10.5.34.0-24`, dual-stack `10.5.34.0-24&fd00:12:13::-64`."""
-    key = f"{subnet.network_address}-{subnet.prefixlen}"
-    return key if subnet6 is None else f"{key}&{subnet6.network_address}-{subnet6.prefixlen}"
-
-
-def parse_subnet_key(name: str) -> tuple[IPv4Network, IPv6Network | None]:
-    """The inverse of `subnet_key`. Raises ValueError, also when host bits are set."""
-    match = _KEY.fullmatch(name)
-    if match is None:
-        raise ValueError(f'lease key "{name}": expected the form 10.5.34.0-24')
-    try:
-        subnet = IPv4Network((match[1], int(match[2])))
-        subnet6 = IPv6Network((match[3], int(match[4]))) if match[3] else None
-    except ValueError as e:
-        raise ValueError(f'lease key "{name}": {e}') from None
-    return subnet, subnet6
-
-
-def parse_mac(text: str) -> str:
-    """A unicast MAC address in lower case. Raises ValueError."""
-    if not _MAC.fullmatch(text):
-        raise ValueError(f'expected a MAC address, got "{text}"')
-    mac = text.lower()
-    if mac == "00:00:00:00:00:00" or int(mac[:2], 16) & 1:
-        raise ValueError(f"expected a unicast MAC address, got {mac}")
-    return mac
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseValue:
-    """What a lease says about its node. `backend_data` is None for backends without any (host-gw)."""
-
-    public_ip: IPv4Address
-    public_ipv6: IPv6Address | None = None
-    backend_type: str = "vxlan"
-    backend_data: Mapping[str, Any] | None = None
-    backend_v6_data: Mapping[str, Any] | None = None
-
-    @classmethod
-    def vxlan(cls, public_ip: IPv4Address, vni: int, mac: str) -> LeaseValue:
-        return cls(public_ip, backend_data={"VNI": vni, "VtepMAC": mac})
-
-    @property
-    def vtep_mac(self) -> str:
-        """The VTEP's MAC address, lower case. Raises ValueError if this is not a usable vxlan lease."""
-        if self.backend_type != "vxlan":
-            raise ValueError(f'backend type "{self.backend_type}" is not vxlan')
-        folded = {key.lower(): value for key, value in (self.backend_data or {}).items()}
-        mac = folded.get("vtepmac")
-        if not isinstance(mac, str):
-            raise ValueError("BackendData.VtepMAC: required")
-        return parse_mac(mac)
-
-    def encode(self) -> bytes:
-        """The exact JSON flannel writes: its field order, compact, empty backend parts left out."""
-        out: dict[str, Any] = {
-            "PublicIP": str(self.public_ip),
-            "PublicIPv6": None if self.public_ipv6 is None else str(self.public_ipv6),
-        }
-        if self.backend_type:
-            out["BackendType"] = self.backend_type
-        if self.backend_data is not None:
-            out["BackendData"] = dict(self.backend_data)
-        if self.backend_v6_data is not None:
-            out["BackendV6Data"] = dict(self.backend_v6_data)
-        return json.dumps(out, separators=(",", ":")).encode()
-
-    @classmethod
-    def decode(cls, data: bytes | str) -> LeaseValue:
-        """Raises ValueError for anything that is not a lease's value."""
-        raw = json.loads(data)
-        if not isinstance(raw, dict):
-            raise ValueError("lease value: expected a JSON object")
-        folded = {key.lower(): value for key, value in raw.items()}
-        public, public6 = folded.get("publicip"), folded.get("publicipv6")
-        if not isinstance(public, str):
-            raise ValueError("lease value: PublicIP: required")
-        kind = folded.get("backendtype")
-        kind = "" if kind is None else kind
-        parts = [folded.get("backenddata"), folded.get("backendv6data")]
-        if not isinstance(kind, str) or not all(part is None or isinstance(part, dict) for part in parts):
-            raise ValueError("lease value: BackendType must be a string and BackendData an object")
-        return cls(
-            public_ip=IPv4Address(public),
-            public_ipv6=IPv6Address(public6) if isinstance(public6, str) and public6 else None,
-            backend_type=kind,
-            backend_data=parts[0],
-            backend_v6_data=parts[1],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SubnetFile:
-    """The file that tells Docker and others which subnet this host has (`/run/flannel/subnet.env`)."""
-
-    network: IPv4Network
-    subnet: IPv4Network
-    mtu: int
-    ip_masq: bool
-
-    @property
-    def gateway(self) -> IPv4Address:
-        """The subnet's first address: the bridge's, on the host."""
-        return self.subnet.network_address + 1
-
-    def render(self) -> str:
-        return (
-            f"FLANNEL_NETWORK={self.network}\n"
-            f"FLANNEL_SUBNET={self.gateway}/{self.subnet.prefixlen}\n"
-            f"FLANNEL_MTU={self.mtu}\n"
-            f"FLANNEL_IPMASQ={'true' if self.ip_masq else 'false'}\n"
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> SubnetFile:
-        """Raises ValueError if a value is missing or malformed. Unknown lines are ignored."""
-        values = dict(line.strip().split("=", 1) for line in text.splitlines() if "=" in line)
-        try:
-            return cls(
-                network=IPv4Network(values["FLANNEL_NETWORK"]),
-                subnet=IPv4Network(values["FLANNEL_SUBNET"], strict=False),
-                mtu=int(values["FLANNEL_MTU"]),
-                ip_masq=values.get("FLANNEL_IPMASQ", "false") == "true",
-            )
-        except KeyError as e:
-            raise ValueError(f"subnet file: {e.args[0]} is missing") from None
-        except ValueError as e:
-            raise ValueError(f"subnet file: {e}") from None
