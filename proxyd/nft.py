@@ -10,18 +10,16 @@ messages of our own.
 
 from __future__ import annotations
 
-import errno
 import threading
-from collections.abc import Iterator
 from typing import Protocol
 
-from podlane.runtime import command
-from podlane.runtime.netlink import NETLINK_NETFILTER, DumpInterrupted, Message, NetlinkError, NetlinkSocket
+from podlane.runtime import command, nftables
+from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
 from proxyd import nftmsg
 from proxyd.ruleset import POD_NETWORKS, SERVICE_RANGES, Skeleton
 from proxyd.tables import MAPS, TABLE, Key, Refused, Tables, Transaction, Value, picked_from
 
-_LISTING_ATTEMPTS = 5
+_TABLE = nftables.Table(nftables.NFPROTO_IPV4, TABLE)
 _NFT_TIMEOUT = 60.0  # seconds; nft itself needs some 20 ms, but waits for other users of the kernel's lock
 
 
@@ -92,13 +90,13 @@ class KernelNft:
             tables = Tables()
             for name, spec in MAPS.items():
                 elements: dict[Key, Value] = {}
-                for body in self._list(nftmsg.list_elements(name), empty_when_missing=False):
+                for body in nftables.listing(self._socket, _TABLE.list_elements(name), empty_when_missing=False):
                     nftmsg.read_elements(spec, body, elements)
                 tables.maps[name] = elements
-            rules = self._rules()
+            rules = nftables.rules(self._socket, _TABLE)
             tables.chains = {
                 chain
-                for chain in self._chains()
+                for chain in nftables.chains(self._socket, _TABLE)
                 if picked_from(chain) and nftmsg.is_pick_chain(chain, rules.get(chain, []))
             }
             return tables
@@ -108,7 +106,7 @@ class KernelNft:
             return
         encoded = nftmsg.encode(transaction)
         with self._lock:
-            failures = self._socket.batch(encoded.messages, datagram=None, first_is_envelope=True, ack_index=-2)
+            failures = nftables.commit(self._socket, encoded.messages)
         if failures:
             first = failures[0]
             element = encoded.blame(first.index, first.offset)
@@ -118,7 +116,7 @@ class KernelNft:
 
     def generation(self) -> int:
         with self._lock:
-            return nftmsg.read_generation(self._socket.ask(nftmsg.get_generation()))
+            return nftables.generation(self._socket)
 
     def delete(self) -> None:
         with self._lock:
@@ -130,36 +128,17 @@ class KernelNft:
 
     def _static_part(self) -> object:
         """Base chains with their hooks, the networks, and every rule outside the pick chains, byte for byte."""
-        chains = {name: shape for name, shape in self._chains().items() if not picked_from(name)}
-        rules = {name: listed for name, listed in self._rules().items() if not picked_from(name)}
-        networks = {
-            name: [nftmsg.elements_of(body) for body in self._list(nftmsg.list_elements(name))]
+        chains = nftables.chains(self._socket, _TABLE)
+        rules = nftables.rules(self._socket, _TABLE)
+        networks = [
+            [
+                bytes(nftables.packed_elements(body))
+                for body in nftables.listing(self._socket, _TABLE.list_elements(name))
+            ]
             for name in (POD_NETWORKS, SERVICE_RANGES)
-        }
-        return chains, rules, networks
-
-    def _chains(self) -> dict[str, bytes]:
-        listed = (nftmsg.read_chain(memoryview(body)) for body in self._list(nftmsg.list_chains()))
-        return {chain: shape for table, chain, shape in listed if table == TABLE}
-
-    def _rules(self) -> dict[str, list[bytes]]:
-        rules: dict[str, list[bytes]] = {}
-        for body in self._list(nftmsg.list_rules()):
-            table, chain, expressions = nftmsg.read_rule(memoryview(body))
-            if table == TABLE:
-                rules.setdefault(chain, []).append(expressions)
-        return rules
-
-    def _list(self, message: Message, *, empty_when_missing: bool = True) -> Iterator[bytes]:
-        """All answers of a listing that nothing disturbed."""
-        for attempt in range(_LISTING_ATTEMPTS):
-            try:
-                return iter([bytes(body) for _, body in self._socket.dump(message)])
-            except DumpInterrupted:
-                if attempt == _LISTING_ATTEMPTS - 1:
-                    raise
-            except NetlinkError as error:
-                if error.errno == errno.ENOENT and empty_when_missing:
-                    return iter(())
-                raise
-        raise AssertionError("unreachable")
+        ]
+        return (
+            {name: shape for name, shape in chains.items() if not picked_from(name)},
+            {name: listed for name, listed in rules.items() if not picked_from(name)},
+            networks,
+        )

@@ -1,8 +1,9 @@
 """nftables messages in bytes: elements, pick chains, and their listings.
 
-Owns: the encoding of a `Transaction` and the decoding of what the kernel lists.
-Pure: no socket. Invariant: an encoded transaction is one nfnetlink batch, whose
-every message can be traced back to the elements in it (`Encoded.blame`).
+Owns: the encoding of a `Transaction` and the decoding of what the kernel lists,
+as far as they depend on our maps; the rest is in runtime/nftables.py. Pure: no
+socket. Invariant: an encoded transaction is one nfnetlink batch, whose every
+message can be traced back to the elements in it (`Encoded.blame`).
 
 Why not libnftables: it can abort the process on some statements, segfaults on
 listing some maps, and costs ten times as much; nft 1.0.6 also cannot add a rule
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from podlane.runtime import netlink as nl
+from podlane.runtime import nftables as nft
 from podlane.runtime.netlink import Message
 from proxyd.tables import (
     ENDPOINTS,
@@ -34,25 +36,9 @@ from proxyd.tables import (
     unpack_target,
 )
 
-NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE = 0, 1
-NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
-NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
-NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
-NFT_MSG_GETGEN = 16
-_SUBSYSTEM = 10 << 8
-_BATCH_BEGIN, _BATCH_END = 16, 17
+_TABLE = nft.Table(nft.NFPROTO_IPV4, TABLE)
 _AF_INET = 2
 
-_NFGENMSG = struct.Struct(">BBH")
-_GENMSG = _NFGENMSG.pack(_AF_INET, 0, 0)
-_BATCH = _NFGENMSG.pack(0, 0, 10)
-
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_ELEM_KEY, _ELEM_DATA = 1, 2
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM = 1
-_DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _GOTO = 0xFFFFFFFC  # -4
 _NF_DROP = 0
@@ -83,69 +69,29 @@ class Encoded:
 
 def encode(transaction: Transaction) -> Encoded:
     """Pack it as one batch. The message before the batch's end is the one to be acknowledged."""
-    encoded = Encoded([Message(_BATCH_BEGIN, 0, _BATCH)])
+    encoded = Encoded([nft.begin()])
     messages = encoded.messages
     for chain in transaction.chains:
         messages += _new_chain(chain)
     for name, keys in transaction.delete.items():
         spec = MAPS[name]
-        _add_elements(encoded, NFT_MSG_DELSETELEM, spec, keys, [_element(spec.pack_key(key)) for key in keys])
+        _change(encoded, nft.DELSETELEM, spec, keys, [nft.element(spec.pack_key(key)) for key in keys])
     for name, added in transaction.add.items():
         spec = MAPS[name]
-        packed = [_element(spec.pack_key(key), _data(spec.kind, value)) for key, value in added.items()]
-        _add_elements(encoded, NFT_MSG_NEWSETELEM, spec, list(added), packed)
+        packed = [nft.element(spec.pack_key(key), _data(spec.kind, value)) for key, value in added.items()]
+        _change(encoded, nft.NEWSETELEM, spec, list(added), packed)
     for chain in transaction.drop_chains:
-        messages.append(_message(NFT_MSG_DELCHAIN, 0, nl.text(_CHAIN_TABLE, TABLE), nl.text(_CHAIN_NAME, chain)))
-    messages.append(Message(_BATCH_END, 0, _BATCH))
+        messages.append(_TABLE.message(nft.DELCHAIN, nl.text(nft.CHAIN_NAME, chain)))
+    messages.append(nft.END)
     return encoded
 
 
-def get_generation() -> Message:
-    return _message(NFT_MSG_GETGEN, 0)
-
-
-def read_generation(body: bytes) -> int:
-    return nl.get_be32(nl.attribute_map(body[4:])[1])
-
-
-def list_elements(name: str) -> Message:
-    return _message(NFT_MSG_GETSETELEM, 0, nl.text(_LIST_TABLE, TABLE), nl.text(_LIST_SET, name))
-
-
-def list_rules() -> Message:
-    return _message(NFT_MSG_GETRULE, 0, nl.text(_RULE_TABLE, TABLE))
-
-
-def list_chains() -> Message:
-    """All chains of the family: the kernel does not filter these by table."""
-    return _message(NFT_MSG_GETCHAIN, 0)
-
-
-def elements_of(body: nl.Buffer) -> bytes:
-    """The packed elements in one answer to `list_elements`."""
-    return bytes(nl.attribute_map(memoryview(body)[4:]).get(_LIST_ELEMENTS, b""))
-
-
 def read_elements(spec: MapSpec, body: nl.Buffer, into: dict[Key, Value]) -> None:
-    """Decode one answer to `list_elements`."""
-    for _, element in nl.attributes(elements_of(body)):
+    """Decode one answer to a listing of the map's elements."""
+    for _, element in nl.attributes(nft.packed_elements(body)):
         found = nl.attribute_map(element)
-        key = spec.unpack_key(bytes(found[_ELEM_KEY][4:]))  # one DATA_VALUE attribute inside
-        into[key] = None if spec.kind == "set" else _read_data(spec.kind, found[_ELEM_DATA])
-
-
-def read_rule(body: memoryview) -> tuple[str, str, bytes]:
-    """Decode one answer to `list_rules`: table, chain, and the expressions' bytes."""
-    found = nl.attribute_map(body[4:])
-    expressions = bytes(found.get(_RULE_EXPRESSIONS, b""))
-    return nl.get_text(found[_RULE_TABLE]), nl.get_text(found[_RULE_CHAIN]), expressions
-
-
-def read_chain(body: memoryview) -> tuple[str, str, bytes]:
-    """Decode one answer to `list_chains`: table, chain, and hook, type and policy in bytes."""
-    found = nl.attribute_map(body[4:])
-    shape = b"".join(bytes(found.get(kind, b"-")) for kind in (4, 5, 7))
-    return nl.get_text(found[_CHAIN_TABLE]), nl.get_text(found[_CHAIN_NAME]), shape
+        key = spec.unpack_key(nft.key_of(found))
+        into[key] = None if spec.kind == "set" else _read_data(spec.kind, found[nft.ELEM_DATA])
 
 
 def is_pick_chain(name: str, rules: Sequence[bytes]) -> bool:
@@ -154,23 +100,10 @@ def is_pick_chain(name: str, rules: Sequence[bytes]) -> bool:
     return len(rules) == 2 and all(_says(listed, packed) for listed, packed in zip(rules, wanted, strict=True))
 
 
-def _message(kind: int, flags: int, *attributes: bytes) -> Message:
-    return Message(_SUBSYSTEM | kind, flags, _GENMSG + b"".join(attributes))
-
-
 # --- elements -------------------------------------------------------------------
 
-_KEY_HEADERS = {
-    size: struct.pack("=HHHH", size + 8, _ELEM_KEY | nl.NLA_F_NESTED, size + 4, _DATA_VALUE) for size in (4, 8, 12, 16)
-}
-_TARGET_HEADER = struct.pack("=HHHH", 16, _ELEM_DATA | nl.NLA_F_NESTED, 12, _DATA_VALUE)
+_TARGET_HEADER = struct.pack("=HHHH", 16, nft.ELEM_DATA | nl.NLA_F_NESTED, 12, nft.DATA_VALUE)
 _ELEMENT_HEADER = struct.Struct("=HH")
-
-
-def _element(key: bytes, data: bytes = b"") -> bytes:
-    """One list entry; every field we use is a multiple of four bytes, so nothing needs padding."""
-    header = _ELEMENT_HEADER.pack(12 + len(key) + len(data), _LIST_ELEM | nl.NLA_F_NESTED)
-    return b"%b%b%b%b" % (header, _KEY_HEADERS[len(key)], key, data)
 
 
 def _data(kind: str, value: Value) -> bytes:
@@ -181,25 +114,23 @@ def _data(kind: str, value: Value) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _goto(chain: str) -> bytes:
-    verdict = nl.nest(_DATA_VERDICT, nl.be32(_VERDICT_CODE, _GOTO), nl.text(_VERDICT_CHAIN, chain))
-    return nl.nest(_ELEM_DATA, verdict)
+    verdict = nl.nest(nft.DATA_VERDICT, nl.be32(_VERDICT_CODE, _GOTO), nl.text(_VERDICT_CHAIN, chain))
+    return nl.nest(nft.ELEM_DATA, verdict)
 
 
 def _read_data(kind: str, data: memoryview) -> Value:
     if kind == "data":
         return unpack_target(bytes(data[4:]))
-    verdict = nl.attribute_map(nl.attribute_map(data)[_DATA_VERDICT])
+    verdict = nl.attribute_map(nl.attribute_map(data)[nft.DATA_VERDICT])
     chain = verdict.get(_VERDICT_CHAIN)
     return nl.get_text(chain) if chain is not None and nl.get_be32(verdict[_VERDICT_CODE]) == _GOTO else ""
 
 
-def _add_elements(encoded: Encoded, kind: int, spec: MapSpec, keys: Sequence[Key], packed: Sequence[bytes]) -> None:
-    head = nl.text(_LIST_TABLE, TABLE) + nl.text(_LIST_SET, spec.name)
-    flags = nl.NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0
+def _change(encoded: Encoded, kind: int, spec: MapSpec, keys: Sequence[Key], packed: Sequence[bytes]) -> None:
     start = 0
-    for listed, count in nl.lists(_LIST_ELEMENTS, packed):
+    for message, count in _TABLE.change_elements(kind, spec.name, packed):
         encoded.parts.append((len(encoded.messages), spec.name, keys[start : start + count]))
-        encoded.messages.append(_message(kind, flags, head, listed))
+        encoded.messages.append(message)
         start += count
 
 
@@ -208,7 +139,7 @@ def _element_offsets(body: memoryview) -> Iterable[int]:
     at = 4
     while at + 4 <= len(body):
         size, kind = _ELEMENT_HEADER.unpack_from(body, at)
-        if kind & nl.NLA_TYPE_MASK == _LIST_ELEMENTS:
+        if kind & nl.NLA_TYPE_MASK == nft.SET_ELEMENTS:
             inner, end = at + 4, at + size
             while inner < end:
                 yield 16 + inner
@@ -228,12 +159,14 @@ _REG_1, _REG32_01, _REG32_02, _REG32_03 = 1, 9, 10, 11  # register 1 is the four
 
 def _new_chain(chain: str) -> list[Message]:
     """Make the chain with its rules, or make an existing one right."""
-    where = nl.text(_RULE_TABLE, TABLE) + nl.text(_RULE_CHAIN, chain)
+    where = nl.text(nft.RULE_CHAIN, chain)
     return [
-        _message(NFT_MSG_NEWCHAIN, nl.NLM_F_CREATE, nl.text(_CHAIN_TABLE, TABLE), nl.text(_CHAIN_NAME, chain)),
-        _message(NFT_MSG_DELRULE, 0, where),
+        _TABLE.message(nft.NEWCHAIN, nl.text(nft.CHAIN_NAME, chain), flags=nl.NLM_F_CREATE),
+        _TABLE.message(nft.DELRULE, where),
         *(
-            _message(NFT_MSG_NEWRULE, nl.NLM_F_CREATE | nl.NLM_F_APPEND, where, nl.nest(_RULE_EXPRESSIONS, expressions))
+            _TABLE.message(
+                nft.NEWRULE, where, nl.nest(nft.RULE_EXPRESSIONS, expressions), flags=nl.NLM_F_CREATE | nl.NLM_F_APPEND
+            )
             for expressions in _pick_expressions(picked_from(chain))
         ),
     ]
@@ -249,12 +182,14 @@ def _pick_expressions(count: int) -> tuple[bytes, bytes]:
         _expression("lookup", nl.text(1, ENDPOINTS), nl.be32(2, _REG_1), nl.be32(3, _REG_1)),
         _expression("nat", nl.be32(1, 1), nl.be32(2, _AF_INET), nl.be32(3, _REG_1), nl.be32(5, _REG32_01)),
     )
-    drop = _expression("immediate", nl.be32(1, 0), nl.nest(2, nl.nest(_DATA_VERDICT, nl.be32(_VERDICT_CODE, _NF_DROP))))
+    drop = _expression(
+        "immediate", nl.be32(1, 0), nl.nest(2, nl.nest(nft.DATA_VERDICT, nl.be32(_VERDICT_CODE, _NF_DROP)))
+    )
     return b"".join(pick), drop
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return nl.nest(_LIST_ELEM, nl.text(1, name), nl.nest(2, *attributes))
+    return nl.nest(nft.LIST_ELEM, nl.text(1, name), nl.nest(2, *attributes))
 
 
 def _says(listed: bytes, packed: bytes) -> bool:
