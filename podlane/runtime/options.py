@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -39,30 +40,49 @@ class DaemonOptions:
         return Daemon(name, clock=clock, health=HealthServer(self.healthz_ip, self.healthz_port, ready=ready))
 
 
+_NO_PORT = -1  # click keeps None for itself
+
+
 class _Port(click.ParamType[int]):
+    """`zero` is the number that a 0 stands for."""
+
     name = "port"
 
+    def __init__(self, zero: int = 0) -> None:
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the port; -1 stands for none, since click keeps None for itself."""
         if isinstance(value, int):
             return value
         text = str(value).strip().lower()
         if text == "none":
-            return -1
+            return _NO_PORT
         if not text.isascii() or not text.isdigit() or int(text) > 65535:
             self.fail(f"expected a port from 0 to 65535 or 'none', got {value!r}", param, ctx)
-        return int(text)
+        return int(text) or self._zero
 
 
-PORT = _Port()
+class _Address(click.ParamType[str]):
+    name = "ip"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(ip_address(value))
+        except ValueError:
+            self.fail(f"expected an IP address, got {value!r}", param, ctx)
 
 
-def daemon_options(daemon: str, *, healthz_port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def daemon_options(
+    daemon: str, *, healthz_port: int, also_from: tuple[str, ...] = (), zero_is_none: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command the common options; it receives them as `daemon_options: DaemonOptions`.
 
     `daemon` is the prefix of the environment variables (`netd`: NETD_LOG_LEVEL, ...).
+    Those of the health options may have another, of `also_from`, as well.
+    `zero_is_none`: as for flanneld, a port of 0 serves nothing.
     """
     prefix = daemon.upper().replace("-", "_")
+    health_prefixes = (prefix, *also_from)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.option(
@@ -85,21 +105,23 @@ def daemon_options(daemon: str, *, healthz_port: int) -> Callable[[Callable[...,
         )
         @click.option(
             "--healthz-ip",
+            type=_Address(),
             metavar="IP",
             default="127.0.0.1",
             show_default=True,
-            envvar=f"{prefix}_HEALTHZ_IP",
+            envvar=[f"{each}_HEALTHZ_IP" for each in health_prefixes],
             show_envvar=True,
             help="Address for /metrics, /healthz, /livez and /readyz.",
         )
         @click.option(
             "--healthz-port",
-            type=PORT,
+            type=_Port(_NO_PORT if zero_is_none else 0),
             default=healthz_port,
             show_default=True,
-            envvar=f"{prefix}_HEALTHZ_PORT",
+            envvar=[f"{each}_HEALTHZ_PORT" for each in health_prefixes],
             show_envvar=True,
-            help="Port for the same; 0 takes any free one, 'none' serves nothing.",
+            help="Port for the same; "
+            + ("0 or 'none' serves nothing." if zero_is_none else "0 takes any free one, 'none' serves nothing."),
         )
         @wraps(command)
         def with_options(

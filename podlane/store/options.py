@@ -19,85 +19,45 @@ from podlane.store.config import DEFAULT_ENDPOINT, StoreConfig, parse_endpoints
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option(
-        "--etcd-endpoints",
-        metavar="URL,URL…",
-        envvar="PODLANE_ETCD_ENDPOINTS",
-        default=DEFAULT_ENDPOINT,
-        show_default=True,
-        show_envvar=True,
-        help="etcd's client addresses; several are tried in turn.",
-    ),
-    click.option(
-        "--etcd-cafile",
-        metavar="FILE",
-        envvar="PODLANE_ETCD_CAFILE",
-        default="",
-        show_envvar=True,
-        help="Certificate authority that signed etcd's certificate.",
-    ),
-    click.option(
-        "--etcd-certfile",
-        metavar="FILE",
-        envvar="PODLANE_ETCD_CERTFILE",
-        default="",
-        show_envvar=True,
-        help="Client certificate to show to etcd.",
-    ),
-    click.option(
-        "--etcd-keyfile",
-        metavar="FILE",
-        envvar="PODLANE_ETCD_KEYFILE",
-        default="",
-        show_envvar=True,
-        help="Key of the client certificate.",
-    ),
-    click.option(
-        "--etcd-username",
-        metavar="NAME",
-        envvar="PODLANE_ETCD_USERNAME",
-        default="",
-        show_envvar=True,
-        help="etcd user.",
-    ),
-    click.option(
-        "--etcd-password",
-        metavar="PASSWORD",
-        envvar="PODLANE_ETCD_PASSWORD",
-        default="",
-        show_envvar=True,
-        help="Password of the etcd user; the environment variable keeps it out of the process list.",
-    ),
+    ("endpoints", "URL,URL…", "etcd's client addresses; several are tried in turn."),
+    ("cafile", "FILE", "Certificate authority that signed etcd's certificate."),
+    ("certfile", "FILE", "Client certificate to show to etcd."),
+    ("keyfile", "FILE", "Key of the client certificate."),
+    ("username", "NAME", "etcd user."),
+    ("password", "PASSWORD", "Password of the etcd user; the environment variable keeps it out of the process list."),
 )
 
 
-def store_options(command: F) -> F:
-    """Add the options to a click command and pass them as `store_config: StoreConfig`."""
+def store_options_from(*prefixes: str) -> Callable[[F], F]:
+    """Add the options to a click command and pass them as `store_config: StoreConfig`.
 
-    @functools.wraps(command)
-    def wrapper(
-        *args: Any,
-        etcd_endpoints: str,
-        etcd_cafile: str,
-        etcd_certfile: str,
-        etcd_keyfile: str,
-        etcd_username: str,
-        etcd_password: str,
-        **kwargs: Any,
-    ) -> Any:
-        try:
-            config = StoreConfig(
-                endpoints=parse_endpoints(etcd_endpoints),
-                cafile=etcd_cafile,
-                certfile=etcd_certfile,
-                keyfile=etcd_keyfile,
-                username=etcd_username,
-                password=etcd_password,
-            )
-        except Invalid as error:
-            raise click.UsageError(str(error)) from error
-        return command(*args, store_config=config, **kwargs)
+    Of the environment variables `<prefix>_ETCD_…` the first that is set counts.
+    """
 
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value]
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(f"etcd_{name}") for name, _, _ in _OPTIONS}
+            try:
+                config = StoreConfig(**{**given, "endpoints": parse_endpoints(given["endpoints"])})
+            except Invalid as error:
+                raise click.UsageError(str(error)) from error
+            return command(*args, store_config=config, **kwargs)
+
+        for name, metavar, text in reversed(_OPTIONS):
+            wrapper = click.option(
+                f"--etcd-{name}",
+                metavar=metavar,
+                envvar=[f"{prefix}_ETCD_{name.upper()}" for prefix in prefixes],
+                default=DEFAULT_ENDPOINT if name == "endpoints" else "",
+                show_default=name == "endpoints",
+                show_envvar=True,
+                help=text,
+            )(wrapper)
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+store_options = store_options_from("PODLANE")
+"""As every daemon but netd has them."""

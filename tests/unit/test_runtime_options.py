@@ -46,6 +46,30 @@ def test_a_bad_port_is_refused(bad: str) -> None:
     assert f"expected a port from 0 to 65535 or 'none', got {bad!r}" in result.output
 
 
+@pytest.mark.parametrize("bad", ["localhost", "10.0.0", ""])
+def test_a_bad_address_is_refused(bad: str) -> None:
+    result = CliRunner().invoke(command, [f"--healthz-ip={bad}"])
+    assert result.exit_code == 2
+    assert f"expected an IP address, got {bad!r}" in result.output
+
+
+@click.command()
+@daemon_options("netd", healthz_port=1, also_from=("FLANNELD",), zero_is_none=True)
+def like_flannel(daemon_options: DaemonOptions) -> None:
+    click.echo(daemon_options)
+
+
+def test_as_flanneld_has_them() -> None:
+    runner = CliRunner()
+    for no_port in ("0", "00", "none"):
+        result = runner.invoke(like_flannel, [f"--healthz-port={no_port}"])
+        assert result.output == f"{DaemonOptions(healthz_port=None)}\n"
+    flannels = {"FLANNELD_HEALTHZ_IP": "0.0.0.0", "FLANNELD_HEALTHZ_PORT": "8471", "FLANNELD_LOG_LEVEL": "debug"}
+    assert runner.invoke(like_flannel, env=flannels).output == f"{DaemonOptions('info', 'logfmt', '0.0.0.0', 8471)}\n"
+    both = flannels | {"NETD_HEALTHZ_IP": "::1", "NETD_HEALTHZ_PORT": ""}
+    assert runner.invoke(like_flannel, env=both).output == f"{DaemonOptions('info', 'logfmt', '::1', 8471)}\n"
+
+
 def test_the_daemon_it_makes_listens_and_logs_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
     taken = HealthServer("127.0.0.1", 0)
     try:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from podlane.errors import Invalid
 from podlane.store.config import StoreConfig, parse_endpoints
-from podlane.store.options import store_options
+from podlane.store.options import store_options, store_options_from
 
 pytestmark = pytest.mark.unit
 
@@ -77,6 +77,27 @@ def test_options_and_environment() -> None:
     env = {"PODLANE_ETCD_ENDPOINTS": "http://a:1,http://b:2", "PODLANE_ETCD_USERNAME": "u"}
     result = runner.invoke(command, ["w", "--etcd-cafile", "ca"], env=env)
     assert result.output == "w ('http://a:1', 'http://b:2') ca u\n"
+
+
+@click.command()
+@store_options_from("NETD", "PODLANE", "FLANNELD")
+def several(store_config: StoreConfig) -> None:
+    click.echo(f"{store_config.endpoints} {store_config.username} {store_config.password}")
+
+
+def test_the_first_environment_variable_that_is_set_counts() -> None:
+    runner = CliRunner()
+    env = {
+        "FLANNELD_ETCD_ENDPOINTS": "http://f:1",
+        "PODLANE_ETCD_ENDPOINTS": "http://p:1",
+        "FLANNELD_ETCD_USERNAME": "f",
+        "NETD_ETCD_USERNAME": "",
+        "FLANNELD_ETCD_PASSWORD": "f-pw",
+        "NETD_ETCD_PASSWORD": "n-pw",
+    }
+    assert runner.invoke(several, env=env).output == "('http://p:1',) f n-pw\n"
+    by_option = runner.invoke(several, ["--etcd-endpoints=o", "--etcd-username=o"], env=env)
+    assert by_option.output == "('o',) o n-pw\n"
 
 
 def test_a_mistake_is_a_usage_error() -> None:
