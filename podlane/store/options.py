@@ -41,7 +41,8 @@ def store_options_from(*prefixes: str) -> Callable[[F], F]:
             try:
                 config = StoreConfig(**{**given, "endpoints": parse_endpoints(given["endpoints"])})
             except Invalid as error:
-                raise click.UsageError(str(error)) from error
+                mistakes = (f"--etcd-{each.field.partition('[')[0]}: {each.message}" for each in error.errors)
+                raise click.UsageError("\n".join(mistakes)) from error
             return command(*args, store_config=config, **kwargs)
 
         for name, metavar, text in reversed(_OPTIONS):

@@ -101,6 +101,7 @@ def test_the_first_environment_variable_that_is_set_counts() -> None:
 
 
 def test_a_mistake_is_a_usage_error() -> None:
-    result = CliRunner().invoke(command, ["w", "--etcd-endpoints", "ftp://x"])
+    result = CliRunner().invoke(command, ["w", "--etcd-endpoints", "ftp://x", "--etcd-keyfile", "k"])
     assert result.exit_code == 2
-    assert "expected scheme http or https" in result.output
+    assert '--etcd-endpoints: expected scheme http or https, got "ftp://x"\n' in result.output
+    assert "--etcd-certfile: a client certificate needs both" in result.output
