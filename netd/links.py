@@ -1,13 +1,13 @@
-"""Links and IPv4 addresses of this network namespace, through pyroute2.
+"""Making and changing links and addresses of this network namespace, through pyroute2.
 
-Owns: every message about a link or an address; a host has few of them, unlike
-the routes, neighbours and FDB entries, which come in thousands and go by
-rtnetlink.py. Invariants: a `Links` lives for one operation, in one thread and
-one network namespace, and leaves no socket and no event loop behind (pyroute2
-0.9 runs an asyncio loop of its own in every socket, so the loop is made and
-closed here); all it does together ends by the deadline or raises, which
-pyroute2 alone does not see to. Errors are podlane's NetlinkError with the
-kernel's errno, as from the bulk socket.
+Owns: every message that changes a link or an address; a host has few of them,
+unlike the routes, neighbours and FDB entries, which come in thousands and go
+by rtnetlink.py. Reading is rtlink.py's. Invariants: a `Links` lives for one
+operation, in one thread and one network namespace, and leaves no socket and no
+event loop behind (pyroute2 0.9 runs an asyncio loop of its own in every
+socket, so the loop is made and closed here); all it does together ends by the
+deadline or raises, which pyroute2 alone does not see to. Errors are podlane's
+NetlinkError with the kernel's errno, as from the bulk socket.
 """
 
 from __future__ import annotations
@@ -15,94 +15,30 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv6Interface
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDecodeError
 from pyroute2.netlink.exceptions import NetlinkError as IPRouteError
 
-from netd.model import Device
-from podlane.runtime.netlink import NLM_F_DUMP_INTR, DumpInterrupted, NetlinkError
+from netd.model import Device, InterfaceAddress
+from netd.rtlink import index_of
+from podlane.runtime.netlink import NetlinkError
 
 _DEADLINE = 10.0
-_DUMP_ATTEMPTS = 5
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
-_RT_SCOPE_UNIVERSE = 0
-_RTEXT_FILTER_SKIP_STATS = 1 << 3  # a link's counters are most of its description
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link as the kernel describes it; `data` is what its kind adds (for VXLAN: IFLA_VXLAN_…)."""
-
-    index: int
-    name: str
-    flags: int
-    mtu: int
-    mac: str
-    kind: str
-    data: Any
-
-    @property
-    def up(self) -> bool:
-        return bool(self.flags & _IFF_UP)
-
-    @property
-    def loopback(self) -> bool:
-        return bool(self.flags & _IFF_LOOPBACK)
-
-    def vxlan(self, addresses: frozenset[IPv4Interface]) -> Device:
-        """The VXLAN device this link is."""
-        local = self.data.get("IFLA_VXLAN_LOCAL")
-        return Device(
-            name=self.name,
-            vni=self.data.get("IFLA_VXLAN_ID"),
-            port=self.data.get("IFLA_VXLAN_PORT"),
-            local=IPv4Address(local) if local else None,
-            underlay=name_of(self.data.get("IFLA_VXLAN_LINK") or 0),
-            mtu=self.mtu,
-            mac=self.mac,
-            learning=bool(self.data.get("IFLA_VXLAN_LEARNING")),
-            gbp=bool(self.data.get("IFLA_VXLAN_GBP")),
-            up=self.up,
-            addresses=addresses,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An IPv4 address; `usable` from other hosts when its scope is global."""
-
-    index: int
-    address: IPv4Interface
-    usable: bool
+_IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 
 class Links:
-    """Use `open_links`. Every method raises NetlinkError."""
+    """Use `open_links`. Every method raises NetlinkError, or OSError (ENODEV) for a name that is not there."""
 
     def __init__(self, ipr: Any) -> None:
         self._ipr = ipr
-
-    def find(self, name: str) -> Link | None:
-        try:
-            (found,) = self._ipr.link("get", ifname=name, ext_mask=_RTEXT_FILTER_SKIP_STATS)
-        except IPRouteError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise
-        return _link(found)
-
-    def all(self) -> list[Link]:
-        return [_link(each) for each in self._dump("link", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
-
-    def addresses(self) -> list[Address]:
-        return [_address(each) for each in self._dump("addr", family=socket.AF_INET)]
 
     def add_vxlan(self, device: Device) -> None:
         """Made down and without addresses, whatever `device` says."""
@@ -114,7 +50,7 @@ class Links:
         if device.underlay:
             data["vxlan_link"] = index_of(device.underlay)
         if device.local is not None:
-            data["vxlan_local"] = str(device.local)
+            data["vxlan_local" if device.local.version == 4 else "vxlan_local6"] = str(device.local)
         if device.gbp:
             data["vxlan_gbp"] = True
         self._ipr.link("add", ifname=device.name, kind="vxlan", address=device.mac, mtu=device.mtu, **data)
@@ -131,19 +67,29 @@ class Links:
     def set_up(self, name: str) -> None:
         self._ipr.link("set", index=index_of(name), state="up")
 
-    def add_address(self, name: str, address: IPv4Interface) -> None:
-        self._ipr.addr("add", index=index_of(name), address=str(address.ip), prefixlen=address.network.prefixlen)
+    def add_address(self, name: str, address: InterfaceAddress) -> None:
+        """An IPv6 address is usable at once, and IPv6 is turned on where it is off on this link."""
+        index = index_of(name)
+        flags = {}
+        if isinstance(address, IPv6Interface):
+            _enable_ipv6(name)
+            # duplicates cannot be detected where nobody is asked; the prefix's route is netd's own business
+            flags = {"flags": _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE}
+        self._ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags)
 
-    def delete_address(self, name: str, address: IPv4Interface) -> None:
+    def delete_address(self, name: str, address: InterfaceAddress) -> None:
         self._ipr.addr("del", index=index_of(name), address=str(address.ip), prefixlen=address.network.prefixlen)
 
-    def _dump(self, what: str, **request: object) -> list[Any]:
-        for _ in range(_DUMP_ATTEMPTS):
-            found = list(getattr(self._ipr, what)("dump", **request))
-            # pyroute2 0.9 knows this flag and does not look at it
-            if not any(each["header"]["flags"] & NLM_F_DUMP_INTR for each in found):
-                return found
-        raise DumpInterrupted(f"netlink dump of {what}: changed while it was read")
+
+def _enable_ipv6(name: str) -> None:
+    disabled = _IPV6 / name / "disable_ipv6"
+    try:
+        if disabled.read_text().strip() != "0":
+            disabled.write_text("0\n")
+    except OSError as error:
+        # adding the address will tell what is wrong, if anything is
+        if error.errno != errno.ENOENT:
+            raise
 
 
 @contextmanager
@@ -176,24 +122,6 @@ def open_links(deadline: float = _DEADLINE) -> Iterator[Links]:
         loop.close()
 
 
-def name_of(index: int) -> str:
-    """An interface's name; empty for index 0, `if7` for one that is gone."""
-    if not index:
-        return ""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"
-
-
-def index_of(name: str) -> int:
-    """Raises OSError (ENODEV)."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        raise OSError(errno.ENODEV, f"no interface {name}") from None
-
-
 class _Deadline:
     """Cancels what the loop is waiting for once `seconds` are over, and whatever it is given after that."""
 
@@ -219,24 +147,3 @@ def _words(error: IPRouteError) -> str:
     """The errno's text and, where the kernel gives one, its own reason."""
     general, reason = os.strerror(error.code), error.args[1]
     return general.lower() if reason == general else f"{general.lower()} ({reason})"
-
-
-def _link(found: Any) -> Link:
-    info = found.get_attr("IFLA_LINKINFO")
-    return Link(
-        index=found["index"],
-        name=found.get_attr("IFLA_IFNAME"),
-        flags=found["flags"],
-        mtu=found.get_attr("IFLA_MTU") or 0,
-        mac=found.get_attr("IFLA_ADDRESS") or "",
-        kind=(info and info.get_attr("IFLA_INFO_KIND")) or "",
-        data=(info and info.get_attr("IFLA_INFO_DATA")) or {},
-    )
-
-
-def _address(found: Any) -> Address:
-    # IFA_ADDRESS is the other end's on a point-to-point link
-    own = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
-    return Address(
-        found["index"], IPv4Interface((own, found["prefixlen"])), usable=found["scope"] == _RT_SCOPE_UNIVERSE
-    )

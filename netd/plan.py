@@ -87,7 +87,8 @@ class AddAddress:
     address: InterfaceAddress
 
     def __str__(self) -> str:
-        return f"ip address add {self.address} dev {self.name}"
+        how = " nodad noprefixroute" if self.address.version == 6 else ""
+        return f"ip address add {self.address} dev {self.name}{how}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class DeleteNeighbour:
 def _route_text(destination: Network, route: Route) -> str:
     via = f" via {route.gateway}" if route.gateway else ""
     onlink = " onlink" if route.onlink else ""
-    return f"{destination}{via} dev {route.device} protocol {route.protocol}{onlink}"
+    device = f" dev {route.device}" if route.device else ""
+    return f"{destination}{via}{device} protocol {route.protocol}{onlink}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,9 @@ def _additions(desired: Desired, actual: Actual, problems: list[str]) -> Iterato
         if have_route is not None and have_route.protocol == PROTO_KERNEL:
             problems.append(f"add route {destination}: {have_route.device} has an address in that subnet")
             continue
+        # Linux 6.18 refuses an IPv6 gateway that a route out of another interface covers, also when that one goes
+        if have_route is not None and route.onlink and destination.version == 6 and have_route.device != route.device:
+            yield DeleteRoute(destination, have_route)
         yield SetRoute(destination, route)
     for destination in desired.blackholes - actual.blackholes:
         yield AddBlackhole(destination)
