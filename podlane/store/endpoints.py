@@ -206,7 +206,8 @@ class Attempts:
             raise self._give_up() from error
         self._failures += 1
         if self._failures % self._endpoints.count == 0:
-            self._endpoints.closed.wait(min(self._pause, self.left))
+            # not in step with other hosts, all of which lost etcd at the same moment
+            self._endpoints.closed.wait(min(self._pause * random.uniform(0.75, 1.25), self.left))
             self._pause = min(PAUSES[1], self._pause * 2)
 
     def _give_up(self) -> StoreUnavailable:

@@ -16,16 +16,20 @@ How it survives:
   has the same id). So before it lists, the mirror takes a lease without keys,
   whose id no other history has; once a watch is open it proves that this
   witness lives and that the revision did not go back, and lists again if not.
+  A list counts as the same history only if the witness lives after it too. So
+  `view` can say whether what is missing was deleted, or is merely not in this
+  store.
 Source: client-go's Reflector; the witness is our own.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from podlane.errors import PodlaneError
+from podlane.errors import PodlaneError, StoreUnavailable
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
@@ -37,7 +41,10 @@ V = TypeVar("V")
 
 LIST_TIMEOUT = 30.0  # seconds for one page
 POLL = 1.0
-BACKOFF = (0.1, 5.0)  # seconds: first and longest pause between attempts
+# seconds: first and longest pause between attempts. Together with gRPC's pause before it connects again (1.2 s, see
+# endpoints.py) it decides how long after etcd's return a change is seen: less than 2 s, however long etcd was away.
+BACKOFF = (0.1, 0.7)
+REMIND = 60.0  # seconds between warnings while it goes on failing
 MIN_CHANGES_KEPT = 10_000
 WITNESS_TTL = 3600  # seconds; renewed every third of it
 
@@ -61,6 +68,9 @@ class Mirror(Generic[T]):
     thread: it must be quick (trigger a runner). Readers may be any thread.
     `poll`: seconds a stop may go unnoticed; `changes_kept`: how many changes
     nobody has taken are remembered one by one (or as many as there are items).
+    `witness` is a lease known from before a restart, 0 for none, and
+    `witness_revision` a revision the store had reached then; `witness_ttl` are
+    the seconds for which the mirror's own witness outlives losing the store.
     """
 
     def __init__(
@@ -75,6 +85,9 @@ class Mirror(Generic[T]):
         key_prefix: str = "",
         poll: float = POLL,
         changes_kept: int = MIN_CHANGES_KEPT,
+        witness: int = 0,
+        witness_revision: int = 0,
+        witness_ttl: int = WITNESS_TTL,
     ) -> None:
         self.name = name
         self.prefix = prefix
@@ -93,7 +106,13 @@ class Mirror(Generic[T]):
         self._changes: set[str] | None = None  # None: everything
         self._revision = 0
         self._cluster_id = 0
-        self._witness = 0  # a lease without keys
+        self._history = 0
+        self._witness = witness  # of the history the content is of; 0: that is not known
+        self._next_witness = 0  # made for the list that is being taken
+        self._witness_ttl = witness_ttl
+        self._at_least = witness_revision  # in this history
+        self._resumed_from_witness = False
+        self._reported: float | None = None  # when a failure was last logged, since all was well
         self._synced = threading.Event()
         self._last_contact: float | None = None
         self._healthy_since: float | None = None
@@ -118,6 +137,17 @@ class Mirror(Generic[T]):
             self._check_synced()
             return self._items.copy()
 
+    def view(self) -> tuple[dict[str, T], int]:
+        """Everything as of one revision, and the number of its history. Raises NotSynced.
+
+        The first list's history is 1. The number grows by one when a list was
+        taken from a store that is not provably the one before: then what is
+        missing was perhaps never deleted. With the same number it was.
+        """
+        with self._lock:
+            self._check_synced()
+            return self._items.copy(), self._history
+
     def get(self, key: str) -> T | None:
         """One item of the present state. Raises NotSynced."""
         with self._lock:
@@ -139,6 +169,16 @@ class Mirror(Generic[T]):
     def cluster_id(self) -> int:
         """The cluster id etcd gave at the last list; 0 before it."""
         return self._cluster_id
+
+    @property
+    def witness(self) -> int:
+        """The lease that stands for the present history, for a restart's `witness`; 0 before the first list."""
+        return self._witness if self.synced else 0
+
+    @property
+    def resumed_from_witness(self) -> bool:
+        """Whether the first list was of the very store that the given `witness` was made in."""
+        return self._resumed_from_witness
 
     @property
     def undecodable(self) -> dict[str, str]:
@@ -189,15 +229,23 @@ class Mirror(Generic[T]):
                 self._log.info("compacted, listing again", revision=self._revision, oldest=error.revision)
                 relist = True
             except PodlaneError as error:
-                self._healthy_since = None
-                _FAILURES.labels(self.name).inc()
-                self._log.warning("mirror failed", error=str(error), retry_in=pause)
+                self._failed(error)
                 pause = self._pause(stop, pause)
 
     def _pause(self, stop: threading.Event, pause: float) -> float:
-        """Wait; returns how long to wait the next time."""
-        self._clock.wait(stop, pause)
+        """Wait about `pause` seconds, not in step with other hosts; returns how long to wait the next time."""
+        self._clock.wait(stop, pause * random.uniform(0.5, 1.0))
         return min(BACKOFF[1], pause * 2)
+
+    def _failed(self, error: PodlaneError) -> None:
+        self._healthy_since = None
+        _FAILURES.labels(self.name).inc()
+        now = self._clock.monotonic()
+        if self._reported is None or now >= self._reported + REMIND:
+            self._reported = now
+            self._log.warning("mirror failed", error=str(error), retry_in=BACKOFF[1])
+        else:
+            self._log.debug("mirror failed", error=str(error))
 
     def _follow(self, watch: Watch, stop: threading.Event, until: float) -> None:
         while not stop.is_set() and self._clock.monotonic() < until:
@@ -210,23 +258,33 @@ class Mirror(Generic[T]):
         self._last_contact = self._clock.monotonic()
         if self._healthy_since is None:
             self._healthy_since = self._last_contact
+            if self._reported is not None:
+                self._log.info("mirror works again")
+                self._reported = None
 
-    def _same_history(self) -> bool:
-        """Whether the store has surely gone on from the state we hold; renews the witness. See the module."""
+    def _same_history(self, since: int = 0) -> bool:
+        """Whether the store has surely gone on from the state we hold, and from revision `since`. See the module.
+
+        Renews the witness; one that failed once counts no more, because a
+        revision that went back may come up again at any moment.
+        """
         if not self._witness:
             return False
         try:
             self._store.keep_alive(self._witness)
+            result = self._store.txn([], [])
+            same = result.revision >= max(self._at_least, since) and self._cluster_id in {0, result.cluster_id}
         except LeaseNotFound:
-            return False
-        result = self._store.txn([], [])
-        return result.revision >= self._revision and self._cluster_id in {0, result.cluster_id}
+            same = False
+        if not same:
+            self._witness = self._at_least = 0
+        return same
 
     def _list(self) -> None:
         """Replace the content by a complete list; what is surely unchanged is not decoded again."""
         resumed = self._same_history()
-        if not resumed:
-            self._witness = self._store.grant(WITNESS_TTL)
+        if not resumed and not self._next_witness:
+            self._next_witness = self._store.grant(self._witness_ttl)
         items: dict[str, T] = {}
         revisions: dict[str, int] = {}
         undecodable: dict[str, str] = {}
@@ -240,12 +298,18 @@ class Mirror(Generic[T]):
                     items[key] = self._items[key]
                 else:
                     self._read(key, kv, items, undecodable)
+        if resumed and not self._same_history(revision):
+            raise StoreUnavailable(f"list {self.prefix}: the store was exchanged meanwhile")
         changed = {key for key, item in items.items() if key not in self._items or self._items[key] != item}
         changed.update(self._items.keys() - items.keys())
         first = not self.synced
+        self._resumed_from_witness = resumed if first else self._resumed_from_witness
         with self._lock:
             self._items, self._revisions, self._undecodable = items, revisions, undecodable
-            self._revision, self._cluster_id = revision, cluster_id
+            self._revision, self._cluster_id, self._at_least = revision, cluster_id, revision
+            if not resumed:
+                self._witness, self._next_witness = self._next_witness, 0
+            self._history += first or not resumed
             self._note(changed)
             self._synced.set()
         _LISTS.labels(self.name).inc()
@@ -276,7 +340,7 @@ class Mirror(Generic[T]):
                     self._revisions[key] = mod_revision
                 else:
                     self._revisions.pop(key, None)
-            self._revision = max(self._revision, batch.revision)
+            self._revision = self._at_least = max(self._revision, batch.revision)
             self._note(last)
         if last:
             _EVENTS.labels(self.name).inc(len(events))

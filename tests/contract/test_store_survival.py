@@ -67,9 +67,11 @@ def opened(*endpoints: str, timeout: float = 2.0) -> Iterator[Store]:
 class Watched:
     """A mirror that runs, and the keys it reported."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, **options: int) -> None:
         self.calls = 0
-        self.mirror = Mirror(store, PREFIX, decode=lambda kv: kv.value, on_change=self._changed, name="survival")
+        self.mirror = Mirror(
+            store, PREFIX, decode=lambda kv: kv.value, on_change=self._changed, name="survival", **options
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.mirror.run, args=(self._stop,))
 
@@ -105,6 +107,7 @@ def test_mirror_survives_an_etcd_restart(etcd: Etcd) -> None:
             insist(lambda: put(store, "b", b"2"))
             watched.comes_to({"a": b"1", "b": b"2"})
             assert watched.mirror.take_changes() == {"b"}
+            assert watched.mirror.view() == ({"a": b"1", "b": b"2"}, 1), "it is still the same store"
             assert watched.mirror.healthy_since is not None
 
 
@@ -123,6 +126,7 @@ def test_mirror_yields_the_difference_after_compaction_behind_its_back(etcd: Etc
             link.restore()
             watched.comes_to({"stays": b"1", "changes": b"2", "comes": b"1"})
             assert watched.mirror.take_changes() == {"changes", "comes", "goes"}
+            assert watched.mirror.view()[1] == 1, "what is missing was deleted"
 
 
 def test_mirror_survives_cuts_in_the_middle_of_a_stream(etcd: Etcd, link: Link) -> None:
@@ -159,6 +163,7 @@ def test_mirror_lists_again_when_etcd_was_wiped(etcd: Etcd) -> None:
             insist(lambda: put(store, "new", b"1"))
             watched.comes_to({"new": b"1"})
             assert watched.mirror.take_changes() == {"old", "new"}
+            assert watched.mirror.view() == ({"new": b"1"}, 2), "what is missing was never deleted"
             assert watched.mirror.revision < 20
 
 
@@ -178,6 +183,23 @@ def test_mirror_lists_again_when_a_wiped_etcd_has_overtaken_it(etcd: Etcd, link:
             assert direct.list(PREFIX).revision > watched.mirror.revision
             link.restore()
             watched.comes_to({"new": b"0", "other": b"29"})
+            assert watched.mirror.view()[1] == 2
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+def test_a_restarted_mirror_knows_whether_it_is_the_same_store(etcd: Etcd, wiped: bool) -> None:
+    with opened(*etcd.endpoints) as store:
+        put(store, "a")
+        with Watched(store) as before:
+            witness, revision = before.mirror.witness, before.mirror.revision
+    etcd.stop(signal.SIGKILL)
+    if wiped:
+        etcd.wipe()
+    etcd.start()
+    with opened(*etcd.endpoints) as store, Watched(store, witness=witness, witness_revision=revision) as again:
+        assert again.mirror.resumed_from_witness is not wiped
+        assert again.mirror.view() == ({} if wiped else {"a": b""}, 1)
+        assert (again.mirror.witness == witness) is not wiped
 
 
 # --- fail-over ------------------------------------------------------------------------

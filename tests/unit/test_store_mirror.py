@@ -51,16 +51,27 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 class Far:
-    """The mirror's way to the store, which can be closed while the test goes on writing."""
+    """The mirror's way to the store, which can be closed while the test goes on writing.
+
+    `before` and `after` hold what happens, once, at the mirror's next call of that name.
+    """
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self.closed = False
+        self.before: dict[str, Callable[[], object]] = {}
+        self.after: dict[str, Callable[[], object]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if self.closed:
-            raise StoreUnavailable(f"{name}: no way")
-        return getattr(self._store, name)
+        def call(*args: Any, **options: Any) -> Any:
+            if self.closed:
+                raise StoreUnavailable(f"{name}: no way")
+            self.before.pop(name, lambda: None)()
+            result = getattr(self._store, name)(*args, **options)
+            self.after.pop(name, lambda: None)()
+            return result
+
+        return call
 
     def close(self) -> None:
         self.closed = True
@@ -77,15 +88,17 @@ class Run:
         self.store = store
         self.far = Far(store)
         self.changed: list[frozenset[str] | None] = []
+        self.views: list[tuple[dict[str, str], int]] = []
         # a mirror looks at its stop between polls, and tests stop hundreds
         self.mirror = Mirror(
-            store, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait(), poll=0.01, **options
+            self.far, P, decode=decode, on_change=self._on_change, name="unit", clock=NoWait(), poll=0.01, **options
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.mirror.run, args=(self._stop,))
 
     def _on_change(self) -> None:
         self.changed.append(self.mirror.take_changes())
+        self.views.append(self.mirror.view())
 
     def __enter__(self) -> Run:
         self._thread.start()
@@ -127,6 +140,9 @@ def test_nothing_is_known_before_the_first_list(store: MemoryStore) -> None:
     assert not mirror.synced
     assert mirror.take_changes() is None
     assert "no complete list" in (mirror.not_ready() or "")
+    assert mirror.witness == 0
+    with pytest.raises(NotSynced):
+        mirror.view()
     with pytest.raises(NotSynced) as caught:
         mirror.snapshot()
     assert isinstance(caught.value, NotReady)
@@ -274,6 +290,182 @@ def test_a_store_restored_from_a_backup_is_noticed(run: Run, store: MemoryStore)
     run.far.open()
     eventually(lambda: run.mirror.snapshot() == fresh(store))
     assert run.mirror.snapshot().keys() == {"a", "b", "settled"}
+
+
+# --- one history or another -------------------------------------------------------------------
+
+
+def compact_behind(run: Run) -> None:
+    """Make the mirror list again, at once or when the way is opened."""
+    run.store.compact(put(run.store, ("compacted", "1")))
+    run.store.cut()
+
+
+def test_the_history_is_one_while_the_store_is(run: Run, store: MemoryStore) -> None:
+    put(store, ("a", "1"), ("b", "1"))
+    run.settle()
+    assert run.mirror.view() == (fresh(store), 1)
+    store.cut()
+    run.settle()
+    run.far.close()
+    store.txn([], [Delete(P + "a")])
+    compact_behind(run)
+    eventually(lambda: run.mirror.healthy_since is None)
+    assert run.mirror.view()[1] == 1
+    run.settle()
+    assert run.mirror.view() == (fresh(store), 1)
+    assert "a" not in run.mirror.view()[0]
+
+
+@pytest.mark.parametrize("cluster_id", [None, 99])
+def test_another_store_is_another_history(run: Run, store: MemoryStore, cluster_id: int | None) -> None:
+    for history in range(1, 4):
+        put(store, ("a", f"{history}"))
+        eventually(lambda history=history: run.mirror.view() == (fresh(store), history))
+        store.wipe(cluster_id)
+
+
+def test_a_restored_store_is_another_history_however_fast_it_catches_up(run: Run, store: MemoryStore) -> None:
+    """Seen once with a revision that went back; by the time it is listed it is ahead of the mirror."""
+    put(store, ("a", "1"))
+    run.settle()
+    restore = store.backup()
+    put(store, ("a", "2"))
+    run.settle()
+    run.far.close()
+    restore()
+
+    def catch_up() -> None:
+        for _ in range(9):
+            put(store, ("other", "1"))
+
+    run.far.after["txn"] = catch_up
+    run.far.open()
+    eventually(lambda: run.mirror.view() == (fresh(store), 2))
+    assert run.mirror.get("a") == "1"
+
+
+def test_a_store_that_is_exchanged_while_it_is_listed(run: Run, store: MemoryStore) -> None:
+    put(store, ("a", "1"), ("b", "1"))
+    run.settle()
+    run.far.close()
+    compact_behind(run)
+
+    def exchange() -> None:
+        store.wipe()
+        for _ in range(9):
+            put(store, ("a", "2"))
+
+    run.far.before["pages"] = exchange
+    run.far.open()
+    eventually(lambda: run.mirror.view() == (fresh(store), 2))
+    assert all(items["a"] == "1" for items, history in run.views if history == 1 and "a" in items)
+
+
+def test_an_unfinished_list_of_another_store_proves_nothing(run: Run, store: MemoryStore) -> None:
+    """The new store has the old one's keys at the same revisions, and its list breaks off at first."""
+    put(store, ("a", "1"), ("b", "1"))
+    eventually(lambda: run.mirror.revision == 2)
+    run.far.close()
+    store.wipe()
+    put(store, ("a", "2"), ("b", "2"))
+    run.far.before["pages"] = lambda: store.faults.fail_next(1)
+    run.far.open()
+    eventually(lambda: run.mirror.view() == (fresh(store), 2))
+
+
+def test_a_restart_knows_the_store_by_its_witness(store: MemoryStore) -> None:
+    put(store, ("a", "1"))
+    with Run(store) as before:
+        before.settle()
+        assert not before.mirror.resumed_from_witness
+        known = {"witness": before.mirror.witness, "witness_revision": before.mirror.revision}
+    with Run(store, **known) as again:
+        again.settle()
+        assert again.mirror.resumed_from_witness
+        assert again.mirror.view() == (fresh(store), 1)
+        assert again.mirror.witness == known["witness"], "no restart leaves another lease behind"
+        store.wipe()
+        eventually(lambda: again.mirror.view() == (fresh(store), 2))
+        assert again.mirror.resumed_from_witness, "this is said of the first list"
+
+
+@pytest.mark.parametrize("how", ["wiped", "revoked", "restored", "wiped while it is listed"])
+def test_a_restart_is_not_deceived(store: MemoryStore, how: str) -> None:
+    put(store, ("a", "1"))
+    with Run(store) as before:
+        before.settle()
+        restore = store.backup()
+        put(store, ("a", "2"))
+        before.settle()
+        known = {"witness": before.mirror.witness, "witness_revision": before.mirror.revision}
+    run = Run(store, **known)
+    match how:
+        case "wiped":
+            store.wipe()
+        case "revoked":
+            store.revoke(known["witness"])
+        case "restored":
+            restore()
+        case _:
+            run.far.before["pages"] = store.wipe
+    with run:
+        eventually(lambda: run.mirror.synced and run.mirror.view() == (fresh(store), 1))
+        assert not run.mirror.resumed_from_witness
+        assert run.mirror.witness not in {0, known["witness"]}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(["put", "put", "cut", "compact", "fail", "wipe", "close", "catch up"]), max_size=25),
+    traps=st.lists(st.sampled_from(["pages", "keep_alive", "txn", "watch", "grant"]), max_size=4),
+)
+def test_a_history_never_shows_two_stores(steps: list[str], traps: list[str]) -> None:
+    """Each value names the store it was written to. A trap exchanges the store when the mirror next makes that call."""
+    store = MemoryStore(page_size=2)
+    stores = 0
+
+    def write() -> None:
+        put(store, *((key, f"store {stores}") for key in "abc"))
+
+    def exchange() -> None:
+        nonlocal stores
+        stores += 1
+        store.wipe()
+        retry(write)
+
+    def catch_up() -> None:
+        run.far.open()
+        eventually(lambda: run.mirror.snapshot() == fresh(store))
+
+    write()
+    with Run(store) as run:
+        eventually(lambda: run.mirror.synced)
+        for step in steps:
+            match step:
+                case "put":
+                    retry(write)
+                case "cut":
+                    store.cut()
+                case "compact":
+                    store.compact()
+                    store.cut()
+                case "fail":
+                    store.faults.fail_next(2)
+                case "wipe":
+                    exchange()
+                case "close":
+                    run.far.close()
+                case _:
+                    if traps:
+                        run.far.before[traps.pop()] = exchange
+                    retry(catch_up)
+        run.far.before.clear()
+        retry(catch_up)
+        shown: dict[int, str] = {}
+        for items, history in run.views:
+            for key, value in items.items():
+                assert shown.setdefault(history, value) == value, key
 
 
 # --- any sequence of events -----------------------------------------------------------------
