@@ -11,6 +11,7 @@ Source: etcd's lease semantics; client-go's leader election (renew deadline).
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 
@@ -19,16 +20,18 @@ from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.store.interface import DEFAULT_TIMEOUT, LeaseNotFound, Store
 
-RETRY = 0.5  # seconds between attempts to renew while the store does not answer
+RETRY = (0.5, 1.0)  # seconds between attempts to renew while the store does not answer: not in step with other hosts
 
 
 class KeepAlive:
     """A lease of `ttl` whole seconds (at least 2), renewed every third of that by a thread.
 
-    `on_lost` is called once, from that thread, if the lease is lost. `check`
-    runs after each renewal; when it returns False the lease counts as lost
-    (for a leader whose key somebody deleted). `lease_id` adopts a lease that
-    exists instead of making one.
+    With a `margin` it is renewed earlier if need be: that many seconds before
+    it would expire, though not more often than every second. `on_lost` is
+    called once, from that thread, if the lease is lost. `check` runs after
+    each renewal; when it returns False the lease counts as lost (for a leader
+    whose key somebody deleted). `lease_id` adopts a lease that exists instead
+    of making one.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class KeepAlive:
         on_lost: Callable[[], None] | None = None,
         check: Callable[[int], bool] | None = None,
         lease_id: int = 0,
+        margin: float = 0,
     ) -> None:
         self._store = store
         self._ttl = ttl
@@ -47,6 +51,7 @@ class KeepAlive:
         self._on_lost = on_lost
         self._check = check
         self._lease_id = lease_id
+        self._margin = margin
         self._stopping = threading.Event()
         self._lost = threading.Event()
         self._expires = 0.0
@@ -74,6 +79,10 @@ class KeepAlive:
         """Whether the lease is gone or may be: also true while the thread has not noticed yet."""
         return self._lost.is_set() or self._clock.monotonic() >= self._expires
 
+    def ttl_left(self) -> float:
+        """Seconds until it expires by our own clock; 0 when it is lost, and before `start`."""
+        return 0.0 if self._lost.is_set() else max(0.0, self._expires - self._clock.monotonic())
+
     def stop(self, revoke: bool = True) -> None:
         """End the renewals; with `revoke` end the lease too, and its keys with it, if the store answers."""
         self._stopping.set()
@@ -86,7 +95,7 @@ class KeepAlive:
                 self._log.warning("lease not revoked, it runs out by itself", ttl=self._ttl, error=str(error))
 
     def _run(self) -> None:
-        pause = self._ttl / 3
+        pause = self._until_renewal()
         while not self._clock.wait(self._stopping, pause):
             try:
                 pause = self._renew()
@@ -99,7 +108,7 @@ class KeepAlive:
                     self._lose(f"no renewal for {self._ttl} s: {error}")
                     return
                 self._log.warning("renew failed", lease=f"{self._lease_id:x}", error=str(error), left=left)
-                pause = min(RETRY, left)
+                pause = min(random.uniform(*RETRY), left)
 
     def _renew(self) -> float:
         """Renew once; returns the seconds until the next renewal."""
@@ -111,7 +120,11 @@ class KeepAlive:
         self._expires = asked + self._ttl
         if self._check is not None and not self._check(self._lease_id):
             raise LeaseNotFound("what it stands for is gone")
-        return self._ttl / 3
+        return self._until_renewal()
+
+    def _until_renewal(self) -> float:
+        """Seconds from one renewal to the next; `ttl` is the store's and may not be what was asked for."""
+        return min(self._ttl / 3, max(1.0, self._ttl - self._margin))
 
     def _lose(self, cause: str) -> None:
         self._lost.set()

@@ -143,6 +143,43 @@ def test_a_lease_can_be_adopted(store: MemoryStore, clock: FakeClock) -> None:
         KeepAlive(store, 30, clock=clock, lease_id=lease).start()
 
 
+@pytest.mark.parametrize(("margin", "down_after"), [(25, 6), (40, 2)])
+def test_with_a_margin_it_is_renewed_that_early(
+    store: MemoryStore, clock: FakeClock, lost: threading.Event, margin: int, down_after: int
+) -> None:
+    """The store goes away just after the renewal that the margin asks for, for as long as that one lasts."""
+    keeper = KeepAlive(store, 30, clock=clock, on_lost=lost.set, margin=margin)
+    keeper.start()
+    pass_time(clock, down_after)
+    store.faults.set_down(True)
+    pass_time(clock, 31 - down_after)
+    assert not keeper.lost
+    assert 0 < keeper.ttl_left() <= down_after
+    keeper.stop(revoke=False)
+
+
+def test_a_margin_never_makes_it_later(store: MemoryStore, clock: FakeClock, lost: threading.Event) -> None:
+    keeper = KeepAlive(store, 30, clock=clock, on_lost=lost.set, margin=5)
+    keeper.start()
+    pass_time(clock, 11)
+    assert keeper.ttl_left() > 20, "renewed after a third, not 5 s before the end"
+    keeper.stop()
+
+
+def test_the_seconds_left_are_told(store: MemoryStore, clock: FakeClock, lost: threading.Event) -> None:
+    keeper = KeepAlive(store, 30, clock=clock, on_lost=lost.set)
+    assert keeper.ttl_left() == 0
+    keeper.start()
+    assert keeper.ttl_left() == 30
+    pass_time(clock, 4)
+    assert keeper.ttl_left() == 26
+    store.revoke(keeper.lease_id)
+    pass_time(clock, 7, until=lost)
+    assert lost.wait(WAIT)
+    assert keeper.ttl_left() == 0
+    keeper.stop()
+
+
 def test_no_lease_without_a_store(store: MemoryStore, clock: FakeClock) -> None:
     store.faults.fail_next()
     with pytest.raises(StoreUnavailable):
