@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from podlane.runtime.clock import Clock, SystemClock
-from podlane.runtime.health import Check, Checks, HealthServer
+from podlane.runtime.health import Check, Checks, HealthServer, Provider
 from podlane.runtime.log import get_logger
 from podlane.runtime.notify import Notifier
 
@@ -80,6 +80,11 @@ class Daemon:
     def add_health_check(self, name: str, check: Check) -> None:
         """Add a condition for being healthy: while it fails, the watchdog gets no sign of life."""
         self._health.add(name, check)
+
+    def add_document(self, path: str, provider: Provider, content_type: str = "application/json") -> None:
+        """Serve a document beside the checks, for example under `/status`; without a health port nobody sees it."""
+        if self._health_server is not None:
+            self._health_server.add_document(path, provider, content_type)
 
     def on_stop(self, callback: Callable[[], object]) -> None:
         """Call it when the threads have ended, last added first. It must have a deadline of its own."""

@@ -1,4 +1,4 @@
-"""What a daemon says of itself over HTTP: /metrics, /healthz, /livez, /readyz.
+"""What a daemon says of itself over HTTP: /metrics, /healthz, /livez, /readyz, and documents of its own.
 
 Owns: the checks and the small server that shows them. Invariants: a check that
 raises counts as failed and never harms the server; the server uses at most a
@@ -25,6 +25,11 @@ from podlane.runtime.log import get_logger
 Check = Callable[[], str | None]
 """Answers None when all is well, else why not. Must be quick: it reads state, it does no I/O."""
 
+Provider = Callable[[], bytes]
+"""Makes a document's content, each time it is asked for, in a thread of the server's. Must be quick, as a check."""
+
+_OWN = ("/metrics", "/healthz", "/livez", "/readyz")
+_TEXT = "text/plain; charset=utf-8"
 _CLIENT_SECONDS = 5.0
 _CLIENTS = 8
 
@@ -75,6 +80,7 @@ class HealthServer:
         self.registry = registry
         self.host = host
         self.port: int | None = None
+        self._documents: dict[str, tuple[Provider, str]] = {}
         self._server: _Server | None = None
         if port is None:
             return
@@ -86,6 +92,12 @@ class HealthServer:
         threading.Thread(target=self._server.serve, name="health", daemon=True).start()
         _log.info("serving metrics and health", address=host, port=self.port)
 
+    def add_document(self, path: str, provider: Provider, content_type: str = "application/json") -> None:
+        """Serve what `provider` returns under `path`, for example `/status`. Answers 500 when it raises."""
+        if not path.startswith("/") or path in _OWN:
+            raise ValueError(f"add document: expected a path that starts with / and is none of {_OWN}, got {path!r}")
+        self._documents = {**self._documents, path: (provider, content_type)}
+
     def close(self) -> None:
         """Stop serving. May be called twice."""
         server, self._server = self._server, None
@@ -96,14 +108,24 @@ class HealthServer:
         """Return status, content type and body for a path."""
         if path == "/metrics":
             return 200, metrics.CONTENT_TYPE, metrics.render(self.registry)
+        if path in self._documents:
+            return self._document(path)
         checks = {"/healthz": self.health, "/livez": self.health, "/readyz": self.ready}.get(path)
         if checks is None:
-            return 404, "text/plain; charset=utf-8", b"not here: /metrics /healthz /livez /readyz\n"
+            return 404, _TEXT, f"not here: {' '.join((*_OWN, *self._documents))}\n".encode()
         results = checks.run()
         well = all(reason is None for reason in results.values())
         lines = [f"[+]{n} ok" if r is None else f"[-]{n} failed: {r}" for n, r in results.items()]
         lines.append(f"{path[1:]} check {'passed' if well else 'failed'}")
-        return 200 if well else 503, "text/plain; charset=utf-8", ("\n".join(lines) + "\n").encode()
+        return 200 if well else 503, _TEXT, ("\n".join(lines) + "\n").encode()
+
+    def _document(self, path: str) -> tuple[int, str, bytes]:
+        provider, content_type = self._documents[path]
+        try:
+            return 200, content_type, provider()
+        except Exception as error:
+            _log.error("document failed", path=path, error=repr(error), exc_info=error)
+            return 500, _TEXT, f"make {path}: {error!r}\n".encode()
 
 
 class _Server(HTTPServer):

@@ -78,6 +78,31 @@ def test_other_paths_and_methods(server: HealthServer) -> None:
     assert ask(server, "/healthz", "POST")[0] == 501
 
 
+def test_a_daemon_can_serve_documents_of_its_own(server: HealthServer) -> None:
+    peers = [3]
+    server.add_document("/status", lambda: b'{"peers": %d}' % peers[0])
+    server.add_document("/peers", lambda: b"a\n", "text/plain")
+    assert ask(server, "/status?watch=1") == (200, '{"peers": 3}', "application/json")
+    peers[0] = 4
+    assert ask(server, "/status")[1] == '{"peers": 4}'
+    assert ask(server, "/peers") == (200, "a\n", "text/plain")
+    assert ask(server, "/elsewhere")[:2] == (404, "not here: /metrics /healthz /livez /readyz /status /peers\n")
+
+
+def test_a_document_that_cannot_be_made_says_why(server: HealthServer) -> None:
+    server.add_document("/status", lambda: str(1 // 0).encode())
+    status, body, kind = ask(server, "/status")
+    assert (status, kind) == (500, "text/plain; charset=utf-8")
+    assert body == "make /status: ZeroDivisionError('integer division or modulo by zero')\n"
+    assert ask(server, "/livez")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "status"])
+def test_a_document_takes_no_path_that_has_a_meaning(server: HealthServer, path: str) -> None:
+    with pytest.raises(ValueError, match="add document"):
+        server.add_document(path, lambda: b"")
+
+
 def test_silent_clients_cannot_take_the_server_away(server: HealthServer) -> None:
     """More idle connections than there are threads: the surplus is turned away, and others are served after."""
     assert server.port is not None
