@@ -8,12 +8,13 @@ ignored). Sources: flannel pkg/subnet/config.go, Documentation/configuration.md.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Literal, TypeVar
 
-from podlane.api.subnets import Network, Subnets
+from podlane.api.subnets import Network, Subnets, load_json
 from podlane.errors import FieldError, Invalid
 
 VXLAN_OVERHEAD = 50
@@ -23,6 +24,9 @@ VXLAN6_OVERHEAD = 70
 """The same over IPv6, whose header has 40 bytes."""
 
 MAX_VNI = (1 << 24) - 1
+
+# neither a netmask nor a zone, which ipaddress would take and Go does not
+_CIDR = re.compile(r"[0-9A-Fa-f.:]+/[0-9]+")
 
 _A = TypeVar("_A", IPv4Address, IPv6Address)
 
@@ -127,7 +131,7 @@ class _Reader:
         if value in (None, ""):
             return None
         try:
-            if not isinstance(value, str) or "/" not in value:
+            if not isinstance(value, str) or not _CIDR.fullmatch(value):
                 raise ValueError(value)
             return kind(value, strict=False)  # as Go's ParseCIDR, host bits are masked off
         except ValueError:
@@ -140,7 +144,7 @@ class _Reader:
         if value in (None, ""):
             return None
         try:
-            if not isinstance(value, str):
+            if not isinstance(value, str) or "%" in value:
                 raise ValueError(value)
             return kind(value)
         except ValueError:
@@ -197,7 +201,7 @@ def parse_config(data: bytes | str, where: str = "network config") -> NetworkCon
     Raises Invalid with everything that is wrong.
     """
     try:
-        raw = json.loads(data)
+        raw = load_json(data)
     except ValueError as e:
         raise Invalid(where, [FieldError("", f"not JSON: {e}")]) from None
     if not isinstance(raw, dict):

@@ -23,7 +23,8 @@ LEASE_TTL = 24 * 3600
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
+_KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?", re.ASCII)
+_NO_IPV4 = "0.0.0.0-0"
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
@@ -33,6 +34,14 @@ def config_key(prefix: str) -> str:
 
 def subnets_prefix(prefix: str) -> str:
     return f"{prefix.rstrip('/')}/subnets/"
+
+
+def load_json(data: bytes | str) -> Any:
+    """What anybody may have written. Raises ValueError, also for what is nested too deep to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class Subnets:
 
         For IPv6 alone flannel writes its empty IPv4 network first: `0.0.0.0-0&fd00:12:13::-64`.
         """
-        v4 = f"{self.v4.network_address}-{self.v4.prefixlen}" if self.v4 is not None else "0.0.0.0-0"
+        v4 = f"{self.v4.network_address}-{self.v4.prefixlen}" if self.v4 is not None else _NO_IPV4
         return v4 if self.v6 is None else f"{v4}&{self.v6.network_address}-{self.v6.prefixlen}"
 
     def overlaps(self, other: Subnets) -> bool:
@@ -71,10 +80,14 @@ class Subnets:
             raise ValueError(f'lease key "{name}": expected the form 10.5.34.0-24 or 10.5.34.0-24&fd00:12:13::-64')
         try:
             v6 = IPv6Network((match[3], int(match[4]))) if match[3] else None
-            v4 = None if v6 is not None and match[1] == "0.0.0.0" else IPv4Network((match[1], int(match[2])))
+            no_v4 = v6 is not None and name.startswith(f"{_NO_IPV4}&")
+            v4 = None if no_v4 else IPv4Network((match[1], int(match[2])))
         except ValueError as e:
             raise ValueError(f'lease key "{name}": {e}') from None
-        return cls(v4, v6)
+        found = cls(v4, v6)
+        if any(subnet.prefixlen == 0 for subnet in found):
+            raise ValueError(f'lease key "{name}": a prefix length of 0 is no subnet')
+        return found
 
 
 def parse_mac(text: str) -> str:
@@ -155,7 +168,7 @@ class LeaseValue:
     @classmethod
     def decode(cls, data: bytes | str) -> LeaseValue:
         """Raises ValueError for anything that is not a lease's value."""
-        raw = json.loads(data)
+        raw = load_json(data)
         if not isinstance(raw, dict):
             raise ValueError("lease value: expected a JSON object")
         folded = {key.lower(): value for key, value in raw.items()}
@@ -167,9 +180,11 @@ class LeaseValue:
         parts = [folded.get("backenddata"), folded.get("backendv6data")]
         if not isinstance(kind, str) or not all(part is None or isinstance(part, dict) for part in parts):
             raise ValueError("lease value: BackendType must be a string and BackendData an object")
+        if public6 is not None and (not isinstance(public6, str) or "%" in public6):
+            raise ValueError("lease value: PublicIPv6: expected an IPv6 address or null")
         return cls(
             public_ip=None if public == "0.0.0.0" else IPv4Address(public),
-            public_ipv6=IPv6Address(public6) if isinstance(public6, str) and public6 else None,
+            public_ipv6=IPv6Address(public6) if public6 else None,
             backend_type=kind,
             backend_data=parts[0],
             backend_v6_data=parts[1],
