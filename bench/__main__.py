@@ -67,7 +67,7 @@ def run(
     wanted = {row for row in known if not names or any(matches(row, name) for name in names)}
     if only_list:
         for declared in (row for b in benchmarks for row in b.rows if row.name in wanted):
-            click.echo(f"{declared.name:<28} {declared.unit:<11} {declared.about}")
+            click.echo(f"{declared.name:<28} {declared.unit:<16} {declared.about}")
         return 0
     if not wanted:
         _say("nothing to measure: there are no benchmarks")

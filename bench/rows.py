@@ -1,9 +1,9 @@
 """What a benchmark is and what it gives: rows.
 
 Owns: the declaration of a benchmark, a measured row, and its two forms (JSON,
-table). Invariant: values are in base units (seconds, bytes, per second), a row
-was declared before it was measured, and a ratio is always ours / the peer's,
-so below 1 is better for seconds and bytes, above 1 for rates.
+table). Invariant: values are in base units (seconds, bytes, per second; a share
+is of one), a row was declared before it was measured, and a ratio is always
+ours / the peer's, so below 1 is better for seconds and bytes, above 1 for rates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 from bench.machine import Machine
 
-Unit = Literal["seconds", "bytes", "per second", "count"]
+Unit = Literal["seconds", "bytes", "bytes per second", "per second", "count", "share"]
 
 Progress = Callable[[str], None]
 """Says on standard error what a benchmark is doing."""
@@ -156,9 +156,12 @@ def human(value: float, unit: Unit) -> str:
             if abs(value) < limit:
                 return f"{value * factor:.3g} {name}"
         return f"{value:.3g} s" if abs(value) < 100 else f"{value:.0f} s"
-    if unit == "bytes":
+    if unit == "share":
+        return f"{value * 100:.3g} %"
+    if unit in {"bytes", "bytes per second"}:
+        rate = "/s" if unit == "bytes per second" else ""
         for limit, factor, name in ((1e3, 1.0, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (math.inf, 1e9, "GB")):
             if abs(value) < limit:
-                return f"{value / factor:.4g} {name}"
+                return f"{value / factor:.4g} {name}{rate}"
     text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{text}/s" if unit == "per second" else text

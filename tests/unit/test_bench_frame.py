@@ -172,6 +172,8 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         (999, "bytes", "999 B"),
         (54_321_000, "bytes", "54.32 MB"),
         (2.5e9, "bytes", "2.5 GB"),
+        (2.5e9, "bytes per second", "2.5 GB/s"),
+        (0.0087, "share", "0.87 %"),
         (1234.5, "per second", "1,234/s"),
         (1.5, "per second", "1.5/s"),
         (30, "count", "30"),
