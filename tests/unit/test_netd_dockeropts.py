@@ -109,7 +109,8 @@ def test_what_is_no_file_does_not_become_one(files: tuple[Path, Path]) -> None:
 
 def test_quotes_comments_and_what_else_a_shell_reads(files: tuple[Path, Path]) -> None:
     files[0].write_text(
-        "# written by hand\nexport FLANNEL_SUBNET='10.5.34.1/24'\nFLANNEL_MTU=\"1450\" # less\nDOCKER_OPT_X=--x\nDOCKER_OPT_A-B=1\n"
+        "# written by hand\nexport FLANNEL_SUBNET='10.5.34.1/24'\nFLANNEL_MTU=\"1450\" # less\n"
+        "DOCKER_OPT_X=--x\nDOCKER_OPT_A-B=1\n"
     )
     assert written(files, "-c") == 'DOCKER_OPTS=" --bip=10.5.34.1/24 --mtu=1450 --x"\n'
 
