@@ -67,7 +67,7 @@ def _namespace(device: Plan) -> Iterator[str]:
     name = f"plbench-{os.getpid()}"
     run(["ip", "netns", "add", name], timeout=10)
     try:
-        underlay = "link add eth0 type dummy\nlink set eth0 up\naddress add 192.168.64.101/24 dev eth0\n"
+        underlay = "link add eth0 type veth peer name far\nlink set eth0 up\naddress add 192.168.64.101/24 dev eth0\n"
         lines = "".join(f"{step}\n".removeprefix("ip ") for step in device.steps)
         run(["ip", "-n", name, "-batch", "-"], input=underlay + lines, timeout=10)
         yield name
