@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
+from netd.allocate import OutOfSubnets
 from netd.claims import CLAIM_TTL
 from netd.identity import NodeIdentity
 from netd.lease import QUARANTINE, VERIFY, LeaseHolder
@@ -15,13 +18,14 @@ from podlane.api.network import parse_config
 from podlane.api.subnets import LEASE_TTL, LeaseValue
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import FakeClock
-from podlane.store.interface import LeaseNotFound, Store
+from podlane.store.interface import Compare, LeaseNotFound, Listing, Op, Put, Store, TxnResult
 from podlane.store.memory import MemoryStore
 
 pytestmark = pytest.mark.unit
 
 PREFIX = "/coreos.com/network"
 CONFIG = parse_config('{"Network":"10.5.0.0/16"}')
+OTHERS = LeaseValue.vxlan(IPv4Address("192.168.64.12"), 1, "02:00:00:00:00:0c")
 VALUE = LeaseValue.vxlan(IPv4Address("192.168.64.11"), 1, "02:00:00:00:00:0b")
 
 
@@ -127,6 +131,42 @@ def test_claim_and_record_are_looked_at_every_minute(world: World) -> None:
     assert not holder.verify_due
     world.clock.advance(VERIFY)
     assert holder.verify_due
+
+
+class Snatched(MemoryStore):
+    """Somebody else creates the wanted subnet's key just before us, `times` times. Counts the listings."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+        self.listed: list[str] = []
+
+    def list(self, prefix: str, **options: Any) -> Listing:
+        self.listed.append(prefix)
+        return super().list(prefix, **options)
+
+    def txn(self, compare: Sequence[Compare], then: Sequence[Op], *args: Any, **options: Any) -> TxnResult:
+        for op in then:
+            if isinstance(op, Put) and "/subnets/" in op.key and self._times:
+                self._times -= 1
+                super().txn([], [Put(op.key, OTHERS.encode())])
+        return super().txn(compare, then, *args, **options)
+
+
+def test_a_lost_race_costs_no_listing_and_the_same_subnet_is_not_tried_twice(world: World) -> None:
+    world.store = store = Snatched(7)
+    tenancy = world.holder().ensure(CONFIG, VALUE)
+    stored = [LeaseValue.decode(kv.value) for kv in store.list(f"{PREFIX}/subnets/").items]
+    assert sorted(stored.count(each) for each in (OTHERS, VALUE)) == [1, 7]
+    assert tenancy.value == VALUE
+    # eight draws from two listings, one check that nothing older overlaps, and the one above
+    assert [prefix.split("/")[-2] for prefix in store.listed] == ["subnets", "recent"] * 2 + ["subnets"] * 2
+
+
+def test_a_network_lost_to_the_last_subnet_is_full(world: World) -> None:
+    world.store = Snatched(3)
+    with pytest.raises(OutOfSubnets, match="all 3 /30 subnets"):
+        world.holder().ensure(parse_config('{"Network":"10.5.0.0/28"}'), VALUE)
 
 
 def test_stopping_ends_the_claim_and_only_that(world: World) -> None:
