@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import click
 import msgspec
@@ -43,7 +45,13 @@ def main(names: tuple[str, ...], output: str, list_: bool) -> None:
     NAME is a row (pods.start_p99) or the beginning of several (pods); without
     one, everything is measured. Progress goes to standard error.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does: by way of whatever a benchmark has to clean up
+        signal.signal(number, _leave)
     sys.exit(run(discover(), names, output=output, only_list=list_, measure=measure_apart))
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 Measure = Callable[[Benchmark, Sequence[str]], Iterator[Row]]

@@ -186,7 +186,7 @@ class EntryWatch:
         """
         missing = Missing(wanted)
         pending: list[tuple[float, bytes]] = []
-        deadline = time.monotonic() + timeout
+        begin = time.monotonic()
         while missing:
             while (datagram := self._take()) is not None:
                 pending.append((time.monotonic(), datagram))
@@ -196,8 +196,9 @@ class EntryWatch:
                         if change is not None:
                             missing.note(at, *change)
                 pending.clear()
-            if missing and (time.monotonic() > deadline or not going_on()):
-                raise EntriesError(f"wait for {len(wanted)} entries: {missing} missing after {timeout:.0f} s")
+            waited = time.monotonic() - begin
+            if missing and (waited > timeout or not going_on()):
+                raise EntriesError(f"wait for {len(wanted)} entries: {missing} missing after {waited:.0f} s")
             time.sleep(_PAUSE)
         self._check(wanted)
         return missing.since
