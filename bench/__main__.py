@@ -45,8 +45,6 @@ def main(names: tuple[str, ...], output: str, list_: bool) -> None:
     NAME is a row (pods.start_p99) or the beginning of several (pods); without
     one, everything is measured. Progress goes to standard error.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does: by way of whatever a benchmark has to clean up
-        signal.signal(number, _leave)
     sys.exit(run(discover(), names, output=output, only_list=list_, measure=measure_apart))
 
 
@@ -143,4 +141,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does: by way of whatever a benchmark has to clean up
+        signal.signal(number, _leave)
     main(prog_name="bench")
