@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from netd.allocate import Create, Held, Recent, Table, Take, Who, choose, older_overlap, own_keys, owns
+from netd.allocate import Create, Held, OutOfSubnets, Recent, Table, Take, Who, choose, older_overlap, own_keys, owns
 from netd.claims import CLAIM_TTL, AddressClaims, DuplicateAddress
 from netd.identity import NodeIdentity
 from netd.records import RecentNode
@@ -160,9 +160,14 @@ class LeaseHolder:
         for _ in range(_RACES):
             table = self._table.all(who, self.identity)
             self._give_up_useless(config, who, table)
-            for _ in range(_DRAWS):
+            for draw in range(_DRAWS):
                 outcome: Tenancy | Table | None
-                choice = choose(config, who, table, self.previous, self.rng)
+                try:
+                    choice = choose(config, who, table, self.previous, self.rng)
+                except OutOfSubnets:
+                    if draw == 0:
+                        raise
+                    break  # some of the keys that were in the way may have gone again
                 if isinstance(choice, Take):
                     outcome = self._take(choice.held, table.recent.get(choice.held.name), who, value)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -375,6 +376,23 @@ def test_an_emptied_store_gets_lease_claim_and_record_again(store: Store, host: 
         assert one.claim is not None
         assert one.recent is not None
         assert one.recent.lease == one.holder.witness != witness  # so that a restart knows: another store
+
+
+def test_an_etcd_that_lost_its_disk_gets_them_again(etcd: Etcd) -> None:
+    store = connect(etcd.client_config)
+    one = Host(store, 1)
+    tenancy, witness = one.ensure(), one.holder.witness
+    etcd.stop(signal.SIGKILL)
+    etcd.wipe()
+    etcd.start()
+    again = one.ensure()
+    assert again.subnets == tenancy.subnets
+    assert leases(store) == {tenancy.subnets.key: one.value}
+    assert one.claim is not None
+    assert one.holder.witness not in {0, witness}
+    assert one.holder.holds(one.value, again.lease_id)
+    one.killed()
+    store.close()
 
 
 @pytest.mark.parametrize("what", ["claim", "recent"])
