@@ -123,8 +123,10 @@ class Held:
             case p.SetRoute(destination, route):
                 self.routes[destination] = route
                 self._hold(index_of(route.device), route.device)
-            case p.DeleteRoute(destination):
-                self.routes.pop(destination, None)
+            case p.DeleteRoute(destination, route):
+                held = self.routes.get(destination)
+                if held is not None and _matches(held, route):
+                    del self.routes[destination]
             case p.SetFdb(name, mac, entry):
                 had = self.fdb.get((name, mac))
                 if had is not None and not had.ours and entry.ours:
@@ -207,3 +209,12 @@ class Held:
             return (raw.destination in self.blackholes) == new
         held = (self.routes if place == "route" else self.locals).get(raw.destination)
         return held == (raw.entry(self._name(raw.interface)) if new else None)
+
+
+def _matches(held: Route, removed: Route) -> bool:
+    """As the kernel looks for a route to remove: what is not given may be anything."""
+    return (
+        held.protocol == removed.protocol
+        and removed.device in {"", held.device}
+        and removed.gateway in {None, held.gateway}
+    )

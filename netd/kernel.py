@@ -97,10 +97,19 @@ class Kernel(Protocol):
 
 
 class LinuxKernel:
-    """The kernel of the network namespace this thread is in."""
+    """The kernel of the network namespace this thread is in.
 
-    def __init__(self) -> None:
+    `backlog`: bytes of the kernel's memory that notifications may take until `listen` reads them.
+    """
+
+    def __init__(self, *, backlog: int = _BACKLOG) -> None:
         self._memory = Memory()
+        self._backlog = backlog
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the last observation, repeated without `verify`, would be answered from memory."""
+        return self._memory.valid
 
     def interfaces(self) -> tuple[Interface, ...]:
         with dump.open_socket() as nl:
@@ -175,7 +184,7 @@ class LinuxKernel:
         self, names: Callable[[], Collection[str]], on_change: Callable[[], None], stop: threading.Event
     ) -> None:
         with (
-            dump.open_socket(*_GROUPS, receive_buffer=_BACKLOG) as nl,
+            dump.open_socket(*_GROUPS, receive_buffer=self._backlog) as nl,
             self._memory.listening(names, on_change),
         ):
             on_change()  # what happened before the socket was there
