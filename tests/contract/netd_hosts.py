@@ -21,6 +21,9 @@ PREFIX = "/coreos.com/network"
 CONFIG = parse_config('{"Network":"10.5.0.0/16"}')
 WAIT = 120.0
 
+NewHost = Callable[..., "Host"]
+"""Makes a Host, and ends it with the test."""
+
 
 @dataclass
 class Host:

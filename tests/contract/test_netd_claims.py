@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -12,40 +11,12 @@ import pytest
 from netd.claims import CLAIM_TTL
 from netd.lease import DuplicateAddress
 from podlane.api.subnets import LeaseValue
-from podlane.store.config import connect
 from podlane.store.interface import Store
-from podlane.store.memory import MemoryStore
-from tests.conftest import Etcd
-from tests.contract.netd_hosts import CONFIG, PREFIX, Host, at_once, leases, put, revision, wipe
+from tests.contract.netd_hosts import CONFIG, PREFIX, Host, NewHost, at_once, leases, put, revision, wipe
 
 pytestmark = pytest.mark.contract
 
 NAT = ip_address("10.0.2.15")  # what Vagrant gives to each of its machines
-NewHost = Callable[..., Host]
-
-
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd: Etcd = request.getfixturevalue("etcd")
-    store = connect(etcd.client_config)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def host(store: Store) -> Iterator[NewHost]:
-    hosts: list[Host] = []
-
-    def new(number: int = 1, **options: object) -> Host:
-        hosts.append(Host(store, number, **options))  # type: ignore[arg-type]
-        return hosts[-1]
-
-    yield new
-    for each in hosts:
-        each.killed()
 
 
 def test_a_claim_says_who_and_lives_for_a_minute(store: Store, host: NewHost) -> None:

@@ -1,31 +1,26 @@
-"""Leasing against both stores: nobody shares a subnet, everybody finds its own again, nothing is written in vain."""
+"""Leasing against both stores: everybody finds its own again, keeps to it, and writes nothing in vain."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 
-from netd.allocate import OutOfSubnets
 from netd.lease import SubnetHeldByOther
 from netd.records import recent_key
 from podlane.api.network import parse_config
 from podlane.api.subnets import LEASE_TTL, LeaseValue, Subnets
-from podlane.errors import StoreUnavailable, UsageError
+from podlane.errors import UsageError
 from podlane.store.config import connect
-from podlane.store.interface import Store, TxnResult
-from podlane.store.memory import MemoryStore
+from podlane.store.interface import Store
 from tests.conftest import Etcd
 from tests.contract.netd_hosts import (
     CONFIG,
     PREFIX,
     Host,
-    at_once,
+    NewHost,
     delete,
     lease_of,
     leases,
@@ -39,113 +34,6 @@ pytestmark = pytest.mark.contract
 
 DUAL = parse_config('{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}')
 SIX = parse_config('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/32","IPv6SubnetLen":96}')
-MANY = 200
-ENOUGH = parse_config('{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.200.0"}')  # 200 of them
-
-NewHost = Callable[..., Host]
-
-
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd: Etcd = request.getfixturevalue("etcd")
-    store = connect(etcd.client_config)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def host(store: Store) -> Iterator[NewHost]:
-    hosts: list[Host] = []
-
-    def new(number: int = 1, **options: object) -> Host:
-        hosts.append(Host(store, number, **options))  # type: ignore[arg-type]
-        return hosts[-1]
-
-    yield new
-    for each in hosts:
-        each.killed()
-
-
-# ---- many at once -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("same_dice", [False, True], ids=["own dice", "same dice"])
-@pytest.mark.parametrize("config", [CONFIG, ENOUGH], ids=["ample", "just enough"])
-def test_200_hosts_at_once_get_200_subnets(store: Store, host: NewHost, config: object, same_dice: bool) -> None:
-    hosts = [host(n, address=ip_address(0xC0A80000 + n), seed=7 if same_dice else None) for n in range(1, MANY + 1)]
-    assert at_once([lambda each=each: each.ensure(config) for each in hosts]) == []
-    stored = leases(store)
-    assert len(stored) == MANY
-    assert {value.public_ip for value in stored.values()} == {each.address for each in hosts}
-    assert len({each.holder.tenancy.subnets for each in hosts if each.holder.tenancy}) == MANY
-
-
-def test_dual_stack_hosts_at_once_share_neither_subnet(store: Store, host: NewHost) -> None:
-    # the same IPv4 subnet with two IPv6 ones is two keys, which a comparison of one key does not see:
-    # with few subnets of each family and unequal dice this happens all the time
-    config = parse_config(
-        '{"Network":"10.5.0.0/24","SubnetLen":28,"EnableIPv6":true,"IPv6Network":"fd00:5::/60","IPv6SubnetLen":64}'
-    )
-    hosts = [host(n) for n in range(1, 13)]  # of 15
-    assert at_once([lambda each=each: each.ensure(config) for each in hosts]) == []
-    held = [each.holder.tenancy.subnets for each in hosts if each.holder.tenancy]
-    assert len(held) == len(hosts)
-    assert {subnet.key for subnet in held} == set(leases(store))
-    assert not [(a, b) for a, b in itertools.combinations(held, 2) if a.overlaps(b)]
-
-
-def test_when_all_are_taken_that_is_said(store: Store, host: NewHost) -> None:
-    tiny = parse_config('{"Network":"10.5.0.0/28"}')
-    for number in (1, 2, 3):
-        host(number).ensure(tiny)
-    with pytest.raises(OutOfSubnets, match=r"all 3 /30 subnets from 10.5.0.4 to 10.5.0.12 are taken"):
-        host(4).ensure(tiny)
-
-
-class LosesAnswers(MemoryStore):
-    """Carries out the transaction numbered `at`, and its answer is lost."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def txn(self, *args: Any, **options: Any) -> TxnResult:
-        self.left -= 1
-        if self.left == 0:
-            self.faults.drop_after_apply()
-        return super().txn(*args, **options)
-
-
-@pytest.mark.parametrize("restart", [False, True], ids=["goes on", "is killed and restarted"])
-def test_whichever_answer_is_lost_there_is_one_lease(restart: bool) -> None:
-    for at in itertools.count(1):
-        store = LosesAnswers(at)
-        one = Host(store, 1)
-        try:
-            one.ensure()
-        except StoreUnavailable:
-            if restart:
-                one.killed()
-                one.seed = at
-                one.start()
-            one.ensure()
-            lost = True
-        else:
-            lost, store.left = False, 0
-        assert list(leases(store).values()) == [one.value]
-        assert one.lease is not None
-        assert one.recent is not None
-        assert one.claim is not None
-        before = revision(store)
-        one.ensure()
-        assert revision(store) == before
-        one.killed()
-        if not lost:
-            assert at > 3  # the claim, and the lease with its record, were among them
-            return
 
 
 # ---- the forms of a lease -----------------------------------------------------------------------
@@ -406,98 +294,3 @@ def test_a_claim_or_record_that_was_deleted_is_written_again(store: Store, host:
     again = store.get(key.key)
     assert again is not None
     assert again.lease == key.lease
-
-
-# ---- quarantine ---------------------------------------------------------------------------------
-
-FOUR = parse_config('{"Network":"10.5.0.0/28"}')  # three usable /30
-
-
-def test_an_expired_subnet_is_left_alone_while_others_are_free(store: Store, host: NewHost) -> None:
-    gone = host(1)
-    had = gone.ensure(FOUR).subnets
-    gone.killed()
-    gone.claim_expires()
-    gone.lease_expires()
-    assert host(2).ensure(FOUR).subnets != had
-    assert host(3).ensure(FOUR).subnets != had
-    last = host(4)
-    assert last.ensure(FOUR).subnets == had  # rather than none
-    with pytest.raises(OutOfSubnets):  # it was its, but is no more
-        gone.start(had).ensure(FOUR, gone.value)
-    assert last.recent is not None
-    assert json.loads(last.recent.value)["node"] == "node-4"
-
-
-def test_when_the_quarantine_is_over_it_is_free_as_any(store: Store, host: NewHost) -> None:
-    gone = host(1)
-    had = gone.ensure(FOUR).subnets
-    gone.killed()
-    for kv in (gone.claim, gone.lease, gone.recent):
-        assert kv is not None
-        store.revoke(kv.lease)
-    drawn = set()
-    for seed in range(20):
-        two = host(2, seed=seed)
-        drawn.add(two.ensure(FOUR).subnets)
-        two.killed()
-        wipe(store)
-    assert had in drawn
-
-
-def test_a_reserved_subnets_record_is_kept_too(store: Store, host: NewHost) -> None:
-    one = host(1)
-    put(store, f"{PREFIX}/subnets/10.5.34.0-24", '{"PublicIP":"192.168.64.1"}')
-    assert one.ensure().reserved
-    assert one.recent is not None
-    assert one.recent.lease == one.holder.witness
-
-
-# ---- reservations -------------------------------------------------------------------------------
-
-
-def test_a_reservation_is_used_by_its_node_and_stays_one(store: Store, host: NewHost) -> None:
-    put(store, f"{PREFIX}/subnets/10.5.34.0-24", '{"PublicIP":"192.168.64.1","PublicIPv6":null}')
-    one, two = host(1), host(2)
-    assert two.ensure().subnets != subnets("10.5.34.0/24")
-    tenancy = one.ensure()
-    assert (tenancy.subnets, tenancy.reserved, tenancy.lease_id) == (subnets("10.5.34.0/24"), True, 0)
-    assert leases(store)["10.5.34.0-24"] == one.value
-    changed = LeaseValue.vxlan(one.value.public_ip, 1, "02:00:00:00:aa:01")
-    one.holder.ensure(CONFIG, changed)
-    assert one.lease is not None
-    assert one.lease.lease == 0
-    assert LeaseValue.decode(one.lease.value) == changed
-    assert one.holder.holds(changed, 0)
-    one.holder.stop()
-    assert one.lease.lease == 0
-
-
-def test_a_reservation_for_nobody_is_never_allocated(store: Store, host: NewHost) -> None:
-    put(store, f"{PREFIX}/subnets/10.5.0.4-30", '{"PublicIP":"0.0.0.0"}')
-    host(1).ensure(FOUR)
-    host(2).ensure(FOUR)
-    with pytest.raises(OutOfSubnets):
-        host(3).ensure(FOUR)
-
-
-def test_a_lease_made_a_reservation_while_it_runs_is_left_so(store: Store, host: NewHost) -> None:
-    one = host(1)
-    tenancy = one.ensure()
-    put(store, f"{PREFIX}/subnets/{tenancy.subnets.key}", one.value.encode())
-    before = revision(store)
-    assert not one.holder.holds(one.value, 0)
-    assert one.ensure().reserved
-    assert one.holder.holds(one.value, 0)
-    assert revision(store) == before
-
-
-def test_a_reservation_released_while_it_runs_becomes_a_lease(store: Store, host: NewHost) -> None:
-    put(store, f"{PREFIX}/subnets/10.5.34.0-24", '{"PublicIP":"192.168.64.1"}')
-    one = host(1)
-    one.ensure()
-    delete(store, f"{PREFIX}/subnets/10.5.34.0-24")
-    tenancy = one.ensure()
-    assert (tenancy.subnets, tenancy.reserved) == (subnets("10.5.34.0/24"), False)
-    assert one.lease is not None
-    assert one.lease.lease == tenancy.lease_id != 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 import pytest
@@ -12,11 +11,8 @@ from netd.reserve import SubnetTaken, release, reserve
 from podlane.api.network import NetworkConfig, parse_config
 from podlane.api.subnets import Subnets
 from podlane.errors import NotFound, UsageError
-from podlane.store.config import connect
 from podlane.store.interface import Store
-from podlane.store.memory import MemoryStore
-from tests.conftest import Etcd
-from tests.contract.netd_hosts import CONFIG, PREFIX, Host, at_once, lease_of, leases, put, revision, subnets
+from tests.contract.netd_hosts import CONFIG, PREFIX, NewHost, at_once, lease_of, leases, put, revision, subnets
 
 pytestmark = pytest.mark.contract
 
@@ -25,31 +21,6 @@ TWO = ip_address("192.168.64.2")
 WHICH = subnets("10.5.34.0/24")
 FEW = parse_config('{"Network":"10.5.0.0/28"}')  # three usable /30
 DUAL = parse_config('{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}')
-NewHost = Callable[..., Host]
-
-
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd: Etcd = request.getfixturevalue("etcd")
-    store = connect(etcd.client_config)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def host(store: Store) -> Iterator[NewHost]:
-    hosts: list[Host] = []
-
-    def new(number: int = 1, **options: object) -> Host:
-        hosts.append(Host(store, number, **options))  # type: ignore[arg-type]
-        return hosts[-1]
-
-    yield new
-    for each in hosts:
-        each.killed()
 
 
 def test_a_reservation_is_flannels_and_its_node_uses_it(store: Store, host: NewHost) -> None:
