@@ -42,7 +42,7 @@ def measure_start(say: Progress) -> Iterator[Measured]:
 
 
 def _start(there: World, say: Progress) -> float:
-    forget_own(there.hosts.store)
+    forget_own(there.hosts.store, there.peers)
     there.hosts.renew(there.host)
     with there.watch() as watch:
         begin = time.monotonic()

@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from bench.netd_entries import Entries, fdb_entry, neighbour_entry, route_entry
+from netd.records import own_prefix
 from podlane.api.subnets import DEFAULT_PREFIX, LEASE_TTL, LeaseValue, Subnets, config_key, subnets_prefix
 from podlane.lab.topology import UNDERLAY_PREFIX
 from podlane.store.interface import Delete, Op, Put, Store
@@ -123,11 +124,8 @@ def commit(store: Store, ops: Sequence[Op]) -> float:
     return begin
 
 
-def forget_own(store: Store) -> None:
-    """Delete every lease but the peers': the measured host is new to the network."""
-    low, high = (int(IPv4Address(text)) for text in OWN_RANGE)
-    prefix = subnets_prefix(DEFAULT_PREFIX)
-    for item in store.list(prefix).items:
-        subnet = Subnets.parse_key(item.key.removeprefix(prefix)).v4
-        if subnet is not None and low <= int(subnet.network_address) <= high:
-            store.txn([], [Delete(item.key)])
+def forget_own(store: Store, some: Iterable[Peer]) -> None:
+    """Delete all but the config and these peers: the measured host is new to the network."""
+    kept = {peer.key for peer in some} | {config_key(DEFAULT_PREFIX)}
+    items = [item for prefix in (f"{DEFAULT_PREFIX}/", own_prefix(DEFAULT_PREFIX)) for item in store.list(prefix).items]
+    commit(store, [Delete(item.key) for item in items if item.key not in kept])
