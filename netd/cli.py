@@ -1,162 +1,61 @@
-"""The `netd` command."""
+"""The `netd` command: `run` is the daemon, the rest is for operators."""
 
 from __future__ import annotations
 
-import random
 import sys
-from ipaddress import AddressValueError, IPv4Address
-from pathlib import Path
+from collections.abc import Mapping
 
 import click
 
-from podlane.api.network import DEFAULT_PREFIX, LEASE_TTL
-from podlane.errors import PodlaneError
-from podlane.runtime.options import DaemonOptions, daemon_options
-from podlane.store.config import StoreConfig
-from podlane.store.options import store_options
+from netd.flags import GoCommand, RunOptions, run_options
 
-HEALTHZ_PORT = 10457
-
-
-class _Address(click.ParamType[IPv4Address]):
-    name = "ip"
-
-    def convert(
-        self, value: str | IPv4Address, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Address:
-        try:
-            return IPv4Address(value)
-        except AddressValueError:
-            self.fail(f'expected an IPv4 address, got "{value}"', param, ctx)
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "docker-opts": ("netd.dockeropts", "docker_opts"),
+    "doctor": ("netd.commands", "doctor"),
+    "leases": ("netd.commands", "list_leases"),
+    "plan": ("netd.commands", "show_plan"),
+    "release": ("netd.commands", "release_subnet"),
+    "reserve": ("netd.commands", "reserve_subnet"),
+    "status": ("netd.commands", "status"),
+    "uninstall": ("netd.commands", "uninstall"),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Lazy(click.Group):
+    """A group whose operators' commands are imported when they are used: the daemon does not pay for them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        from importlib import import_module
+
+        module, name = _COMMANDS[cmd_name]
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="podlane", prog_name="netd")
 def main() -> None:
     """Lease a subnet for this host and build the overlay network, in flannel's formats."""
 
 
-@main.command()
-@click.option(
-    "--etcd-prefix",
-    default=DEFAULT_PREFIX,
-    show_default=True,
-    envvar="NETD_ETCD_PREFIX",
-    show_envvar=True,
-    metavar="PREFIX",
-    help="Where the network config and the leases are.",
-)
-@click.option(
-    "--iface",
-    default="",
-    envvar="NETD_IFACE",
-    show_envvar=True,
-    metavar="NAME|IP",
-    help="Interface that carries the overlay.  [default: the default route's]",
-)
-@click.option(
-    "--public-ip",
-    type=_Address(),
-    envvar="NETD_PUBLIC_IP",
-    show_envvar=True,
-    help="Address that peers send to.  [default: the interface's]",
-)
-@click.option(
-    "--subnet-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default="/run/flannel/subnet.env",
-    show_default=True,
-    envvar="NETD_SUBNET_FILE",
-    show_envvar=True,
-    help="File that tells Docker and others which subnet this host has.",
-)
-@click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="/var/lib/netd",
-    show_default=True,
-    envvar="NETD_STATE_DIR",
-    show_envvar=True,
-    help="Where netd keeps what must survive a reboot (its MAC address).",
-)
-@click.option(
-    "--node-name",
-    default="",
-    envvar="NETD_NODE_NAME",
-    show_envvar=True,
-    metavar="NAME",
-    help="This node's name in the logs.",
-)
-@click.option(
-    "--ip-masq/--no-ip-masq",
-    default=False,
-    show_default=True,
-    envvar="NETD_IP_MASQ",
-    show_envvar=True,
-    help="Masquerade what pods send out of the pod network.",
-)
-@click.option(
-    "--iptables-forward-rules/--no-iptables-forward-rules",
-    default=True,
-    show_default=True,
-    envvar="NETD_IPTABLES_FORWARD_RULES",
-    show_envvar=True,
-    help="Accept pod traffic in iptables' FORWARD chain, whatever its policy is.",
-)
-@store_options
-@daemon_options("netd", healthz_port=HEALTHZ_PORT)
-def run(
-    *,
-    etcd_prefix: str,
-    iface: str,
-    public_ip: IPv4Address | None,
-    subnet_file: Path,
-    state_dir: Path,
-    node_name: str,
-    ip_masq: bool,
-    iptables_forward_rules: bool,
-    store_config: StoreConfig,
-    daemon_options: DaemonOptions,
-) -> None:
-    """Run until stopped. Stopping leaves the lease and the overlay in place."""
-    from netd.firewall import Firewall
-    from netd.kernel import LinuxKernel
-    from netd.loop import Netd, Settings
-    from netd.underlay import choose_underlay
-    from podlane.runtime.log import get_logger
-    from podlane.store.config import connect
-    from podlane.store.lease import KeepAlive
+@main.command(cls=GoCommand)
+@run_options
+def run(options: RunOptions) -> None:
+    """Run until stopped. Stopping leaves the lease and the overlay in place.
+
+    Takes flanneld's flags, also in Go's syntax, and its FLANNELD_* environment.
+    """
+    from netd.daemon import run_daemon
+    from podlane.errors import PodlaneError
 
     try:
-        daemon = daemon_options.make_daemon("netd")
-        kernel = LinuxKernel()
-        underlay = choose_underlay(kernel.interfaces(), iface=iface, public_ip=public_ip)
-        get_logger("netd").info(
-            "underlay chosen",
-            node=node_name,
-            interface=underlay.name,
-            address=str(underlay.address),
-            public_ip=str(underlay.public_ip),
-            mtu=underlay.mtu,
-        )
-        store = connect(store_config)
-        netd = Netd(
-            Settings(etcd_prefix, underlay, subnet_file, state_dir, ip_masq, iptables_forward_rules),
-            store=store,
-            kernel=kernel,
-            firewall=Firewall(),
-            renewal=lambda lost, lease_id: KeepAlive(
-                store, LEASE_TTL, clock=daemon.clock, on_lost=lost, lease_id=lease_id
-            ),
-            rng=random.Random(),
-        )
-        for name, target in netd.threads.items():
-            daemon.add_thread(name, target)
-        for name, check in netd.ready_checks().items():
-            daemon.add_ready_check(name, check)
-        daemon.on_stop(store.close)
-        daemon.on_stop(netd.stop)
-        code = daemon.run()
+        code = run_daemon(options)
     except PodlaneError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code

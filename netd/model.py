@@ -55,6 +55,7 @@ class LinkState:
     kind: str
     mtu: int
     up: bool
+    mac: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

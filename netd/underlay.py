@@ -124,8 +124,8 @@ def overlap(
 ) -> str:
     """Why the pod networks cannot be these on this host; empty when they can.
 
-    Bridges of containers may be inside a host's subnet: inside `own`, and while
-    that is not known (None), inside any.
+    What is inside `own`, this host's subnets, is for its pods; while that is
+    not known (None), bridges of containers may be inside any host's subnet.
     """
     for interface in interfaces:
         if interface.name in own_devices:
@@ -144,10 +144,9 @@ def overlap(
 
 
 def _is_for_pods(interface: Interface, address: InterfaceAddress, config: NetworkConfig, own: Subnets | None) -> bool:
-    if not is_container_link(interface):
-        return False
     if own is None:
-        return address.network.prefixlen >= (config.subnet_len if address.version == 4 else config.ipv6_subnet_len)
+        length = config.subnet_len if address.version == 4 else config.ipv6_subnet_len
+        return is_container_link(interface) and address.network.prefixlen >= length
     return any(_overlap(each, address.network) and address.network.prefixlen >= each.prefixlen for each in own)
 
 

@@ -12,20 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netd.desired import Lease
-from podlane.api.network import LeaseValue, NetworkConfig, parse_config, parse_subnet_key
+from podlane.api.network import NetworkConfig, parse_config
+from podlane.api.subnets import LeaseValue, Subnets
 from podlane.errors import FieldError, Invalid
 from podlane.store.interface import KeyValue
 
 CONFIG = "config"
 SUBNETS = "subnets/"
+BACKENDS = ("vxlan", "host-gw")
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigEntry:
-    """The network config, or why it cannot be used."""
+    """The network config, or why it cannot be used; and its JSON."""
 
     config: NetworkConfig | None
     error: Invalid | None = None
+    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +56,35 @@ class Decoder:
         if not name.startswith(SUBNETS):
             return None
         key = name.removeprefix(SUBNETS)
-        subnet, _ = parse_subnet_key(key)
-        return LeaseEntry(Lease(key, subnet, LeaseValue.decode(kv.value), kv.create_revision), kv.lease)
+        lease = Lease(key, Subnets.parse_key(key), LeaseValue.decode(kv.value), kv.create_revision)
+        return LeaseEntry(lease, kv.lease)
 
 
 def _config(kv: KeyValue) -> ConfigEntry:
     where = f"network config {kv.key}"
     try:
-        config = parse_config(kv.value, where)
+        return ConfigEntry(usable_config(kv.value, where), None, kv.value)
     except Invalid as error:
-        return ConfigEntry(None, error)
-    errors: list[FieldError] = []
-    if not config.enable_ipv4:
-        errors.append(FieldError("EnableIPv4", "this netd builds IPv4 overlays, got false"))
-    if config.enable_ipv6:
-        errors.append(FieldError("EnableIPv6", "this netd builds IPv4 overlays only, got true"))
-    if config.backend.type != "vxlan":
-        errors.append(FieldError("Backend.Type", f'this netd builds vxlan, got "{config.backend.type}"'))
-    return ConfigEntry(None, Invalid(where, errors)) if errors else ConfigEntry(config)
+        return ConfigEntry(None, error, kv.value)
 
 
-def leases(snapshot: Mapping[str, Entry]) -> list[Lease]:
-    return [entry.lease for entry in snapshot.values() if isinstance(entry, LeaseEntry)]
+def usable_config(raw: bytes, where: str) -> NetworkConfig:
+    """A network config that netd can build. Raises Invalid."""
+    config = parse_config(raw, where)
+    if config.backend.type not in BACKENDS:
+        known = " and ".join(BACKENDS)
+        raise Invalid(where, [FieldError("Backend.Type", f'this netd builds {known}, got "{config.backend.type}"')])
+    return config
 
 
-def network_config(snapshot: Mapping[str, Entry]) -> NetworkConfig | None:
+def leases(entries: Mapping[str, Entry]) -> dict[str, Lease]:
+    """Every host's lease, by the last part of its key."""
+    return {entry.lease.key: entry.lease for entry in entries.values() if isinstance(entry, LeaseEntry)}
+
+
+def network_config(entries: Mapping[str, Entry]) -> NetworkConfig | None:
     """None when there is none yet. Raises Invalid when there is one that cannot be used."""
-    entry = snapshot.get(CONFIG)
+    entry = entries.get(CONFIG)
     if not isinstance(entry, ConfigEntry):
         return None
     if entry.error is not None:
@@ -88,7 +93,7 @@ def network_config(snapshot: Mapping[str, Entry]) -> NetworkConfig | None:
     return entry.config
 
 
-def lease_of(snapshot: Mapping[str, Entry], key: str) -> tuple[LeaseValue | None, int]:
+def lease_of(entries: Mapping[str, Entry], key: str) -> tuple[LeaseValue | None, int]:
     """Value and etcd lease of the lease with this key; (None, 0) when it is not there."""
-    entry = snapshot.get(SUBNETS + key)
+    entry = entries.get(SUBNETS + key)
     return (entry.lease.value, entry.etcd_lease) if isinstance(entry, LeaseEntry) else (None, 0)

@@ -30,7 +30,7 @@ from podlane.api.types import (
     Service,
 )
 from podlane.cli.tables import event_source, last_seen, node_roles
-from podlane.cli.text import NONE, UNKNOWN, TableWriter, age, pairs, rfc1123
+from podlane.runtime.text import NONE, UNKNOWN, TableWriter, age, pairs, rfc1123
 
 _COLUMN = 18
 """Width of the names at the top level."""

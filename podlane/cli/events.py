@@ -60,7 +60,7 @@ def events(
     from podlane.cli.output import print_objects
     from podlane.cli.query import fetch
     from podlane.cli.resources import Target, parse
-    from podlane.cli.text import TableWriter
+    from podlane.runtime.text import TableWriter
 
     target = parse([about])[0] if about else None
     if target is not None and not target.names:

@@ -15,7 +15,7 @@ import click
 from podlane.api.types import Object
 from podlane.cli.resources import full_name
 from podlane.cli.tables import TABLES
-from podlane.cli.text import TableWriter, pairs
+from podlane.runtime.text import TableWriter, pairs
 
 OBJECT_FORMATS = ("json", "yaml", "name")
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from podlane.api.meta import is_pod_finished, is_pod_ready
 from podlane.api.types import ContainerState, ContainerStatus, Pod
-from podlane.cli.text import age
+from podlane.runtime.text import age
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from podlane.api.types import (
     ServicePort,
 )
 from podlane.cli.podstatus import summarize
-from podlane.cli.text import NONE, UNKNOWN, age, pairs
+from podlane.runtime.text import NONE, UNKNOWN, age, pairs
 
 UNSET = "<unset>"
 _SHOWN = 3

@@ -8,7 +8,9 @@ thing a command loads.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -74,6 +76,19 @@ class StoreConfig:
 def parse_endpoints(text: str) -> tuple[str, ...]:
     """`a:2379,b:2379` as the options and environment variables give it."""
     return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+
+
+def resolve(config: StoreConfig) -> tuple[IPv4Address | IPv6Address, ...]:
+    """The endpoints' addresses; a name that cannot be resolved gives none."""
+    found: list[IPv4Address | IPv6Address] = []
+    for target, _ in config.targets:
+        host, _, port = target.rpartition(":")
+        try:
+            answers = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        found += (ip_address(answer[4][0]) for answer in answers)
+    return tuple(dict.fromkeys(found))
 
 
 def connect(config: StoreConfig) -> Store:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from podlane.cli.options import parse_duration
-from podlane.cli.text import TableWriter, age, human_duration, pairs, table
+from podlane.runtime.text import TableWriter, age, human_duration, pairs, table
 
 pytestmark = pytest.mark.unit
 
