@@ -149,7 +149,7 @@ class Peers:
                 known = (lease, _needs(lease, config, underlay, own, devices, by_carrier, direct))
             kept[lease.key] = known
             needs = known[1]
-            if problem := needs.problem or _clash(needs, fdb, routes):
+            if problem := needs.problem or _clash(needs, neighbours, fdb, routes):
                 problems[lease.key] = problem
                 continue
             neighbours.update(needs.neighbours)
@@ -253,7 +253,12 @@ def _direct_gateway(
     return gateway if how is True or (how == "auto" and gateway in direct) else None
 
 
-def _clash(needs: _Needs, fdb: Mapping[FdbKey, FdbEntry], routes: Mapping[Network, Route]) -> str:
+def _clash(
+    needs: _Needs,
+    neighbours: Mapping[NeighbourKey, Neighbour],
+    fdb: Mapping[FdbKey, FdbEntry],
+    routes: Mapping[Network, Route],
+) -> str:
     for key, entry in needs.fdb:
         if key in fdb and fdb[key].remote != entry.remote:
             return (
@@ -263,6 +268,9 @@ def _clash(needs: _Needs, fdb: Mapping[FdbKey, FdbEntry], routes: Mapping[Networ
     for destination, _ in needs.routes:
         if destination in routes:
             return f"its subnet {destination} is also that of a peer with an older lease"
+    for neighbour, _ in needs.neighbours:  # a longer or shorter subnet that begins alike
+        if neighbour in neighbours:
+            return f"its VTEP's address {neighbour[1]} is also that of a peer with an older lease"
     return ""
 
 
