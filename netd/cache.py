@@ -47,7 +47,7 @@ class Remembered:
     revision   a revision the store had reached: a lower one is a backup's
     leases     those in force, by the last part of their key
     kept       seconds for which leases in force that the store does not have may stay so (see keeping.py)
-    saved      when the store last said so, in seconds since 1970
+    saved      when that was so, in seconds since 1970
     """
 
     config: bytes

@@ -46,7 +46,7 @@ POLL = 1.0
 BACKOFF = (0.1, 0.7)
 REMIND = 60.0  # seconds between warnings while it goes on failing
 MIN_CHANGES_KEPT = 10_000
-WITNESS_TTL = 3600  # seconds; renewed every third of it
+WITNESS_TTL = 3600  # seconds; renewed every third of it, or of what the store says it lives
 
 _KEYS = metrics.gauge("podlane_mirror_keys", "Keys held.", ["mirror"])
 _EVENTS = metrics.counter("podlane_mirror_events_total", "Watch events applied.", ["mirror"])
@@ -110,6 +110,7 @@ class Mirror(Generic[T]):
         self._witness = witness  # of the history the content is of; 0: that is not known
         self._next_witness = 0  # made for the list that is being taken
         self._witness_ttl = witness_ttl
+        self._renew_after = WITNESS_TTL / 3
         self._at_least = witness_revision  # in this history
         self._resumed_from_witness = False
         self._reported: float | None = None  # when a failure was last logged, since all was well
@@ -172,7 +173,11 @@ class Mirror(Generic[T]):
 
     @property
     def witness(self) -> int:
-        """The lease that stands for the present history, for a restart's `witness`; 0 before the first list."""
+        """The lease that stands for the present history, for a restart's `witness`; 0 while there is none.
+
+        Read it before `view`, never after: then a witness that is saved
+        beside what was seen never vouches for another store.
+        """
         return self._witness if self.synced else 0
 
     @property
@@ -219,7 +224,7 @@ class Mirror(Generic[T]):
                     relist = not self._same_history()
                     while not relist and not stop.is_set():
                         pause = BACKOFF[0]
-                        self._follow(watch, stop, self._clock.monotonic() + WITNESS_TTL / 3)
+                        self._follow(watch, stop, self._clock.monotonic() + self._renew_after)
                         relist = not stop.is_set() and not self._same_history()
                 if relist:
                     self._log.info("cannot resume, listing again", revision=self._revision)
@@ -271,7 +276,7 @@ class Mirror(Generic[T]):
         if not self._witness:
             return False
         try:
-            self._store.keep_alive(self._witness)
+            self._renew_after = min(WITNESS_TTL, self._store.keep_alive(self._witness)) / 3
             result = self._store.txn([], [])
             same = result.revision >= max(self._at_least, since) and self._cluster_id in {0, result.cluster_id}
         except LeaseNotFound:

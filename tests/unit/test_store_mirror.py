@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from podlane.errors import StoreUnavailable
 from podlane.runtime import metrics
+from podlane.runtime.clock import FakeClock
 from podlane.runtime.runner import NotReady
 from podlane.store.interface import Delete, KeyValue, Put
 from podlane.store.memory import MemoryStore
@@ -388,6 +389,25 @@ def test_a_restart_knows_the_store_by_its_witness(store: MemoryStore) -> None:
         store.wipe()
         eventually(lambda: again.mirror.view() == (fresh(store), 2))
         assert again.mirror.resumed_from_witness, "this is said of the first list"
+
+
+def test_a_witness_is_renewed_before_it_ends() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    witness, stop = store.grant(30), threading.Event()
+    mirror = Mirror(store, P, decode=decode, on_change=lambda: None, name="unit", clock=clock, witness=witness)
+    thread = threading.Thread(target=mirror.run, args=(stop,))
+    thread.start()
+    for _ in range(100):
+        clock.await_sleepers(1)
+        clock.advance(1)
+        time.sleep(0.004)
+    assert store.time_to_live(witness) > 0
+    stop.set()
+    clock.advance(60)
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    assert (mirror.witness, mirror.view()[1]) == (witness, 1)
 
 
 @pytest.mark.parametrize("how", ["wiped", "revoked", "restored", "wiped while it is listed"])
