@@ -28,27 +28,36 @@ _serial = itertools.count(1)
 UNDERLAY = "192.168.64"
 """The underlay's /24: `.1` is the bridge's own namespace, hosts follow from `.11` on."""
 
+UNDERLAY6 = "fd00:c0a8:40:"
+"""The same of its IPv6 /64, where somebody asks for one: `::1`, and hosts from `::11` on."""
+
 _PING = """
 import os, select, socket, struct, sys, time
-destination, count, interval, source = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+destination, count, interval, source, size = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]
+six = ":" in destination
+level, request, reply, header = (socket.IPPROTO_IPV6, 128, 129, 40) if six else (socket.IPPROTO_IP, 8, 0, 20)
+protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, protocol)
 if source:
     s.bind((source, 0))
-me, seen, start = os.getpid() & 0xFFFF, set(), time.monotonic()
+if size:
+    s.setsockopt(level, 23 if six else 10, 3)  # IP_MTU_DISCOVER, IP_PMTUDISC_PROBE: whole or not at all
+data = bytes(int(size) - header - 8 if size else 56)
+me, seen = os.getpid() & 0xFFFF, set()
+start = time.monotonic()
 def collect(until):
     while len(seen) < count and select.select([s], [], [], max(0.0, until - time.monotonic()))[0]:
-        packet, (address, _) = s.recvfrom(65535)
-        kind, _, _, ident, number = struct.unpack_from("!BBHHH", packet, (packet[0] & 15) * 4)
-        if kind == 0 and ident == me and address == destination:
+        packet, address = s.recvfrom(65535)
+        kind, _, _, ident, number = struct.unpack_from("!BBHHH", packet, 0 if six else (packet[0] & 15) * 4)
+        if kind == reply and ident == me and address[0] == destination:
             seen.add(number)
             print(number, flush=True)
 for number in range(count):
-    data = bytes(56)
-    words = (8 << 8) + me + number
+    words = (request << 8) + me + number
     total = (words & 0xFFFF) + (words >> 16)
     total = (total & 0xFFFF) + (total >> 16)
-    try:
-        s.sendto(struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, me, number) + data, (destination, 0))
+    try:  # of ICMPv6 the kernel makes the checksum
+        s.sendto(struct.pack("!BBHHH", request, 0, ~total & 0xFFFF, me, number) + data, (destination, 0))
     except OSError as error:
         print(error, file=sys.stderr)
     collect(start + (number + 1) * interval)
@@ -81,10 +90,11 @@ def eventually(check: Callable[[], Any], timeout: float = 10.0, interval: float 
 
 @dataclass
 class Netns:
-    """One namespace. `name` is its full name, `address` the underlay address if it has one."""
+    """One namespace. `name` is its full name, `address` and `address6` the underlay addresses if it has them."""
 
     name: str
     address: str = ""
+    address6: str = ""
     processes: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     @property
@@ -112,13 +122,18 @@ class Netns:
         argv = self.argv(command.split() if isinstance(command, str) else command)
         return subprocess.run(argv, check=False, capture_output=True, timeout=timeout).returncode == 0
 
-    def ping_argv(self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "") -> list[str]:
+    def ping_argv(
+        self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "", size: int = 0
+    ) -> list[str]:
         """A command that pings and prints one line per reply, for `popen`. (Not every machine has ping.)"""
-        return [sys.executable, "-c", _PING, destination, str(count), str(interval), source]
+        return [sys.executable, "-IS", "-c", _PING, destination, str(count), str(interval), source, str(size or "")]
 
-    def ping(self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "") -> int:
-        """How many of `count` echo requests, `interval` seconds apart, were answered within a second."""
-        argv = self.ping_argv(destination, count=count, interval=interval, source=source)
+    def ping(self, destination: str, *, count: int = 1, interval: float = 0.01, source: str = "", size: int = 0) -> int:
+        """How many of `count` echo requests, `interval` seconds apart, were answered within a second.
+
+        `size` in bytes is the whole IP packet's, which is then not to be fragmented.
+        """
+        argv = self.ping_argv(destination, count=count, interval=interval, source=source, size=size)
         return len(self.run(argv, timeout=count * interval + 30).split())
 
     def popen(
@@ -192,14 +207,22 @@ class NetnsMaker:
             self._underlay = ns
         return self._underlay
 
-    def host(self, name: str, *, mtu: int = 1500) -> Netns:
-        """A namespace with `eth0` on the underlay bridge, an address and a default route."""
+    def host(self, name: str, *, mtu: int = 1500, v4: bool = True, v6: bool = False) -> Netns:
+        """A namespace with `eth0` on the underlay bridge, an address and a default route of each family asked for."""
         bridge, ns, number = self.underlay, self.add(name), next(self._hosts)
         self.link(ns, "eth0", bridge, f"h{number}", mtu=mtu)
         bridge.run(f"ip link set h{number} master underlay")
-        ns.address = f"{UNDERLAY}.{number}"
-        ns.run(f"ip address add {ns.address}/24 dev eth0")
-        ns.run(f"ip route add default via {UNDERLAY}.1")
+        if v4:
+            ns.address = f"{UNDERLAY}.{number}"
+            ns.run(f"ip address add {ns.address}/24 dev eth0")
+            ns.run(f"ip route add default via {UNDERLAY}.1")
+        if v6:
+            if not bridge.address6:
+                bridge.address6 = f"{UNDERLAY6}:1"
+                bridge.run(f"ip address add {bridge.address6}/64 dev underlay nodad")
+            ns.address6 = f"{UNDERLAY6}:{number}"
+            ns.run(f"ip address add {ns.address6}/64 dev eth0 nodad")
+            ns.run(f"ip route add default via {UNDERLAY6}:1")
         return ns
 
     def close(self) -> None:
@@ -225,7 +248,7 @@ def netns() -> Iterator[NetnsMaker]:
 
 @dataclass
 class NetnsEtcd:
-    """A single-member etcd inside a namespace, reachable by everything on its underlay."""
+    """A single-member etcd inside a namespace, reachable by everything on its underlay, over either family."""
 
     ns: Netns
     data: Path
@@ -234,13 +257,13 @@ class NetnsEtcd:
 
     def start(self) -> None:
         """Start it (again, on the same data) and wait until it answers."""
-        client, peer = f"http://{self.ns.address}:2379", "http://127.0.0.1:2380"
+        client, peer = "http://[::]:2379", "http://127.0.0.1:2380"
         flags = {
             "name": "t",
             "data-dir": str(self.data),
             "log-outputs": "stderr",
             "listen-client-urls": client,
-            "advertise-client-urls": client,
+            "advertise-client-urls": self.endpoint,
             "listen-peer-urls": peer,
             "initial-advertise-peer-urls": peer,
             "initial-cluster": f"t={peer}",
