@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from netd.desired import Lease, carriers, lease_value
 from netd.doctor.facts import DoctorContext, HostFacts, HostRoute
@@ -193,13 +194,15 @@ def forwarding(context: DoctorContext, facts: HostFacts) -> list[Finding]:
 def reverse_path(context: DoctorContext, facts: HostFacts) -> list[Finding]:
     """Strict rp_filter drops only what comes back another way than this host would send it."""
     underlay, found = context.underlay.name, []
+    # thousands of routes to peers' pods lead to no peer's public address
+    others = replace(facts, routes=tuple(route for route in facts.routes if route.protocol != str(PROTOCOL)))
     carried = {c.name: c for c in carriers(context.config, context.underlay)}
     strict = [name for name in (underlay, *context.desired.devices) if facts.strict_rp_filter(name)]
     if underlay in strict:
         elsewhere: dict[str, str] = {}
         for lease in context.peers:
             for address in lease.value.addresses:
-                route = facts.route_to(address) if address.version == 4 else None
+                route = others.route_to(address) if address.version == 4 else None
                 if route is not None and route.device != underlay:
                     elsewhere[str(address)] = route.device
         if elsewhere:

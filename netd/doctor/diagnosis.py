@@ -6,7 +6,7 @@ cannot be made says so and stops no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -85,7 +85,7 @@ def _probed(
     """Probe the peers, batch by batch; what was seen goes to `seen` as well."""
     try:
         yield from _shared_address(context, peers)
-        found = [target for lease in peers for target in targets(context, lease)]
+        found = targets(context, peers)
         for start in range(0, len(found), BATCH):
             batch = found[start : start + BATCH]
             progress(f"probing {batch[0].peer} ({start + 1} to {start + len(batch)} of {len(found)})")
@@ -118,24 +118,30 @@ def _shared_address(context: DoctorContext, peers: tuple[Lease, ...]) -> Iterato
         yield error("public-address", what, evidence=evidence, fix=fix, peer="" if mine else address)
 
 
-def targets(context: DoctorContext, lease: Lease) -> list[Target]:
-    """The VTEPs of a lease that probes can be sent to; none of a lease that netd does not use."""
-    if context.own is None or lease.key in context.desired.problems:
+def targets(context: DoctorContext, leases: Iterable[Lease]) -> list[Target]:
+    """The VTEPs of leases that probes can be sent to; none of a lease that netd does not use."""
+    if context.own is None:
         return []
+    told = checks.vtep_macs(context.own_lease) if context.own_lease is not None else {}
     pairs: list[tuple[Carrier | None, Family]] = [
         (carrier, family) for carrier in carriers(context.config, context.underlay) for family in carrier.families
     ]
     if not pairs:  # host-gw
         pairs = [(None, 4 if network.version == 4 else 6) for network in context.config.networks]
-    found = (_target(context, context.own, lease, carrier, family) for carrier, family in pairs)
-    return [target for target in found if target is not None]
+    found = [
+        _target(context, lease, carrier, family)
+        for lease in leases
+        if lease.key not in context.desired.problems
+        for carrier, family in pairs
+    ]
+    # what peers send to is what this host's lease says, whatever its device has
+    return [replace(each, own_mac=told.get(each.family, each.own_mac)) for each in found if each is not None]
 
 
-def _target(
-    context: DoctorContext, own_subnets: Subnets, lease: Lease, carrier: Carrier | None, family: Family
-) -> Target | None:
+def _target(context: DoctorContext, lease: Lease, carrier: Carrier | None, family: Family) -> Target | None:
     """None where the lease lacks what the carrier needs; `desired.problems` says so then."""
-    own, subnet = _of(own_subnets, family), _of(lease.subnets, family)
+    assert context.own is not None
+    own, subnet = _of(context.own, family), _of(lease.subnets, family)
     over: Family = carrier.over if carrier is not None else family
     local, remote = context.underlay.local(over), _public(lease, over)
     if own is None or subnet is None or local is None or remote is None:
@@ -164,11 +170,10 @@ def _target(
         return common
     device = context.desired.devices[carrier.name]
     route = context.desired.routes.get(subnet)
-    told = checks.vtep_macs(context.own_lease) if context.own_lease is not None else {}
     return replace(
         common,
         mac=checks.vtep_macs(lease).get(family, ""),
-        own_mac=told.get(family, device.mac),  # what peers send to
+        own_mac=device.mac,
         mtu=device.mtu,
         device=device.name,
         direct=route is not None and route.device == context.underlay.name,

@@ -32,7 +32,10 @@ def drift(desired: Desired, actual: Actual, names: Mapping[Address | Network | s
     found: dict[str, list[Finding]] = {"device": [], "route": [], "fdb": [], "neighbour": [], "left-over": []}
     # its entries went with it, and come back with it
     sick = {name for step in plan.device_steps if (name := _takes_entries(step))}
+    new = {step.device.name for step in plan.device_steps if isinstance(step, p.CreateDevice)}
     for step in plan.steps:
+        if isinstance(step, p.SetUp | p.AddAddress | p.SetMac | p.SetMtu) and step.name in new:
+            continue
         if isinstance(step, p.SetRoute | p.SetFdb | p.SetNeighbour) and _device_of(step) in sick:
             continue
         for finding in _step(step, desired, actual, names):

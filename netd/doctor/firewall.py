@@ -14,6 +14,7 @@ from netd.desired import carriers
 from netd.doctor.facts import DoctorContext, HostFacts
 from netd.doctor.finding import Finding, error, ok, some, warning
 from netd.doctor.ruleset import Packet, Verdict
+from netd.ruleset import TABLE
 from podlane.api.subnets import Address
 
 _JUDGED = 200
@@ -55,7 +56,10 @@ def _stopped(context: DoctorContext, verdict: Verdict, peers: list[Address]) -> 
     where = f"the rule with handle {verdict.rule}" if verdict.rule else "the policy"
     evidence = f"{where} of nft chain {verdict.chain}; see: nft -a list chain {verdict.chain}"
     fix = f'nft insert rule {verdict.chain} iifname "{name}" udp dport {port} accept'
-    if verdict.chain.endswith(("INPUT", "input")):
+    if TABLE in verdict.chain.split():
+        # netd's own guard: it admits what has a lease
+        fix = "it admits only leases netd knows of; systemctl restart netd brings it up to date; see netd leases"
+    elif verdict.chain.endswith(("INPUT", "input")):
         fix += f"; with iptables: iptables -I INPUT -i {name} -p udp --dport {port} -j ACCEPT"
     if verdict.kind == "drop":
         what = f"this host's firewall drops VXLAN packets (UDP port {port}) from {some(peers)}"

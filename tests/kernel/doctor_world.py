@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IP
 from netd.desired import Lease, Peers, Underlay, carriers, lease_value
 from netd.doctor.diagnosis import diagnose
 from netd.doctor.facts import DoctorContext
-from netd.doctor.finding import Finding
+from netd.doctor.finding import Finding, exit_code
 from netd.kernel import LinuxKernel
 from netd.model import Actual, Desired
 from netd.plan import plan
@@ -133,9 +133,29 @@ def make_overlay(
     return overlay
 
 
-def wrong(findings: Sequence[Finding]) -> dict[str, Finding]:
-    """The findings that are errors, by check."""
-    return {each.check: each for each in findings if each.severity == "error"}
+def far_host(overlay: Overlay, *, mtu: int) -> Host:
+    """One more host, behind a router, over a link with this MTU."""
+    router, far = overlay.netns.host("router"), overlay.netns.add("far")
+    overlay.netns.link(router, "eth1", far, "eth0", mtu=mtu)
+    router.run("ip address add 192.168.65.1/24 dev eth1")
+    router.run("sysctl -qw net.ipv4.ip_forward=1")
+    far.address = "192.168.65.11"
+    far.run(f"ip address add {far.address}/24 dev eth0")
+    far.run("ip route add default via 192.168.65.1")
+    for host in overlay.hosts:
+        host.ns.run(f"ip route add 192.168.65.0/24 via {router.address}")
+    overlay.hosts.append(Host(9, far, overlay.config))
+    overlay.leases = [host.lease for host in overlay.hosts]
+    for host in overlay.hosts:
+        overlay.build(host)
+    return overlay.hosts[-1]
+
+
+def errors(overlay: Overlay) -> dict[str, Finding]:
+    """What the first host's doctor calls errors, by check; there is at least one."""
+    found = overlay.diagnose(overlay.hosts[0])
+    assert exit_code(found) == 1
+    return {each.check: each for each in found if each.severity == "error"}
 
 
 def with_mac(lease: Lease, mac: str) -> Lease:

@@ -1,19 +1,18 @@
 """The doctor on real hosts, one fault at a time: is it found, and by its name?
 
-The faults are made where they happen: in the network between by nft rules on
-the underlay's bridge, on a host with the commands an operator would break it with.
+Here those of the network between, made by nft rules on the underlay's bridge,
+and of the peer. test_netd_doctor_host.py has those of the host it runs on.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from netd.doctor.finding import Finding, exit_code
-from netd.doctor.offload import CHECKSUM, features
+from netd.doctor.finding import exit_code
 from netd.doctor.report import render
 from podlane.errors import UsageError
-from tests.kernel.conftest import NetnsMaker, inside
-from tests.kernel.doctor_world import Overlay, make_overlay, with_address, with_mac, wrong
+from tests.kernel.conftest import NetnsMaker
+from tests.kernel.doctor_world import errors, far_host, make_overlay, with_mac
 
 pytestmark = pytest.mark.kernel
 
@@ -29,13 +28,6 @@ table inet masq {
 }
 """
 STRANGE = "02:aa:aa:aa:aa:aa"
-
-
-def errors(overlay: Overlay) -> dict[str, Finding]:
-    """What the first host's doctor calls errors; each must be complete."""
-    found = overlay.diagnose(overlay.hosts[0])
-    assert exit_code(found) == 1
-    return wrong(found)
 
 
 def test_a_healthy_pair_has_only_oks(netns: NetnsMaker) -> None:
@@ -147,44 +139,23 @@ def test_too_high_an_mtu_on_the_way_back_only_is_said_to_be_there(netns: NetnsMa
     assert "it is the way back" in found["path-mtu"].evidence
 
 
+def test_a_router_that_says_what_fits_is_quoted(netns: NetnsMaker) -> None:
+    overlay = make_overlay(netns, hosts=1)
+    far = far_host(overlay, mtu=1400)
+
+    found = errors(overlay)
+
+    assert list(found) == ["path-mtu"]
+    assert found["path-mtu"].peer == far.ns.address
+    assert "set Backend.MTU to 1400 " in found["path-mtu"].fix
+    assert found["path-mtu"].evidence.endswith("192.168.64.12 says that 1400 bytes fit")
+
+
 def test_too_high_an_mtu_on_an_ipv6_path_is_measured(netns: NetnsMaker) -> None:
     overlay = make_overlay(netns, v6=True, v4=False)
     netns.underlay.run("ip link set h12 mtu 1400")
 
     assert "set Backend.MTU to 1400 " in errors(overlay)["path-mtu"].fix
-
-
-@pytest.mark.parametrize(
-    ("command", "check", "said"),
-    [
-        ("bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.168.64.99 self permanent", "fdb", "192.168.64.99"),
-        (f"ip neigh replace 10.5.2.0 lladdr {STRANGE} dev flannel.1 nud permanent", "neighbour", STRANGE),
-        ("ip route delete 10.5.2.0/24", "route", "nothing"),
-    ],
-    ids=["wrong-fdb-entry", "wrong-mac", "missing-route"],
-)
-def test_a_broken_entry_of_this_host_is_found_and_felt(netns: NetnsMaker, command: str, check: str, said: str) -> None:
-    overlay = make_overlay(netns)
-    host = overlay.hosts[0]
-    host.ns.run(command)
-
-    found = errors(overlay)
-
-    assert list(found) == [check, "kernel-path"]
-    assert found[check].peer == B
-    assert said in found[check].evidence
-    host.ns.run(found[check].fix.partition("  (")[0])  # what the operator is told to type
-    assert exit_code(overlay.diagnose(host)) == 0
-
-
-def test_a_device_that_is_down_is_one_finding(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    overlay.hosts[0].ns.run("ip link set flannel.1 down")
-
-    found = errors(overlay)
-
-    assert list(found) == ["device"]
-    assert found["device"].what == "flannel.1 is down"
 
 
 def test_a_peer_whose_device_has_another_mac_than_its_lease_is_found(netns: NetnsMaker) -> None:
@@ -211,16 +182,6 @@ def test_a_peer_that_has_a_wrong_mac_for_this_host_is_found(netns: NetnsMaker) -
     assert STRANGE in found["peer-neighbour"].what
 
 
-def test_ip_forward_off_is_found(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    overlay.hosts[0].ns.run("sysctl -qw net.ipv4.ip_forward=0")
-
-    found = errors(overlay)
-
-    assert list(found) == ["forwarding"]
-    assert found["forwarding"].evidence == "net.ipv4.ip_forward = 0"
-
-
 def test_a_peer_that_does_not_forward_is_found_from_here(netns: NetnsMaker) -> None:
     overlay = make_overlay(netns)
     overlay.hosts[1].ns.run("sysctl -qw net.ipv4.ip_forward=0")
@@ -228,56 +189,6 @@ def test_a_peer_that_does_not_forward_is_found_from_here(netns: NetnsMaker) -> N
     found = overlay.diagnose(overlay.hosts[0])
 
     assert [each.check for each in found if each.severity != "ok"] == ["peer-forwarding"]
-
-
-def test_a_strict_rp_filter_that_drops_is_found_by_reason_and_by_effect(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    host = overlay.hosts[0].ns
-    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
-    host.run("ip link add eth1 type veth peer name eth1-peer")
-    host.run("ip link set eth1 up")
-    host.run("ip link set eth1-peer up")
-    host.run(f"ip route add {B}/32 dev eth1")  # and the peer's packets still come in by eth0
-
-    found = [each for each in overlay.diagnose(overlay.hosts[0]) if each.severity == "error"]
-
-    assert [each.check for each in found] == ["rp-filter", "rp-filter"]
-    assert f"{B} is routed by eth1, but arrives on eth0" in found[0].evidence
-    assert "none came out of flannel.1; meanwhile rp_filter dropped" in found[1].evidence
-
-
-def test_a_strict_rp_filter_on_symmetric_paths_is_harmless(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    for host in overlay.hosts:
-        host.ns.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
-
-    found = overlay.diagnose(overlay.hosts[0])
-
-    assert exit_code(found) == 0
-    assert next(each.what for each in found if each.check == "rp-filter").startswith("strict on eth0, flannel.1")
-
-
-def test_two_hosts_that_publish_one_address_are_found(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    overlay.relabel(overlay.hosts[1], with_address(overlay.hosts[1].lease, A))
-    overlay.build(overlay.hosts[0])
-
-    found = errors(overlay)
-
-    assert list(found) == ["public-address"]
-    assert "2 hosts have the public address" in found["public-address"].what
-    assert "10.5.1.0-24, 10.5.2.0-24" in found["public-address"].evidence
-
-
-def test_a_machine_without_a_lease_that_has_our_address_is_found(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    intruder = netns.host("intruder")
-    intruder.run(f"ip address add {A}/24 dev eth0")
-
-    found = errors(overlay)["public-address"]
-
-    assert found.what == f"another machine has the address {A} on eth0"
-    assert "ARP for it is answered by" in found.evidence
 
 
 @pytest.mark.parametrize(
@@ -314,46 +225,6 @@ def test_checksums_this_host_makes_wrong_are_found(netns: NetnsMaker) -> None:
     assert found["checksum"].fix == "here: ethtool -K flannel.1 tx-checksum-ip-generic off"
 
 
-def test_this_hosts_own_firewall_is_found_by_rule_and_by_effect(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    host = overlay.hosts[0]
-    host.ns.run("iptables -A INPUT -p udp --dport 8472 -j DROP")
-
-    found = [each for each in overlay.diagnose(host) if each.severity == "error"]
-
-    assert [each.check for each in found] == ["firewall", "firewall"]
-    assert "nft chain ip filter INPUT" in found[0].evidence
-    assert "none came out of flannel.1" in found[1].evidence
-    host.ns.run(found[0].fix.partition("with iptables: ")[2])
-    assert exit_code(overlay.diagnose(host)) == 0
-
-
-def test_a_firewall_that_does_not_let_vxlan_out_is_found(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-    overlay.hosts[0].ns.run("iptables -A OUTPUT -p udp --dport 8472 -j DROP")
-
-    found = errors(overlay)
-
-    assert list(found) == ["vxlan-out"]
-    assert found["vxlan-out"].evidence == "the kernel refuses to: operation not permitted"
-
-
-def test_a_table_that_admits_vxlan_from_leases_only_is_understood(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns, hosts=3)
-    host = overlay.hosts[0]
-    host.ns.run(
-        ["nft", "-f", "-"],
-        stdin=f"table inet guard {{\n set peers {{ type ipv4_addr; elements = {{ {B} }}; }}\n"
-        " chain in {\n type filter hook input priority -10\n udp dport 8472 ip saddr != @peers drop\n }\n}\n",
-    )
-    third = overlay.hosts[2].ns.address
-
-    found = [each for each in overlay.diagnose(host) if each.check == "firewall"]
-
-    assert {(each.severity, each.peer) for each in found} == {("error", third)}
-    assert len(found) == 2  # by rule and by effect
-
-
 def test_lossy_paths_are_measured(netns: NetnsMaker) -> None:
     overlay = make_overlay(netns)
     overlay.between(f"ip saddr {A} udp dport 8472 numgen inc mod 3 < 1 drop")
@@ -383,15 +254,3 @@ def test_probes_change_nothing(netns: NetnsMaker) -> None:
     overlay.diagnose(overlay.hosts[0])
 
     assert [overlay.observe(host) for host in overlay.hosts] == before
-
-
-def test_offload_features_are_read_from_the_device(netns: NetnsMaker) -> None:
-    overlay = make_overlay(netns)
-
-    with inside(overlay.hosts[0].ns):
-        known = features("flannel.1")
-        missing = features("nonesuch")
-
-    assert known is not None
-    assert known[CHECKSUM]
-    assert missing is None
