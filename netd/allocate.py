@@ -66,7 +66,7 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the store says of subnets.
+    """What the store says of subnets, as of `revision` or later; 0 when not all keys were looked at.
 
     `recent` is by the last part of the key; `claimed` are addresses that
     another node, or another boot of this one, uses now.
@@ -75,6 +75,7 @@ class Table:
     held: tuple[Held, ...] = ()
     recent: Mapping[str, Recent] = field(default_factory=dict)
     claimed: frozenset[Address] = frozenset()
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

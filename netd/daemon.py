@@ -22,7 +22,7 @@ from netd.renewal import Renewal
 from netd.settings import HostSettings
 from netd.state import State, previous_subnets
 from netd.underlay import UnderlayWish, choose_underlay
-from netd.watched import Decoder, Entry
+from netd.watched import Decoder, Entry, known
 from podlane.api.subnets import LEASE_TTL
 from podlane.runtime import metrics
 from podlane.store.config import connect, resolve
@@ -67,6 +67,7 @@ def run_daemon(options: RunOptions) -> int:
                 clock=daemon.clock,
                 witness=remembered.witness if remembered is not None else 0,
                 witness_revision=remembered.revision if remembered is not None else 0,
+                witness_ttl=LEASE_TTL + options.subnet_quarantine,
             )
 
         def holder(on_lost: Callable[[], None]) -> LeaseHolder:
@@ -83,6 +84,7 @@ def run_daemon(options: RunOptions) -> int:
                 previous=previous,
                 quarantine=options.subnet_quarantine,
                 clock=daemon.clock,
+                known=lambda: known(netd.mirror),
             )
 
         firewall = Firewall()

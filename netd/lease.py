@@ -18,6 +18,7 @@ a store is the one this host was in before.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from netd.allocate import Create, Held, OutOfSubnets, Recent, Table, Take, Who, choose, older_overlap, own_keys, owns
@@ -25,7 +26,7 @@ from netd.claims import CLAIM_TTL, AddressClaims, DuplicateAddress
 from netd.identity import NodeIdentity
 from netd.records import RecentNode
 from netd.renewal import MakeRenewal, Renewal, RenewedLease
-from netd.table import SubnetTable, learn
+from netd.table import Known, SubnetTable, learn
 from podlane.api.network import NetworkConfig
 from podlane.api.subnets import LEASE_TTL, LeaseValue, Subnets
 from podlane.errors import PermissionDenied, PodlaneError, UsageError
@@ -67,7 +68,7 @@ class LeaseHolder:
 
     `previous` are the subnets this host had before, if known; `quarantine` is
     in seconds; `candidates` tells people what else than a public address that
-    is taken they could choose.
+    is taken they could choose; `known` is what a mirror of the leases has.
     """
 
     store: Store
@@ -79,10 +80,11 @@ class LeaseHolder:
     quarantine: int = QUARANTINE
     candidates: str = ""
     clock: Clock = field(default_factory=SystemClock)
+    known: Callable[[], Known] | None = None
     tenancy: Tenancy | None = None
 
     def __post_init__(self) -> None:
-        self._table = SubnetTable(self.store, self.prefix)
+        self._table = SubnetTable(self.store, self.prefix, self.known)
         self._lease = RenewedLease(self.renewal, LEASE_TTL)
         self._witness = RenewedLease(self.renewal, LEASE_TTL + self.quarantine)
         self._claims = AddressClaims(self._table, RenewedLease(self.renewal, CLAIM_TTL), self.clock.now)
@@ -269,12 +271,12 @@ class LeaseHolder:
         if not result.succeeded:
             _log.info("lost a race for a subnet", subnet=str(subnets))
             return learn(table, [each for kv in result.reads[0] if (each := self._table.read(kv))])
-        held = self._table.held()
+        news = self._table.held(since=table.revision)
         own = Held(subnets.key, subnets, value, result.revision, result.revision, lease)
-        if older := older_overlap(own, held):
+        if older := older_overlap(own, news):
             _log.info("gave way to an older lease", subnet=str(subnets), older=older.name)
             self._delete(subnets, result.revision)
-            return Table(tuple(each for each in held if each.name != own.name), table.recent, table.claimed)
+            return learn(table, (each for each in news if each.name != own.name))
         _log.info("lease created", subnet=str(subnets), origin=choice.origin)
         return Tenancy(subnets, value, lease)
 

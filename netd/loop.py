@@ -112,6 +112,8 @@ class Netd:
         self._surroundings = surroundings
         self._log = get_logger("netd")
         self._started = self._clock.monotonic()
+        self._away = max(0.0, self._clock.now() - remembered.saved) if remembered is not None else 0.0
+        self._witness = 0  # of the store that `in_force` is from
         self._changes = 0  # of the store's content
         self._programmed = -1  # how many of them the kernel reflects
         self._verified = -_VERIFY
@@ -290,13 +292,15 @@ class Netd:
         if not self.mirror.synced:
             self.in_force = remembered
             return remembered
+        self._witness = self.mirror.witness  # before the content: a later one would vouch for another store's
         entries, history = self.mirror.view()
         if self._kept is None:
-            kept: Mapping[str, float] = {}
-            age = 0.0
-            if self._remembered is not None:
-                kept, age = self._remembered.kept, max(0.0, self._clock.now() - self._remembered.saved)
-            self._kept = KeptPeers(remembered, same_store=self.mirror.resumed_from_witness, kept=kept, age=age)
+            self._kept = KeptPeers(
+                remembered,
+                same_store=self.mirror.resumed_from_witness,
+                kept=self._remembered.kept if self._remembered is not None else {},
+                age=self._away,
+            )
         self.in_force = self._kept.update(leases(entries), history, self._clock.monotonic())
         return self.in_force
 
@@ -344,7 +348,7 @@ class Netd:
                 own=place.own,
                 interface=place.underlay.name,
                 devices=tuple(sorted(self._surroundings.made)),
-                witness=self.holder.witness,
+                witness=self._witness,
                 revision=self.mirror.revision,
                 leases=self.in_force,
                 kept=self._kept.kept(self._clock.monotonic()),

@@ -8,8 +8,8 @@ that the two lists need not be as of one moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from netd.allocate import Held, Recent, Table, Who, read_held
 from netd.identity import NodeIdentity
@@ -22,11 +22,23 @@ _log = get_logger("netd.lease")
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """Subnets' keys, by name, that somebody who follows the store has seen; `revision` 0: none was yet.
+
+    A key that is gone since may still be among them: a write that takes it for there will not succeed.
+    """
+
+    held: Mapping[str, Held] = field(default_factory=dict)
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SubnetTable:
-    """Reads the keys below flannel's prefix and netd's own."""
+    """Reads the keys below flannel's prefix and netd's own. `known` spares it reading all of flannel's."""
 
     store: Store
     prefix: str
+    known: Callable[[], Known] | None = None
 
     def key(self, subnets: Subnets) -> str:
         return subnets_prefix(self.prefix) + subnets.key
@@ -34,17 +46,25 @@ class SubnetTable:
     def recent_key(self, subnets: Subnets) -> str:
         return recent_key(self.prefix, subnets)
 
-    def held(self) -> tuple[Held, ...]:
-        """Every subnet's key."""
-        found = (self.read(kv) for kv in self.store.list(subnets_prefix(self.prefix)).items)
-        return tuple(each for each in found if each is not None)
+    def held(self, since: int = 0) -> tuple[Held, ...]:
+        """Every subnet's key, or only those written at revision `since` or later."""
+        return self._held(since)[0]
+
+    def _held(self, since: int) -> tuple[tuple[Held, ...], int]:
+        """The keys, and the revision of the list."""
+        listing = self.store.list(subnets_prefix(self.prefix), since=since)
+        found = (self.read(kv) for kv in listing.items)
+        return tuple(each for each in found if each is not None), listing.revision
 
     def all(self, who: Who, identity: NodeIdentity) -> Table:
         """Everything `choose` wants to know."""
-        held = self.held()
+        known = self.known() if self.known is not None else Known()
+        held, revision = self._held(known.revision)
+        if known.revision:
+            held = tuple({**known.held, **{each.name: each for each in held}}.values())
         listed = self.store.list(recents_prefix(self.prefix)).items
         recent = {each.subnets.key: each for kv in listed if (each := self._recent(kv))}
-        return Table(held, recent, self.claimed(recent.values(), who, identity))
+        return Table(held, recent, self.claimed(recent.values(), who, identity), revision)
 
     def one(self, subnets: Subnets, who: Who, identity: NodeIdentity) -> Table:
         """The same for these subnets' own keys only."""
@@ -96,4 +116,4 @@ def _claim(kv: KeyValue | None) -> Claim | None:
 def learn(table: Table, found: Iterable[Held]) -> Table:
     """The table with these keys as they are now known to be."""
     held = {each.name: each for each in (*table.held, *found)}
-    return Table(tuple(held.values()), table.recent, table.claimed)
+    return Table(tuple(held.values()), table.recent, table.claimed, table.revision)

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from netd.allocate import Held, read_held
 from netd.desired import Lease
+from netd.table import Known
 from podlane.api.network import NetworkConfig, parse_config
 from podlane.api.subnets import LeaseValue, Subnets
 from podlane.errors import FieldError, Invalid
 from podlane.store.interface import KeyValue
+from podlane.store.mirror import Mirror
 
 CONFIG = "config"
 SUBNETS = "subnets/"
@@ -37,6 +40,7 @@ class LeaseEntry:
 
     lease: Lease
     etcd_lease: int
+    revision: int = 0
 
 
 Entry = ConfigEntry | LeaseEntry | None
@@ -57,7 +61,7 @@ class Decoder:
             return None
         key = name.removeprefix(SUBNETS)
         lease = Lease(key, Subnets.parse_key(key), LeaseValue.decode(kv.value), kv.create_revision)
-        return LeaseEntry(lease, kv.lease)
+        return LeaseEntry(lease, kv.lease, kv.mod_revision)
 
 
 def _config(kv: KeyValue) -> ConfigEntry:
@@ -97,3 +101,21 @@ def lease_of(entries: Mapping[str, Entry], key: str) -> tuple[LeaseValue | None,
     """Value and etcd lease of the lease with this key; (None, 0) when it is not there."""
     entry = entries.get(SUBNETS + key)
     return (entry.lease.value, entry.etcd_lease) if isinstance(entry, LeaseEntry) else (None, 0)
+
+
+def known(mirror: Mirror[Entry]) -> Known:
+    """Which subnets are taken, the unreadable keys among them."""
+    if not mirror.synced:
+        return Known()
+    revision = mirror.revision  # before the content, so that what comes between is looked at again
+    entries, _ = mirror.view()
+    held: dict[str, Held] = {}
+    for entry in entries.values():
+        if isinstance(entry, LeaseEntry):
+            lease = entry.lease
+            held[lease.key] = Held(lease.key, lease.subnets, lease.value, entry.revision, lease.age, entry.etcd_lease)
+    for key in mirror.undecodable:
+        name = key.removeprefix(SUBNETS)
+        if unreadable := read_held(name, b"", revision=0, created=0, lease=0):
+            held[name] = unreadable
+    return Known(held, revision)

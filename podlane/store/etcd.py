@@ -48,11 +48,11 @@ class EtcdStore:
         )
         return wire.key_value(response.kvs[0]) if response.kvs else None
 
-    def list(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Listing:
+    def list(self, prefix: str, *, since: int = 0, timeout: float = DEFAULT_TIMEOUT) -> Listing:
         for attempt in range(LIST_ATTEMPTS):
             items: tuple[KeyValue, ...] = ()
             try:
-                pages = list(self.pages(prefix, timeout=timeout))
+                pages = list(self._pages(prefix, since, timeout))
             except Compacted:
                 if attempt == LIST_ATTEMPTS - 1:
                     raise StoreUnavailable(f"list {prefix}: compacted faster than it can be read") from None
@@ -62,13 +62,16 @@ class EtcdStore:
         raise AssertionError("unreachable")
 
     def pages(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Listing]:
+        return self._pages(prefix, 0, timeout)
+
+    def _pages(self, prefix: str, since: int, timeout: float) -> Iterator[Listing]:
         start = key = wire.key_bytes(prefix)
         revision = 0
         while True:
             response = self._endpoints.call(
                 f"list {prefix}",
                 lambda stubs: stubs.kv.Range,
-                wire.range_request(key, start, PAGE, revision),
+                wire.range_request(key, start, PAGE, revision, since),
                 timeout=timeout,
                 repeatable=True,
             )

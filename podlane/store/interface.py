@@ -189,7 +189,9 @@ class Store(Protocol):
 
     def get(self, key: str, *, timeout: float = DEFAULT_TIMEOUT) -> KeyValue | None: ...
 
-    def list(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Listing: ...
+    def list(self, prefix: str, *, since: int = 0, timeout: float = DEFAULT_TIMEOUT) -> Listing:
+        """All keys below the prefix, or only those written at revision `since` or later."""
+        ...
 
     def pages(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Listing]:
         """Give what `list` gives in pieces, all as of one revision, so that never all values are in memory.

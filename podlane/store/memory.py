@@ -75,9 +75,10 @@ class MemoryStore:
         with self._call("get"):
             return self._data.get(key)
 
-    def list(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Listing:
+    def list(self, prefix: str, *, since: int = 0, timeout: float = DEFAULT_TIMEOUT) -> Listing:
         with self._call("list"):
-            return Listing(self._below(prefix), self._revision, self._cluster_id)
+            items = tuple(kv for kv in self._below(prefix) if kv.mod_revision >= since)
+            return Listing(items, self._revision, self._cluster_id)
 
     def pages(self, prefix: str, *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Listing]:
         whole = self.list(prefix, timeout=timeout)

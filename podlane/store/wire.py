@@ -39,9 +39,11 @@ def range_end(prefix: bytes) -> bytes:
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
 
 
-def range_request(prefix: bytes, start: bytes, limit: int, revision: int) -> Any:
-    """A page of a list: up to `limit` keys from `start` on, as of `revision` (0: the latest)."""
-    return etcdrpc.RangeRequest(key=start or b"\0", range_end=range_end(prefix), limit=limit, revision=revision)
+def range_request(prefix: bytes, start: bytes, limit: int, revision: int, since: int = 0) -> Any:
+    """A page of a list: up to `limit` keys from `start` on, as of `revision` (0: the latest), written since `since`."""
+    return etcdrpc.RangeRequest(
+        key=start or b"\0", range_end=range_end(prefix), limit=limit, revision=revision, min_mod_revision=since
+    )
 
 
 def get_request(key: str) -> Any:
