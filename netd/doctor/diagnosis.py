@@ -45,7 +45,8 @@ def diagnose(
         *checks.unread(facts),
         *checks.own_lease(context),
         *checks.lease_table(context),
-        *drift(context.desired, context.actual, checks.names(context.leases)),
+        # without a lease nothing is wanted, and everything would seem to be left over
+        *(drift(context.desired, context.actual, checks.names(context.leases)) if context.own is not None else ()),
         *checks.forwarding(context, facts),
         *checks.reverse_path(context, facts),
         *checks.mtu(context),

@@ -64,7 +64,7 @@ def examine(targets: Sequence[Target], pace: Pace) -> list[Seen]:
         with open_wire(first.underlay, sorted({t.device for t in targets if t.device}), first.port) as wire:
             return _Batch(wire, targets, pace).run()
     except OSError as error:
-        why = "must be run as root" if error.errno == errno.EPERM else error.strerror or str(error)
+        why = "must be run as root" if error.errno == errno.EPERM else (error.strerror or str(error)).lower()
         raise PodlaneError(f"open sockets for probes: {why}") from error
 
 

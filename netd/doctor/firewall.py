@@ -28,7 +28,7 @@ def firewall(
     over = {carrier.over for carrier in carriers(context.config, context.underlay)}
     sources = [address for address in peers if address.version in over][:_JUDGED]
     found = [*_by_ruleset(context, facts, sources, delivered), *_by_legacy(context, facts, sources, delivered)]
-    if found or not over:
+    if found or not over or facts.ruleset is None:
         return found
     port = context.config.backend.port
     return [ok("firewall", f"nothing here is seen to drop VXLAN packets (UDP port {port})")]

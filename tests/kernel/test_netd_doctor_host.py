@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from netd.doctor.diagnosis import diagnose
 from netd.doctor.finding import exit_code
 from netd.doctor.offload import CHECKSUM, features
 from netd.firewall import Firewall
+from netd.model import Desired
 from netd.ruleset import FirewallRules, VxlanGuard
 from tests.kernel.conftest import NetnsMaker, inside
 from tests.kernel.doctor_world import errors, make_overlay, with_address
@@ -160,3 +163,30 @@ def test_offload_features_are_read_from_the_device(netns: NetnsMaker) -> None:
     assert known is not None
     assert known[CHECKSUM]
     assert missing is None
+
+
+def test_a_host_without_a_lease_is_not_told_to_remove_what_it_has(netns: NetnsMaker) -> None:
+    overlay = make_overlay(netns)
+    host = overlay.hosts[0]
+    known = replace(
+        overlay.context(host), own=None, desired=Desired(overlay.config.networks), leases=(overlay.hosts[1].lease,)
+    )
+
+    with inside(host.ns):
+        found = diagnose(known, None)
+
+    assert [(each.check, each.what) for each in found if each.severity != "ok"] == [("lease", "this host has no lease")]
+
+
+def test_probes_that_cannot_be_sent_are_a_finding_beside_the_others(netns: NetnsMaker) -> None:
+    overlay = make_overlay(netns)
+    host = overlay.hosts[0]
+    known = overlay.context(host)
+    told: list[str] = []
+
+    with inside(host.ns):
+        found = diagnose(replace(known, underlay=replace(known.underlay, name="eth9")), None, told.append)
+
+    assert [each.evidence for each in found if each.check == "probe"] == ["open sockets for probes: no such device"]
+    assert len(found) > 10
+    assert told == ["reading this host's state", f"probing {B} (1 to 1 of 1)"]
