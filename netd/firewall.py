@@ -1,130 +1,131 @@
-"""Letting pod traffic through the host's firewall, and out of the pod network.
+"""Letting pod traffic through the host's firewall and out of the pod network, and VXLAN packets in from peers only.
 
-Owns: the iptables chain PODLANE-FORWARD and the jump to it, and the nft table
-`ip podlane-netd`. Invariants: each is written as a whole in one transaction;
-nothing else in any table is read for change or touched. Why iptables for
-forwarding: a stock dockerd sets the policy of FORWARD in the table
-`ip filter` to DROP, and an accept in another nft table cannot overrule a drop,
-so the accept must stand in that very chain. It stands at the top, but behind
-jumps to DOCKER-USER, which is where administrators put rules that are to come
-first. Why nft for masquerading: a table of our own needs no place among
-others' rules. Source: flannel pkg/trafficmngr; iptables(8); nft(8).
+Owns: `Firewall`, which keeps the nft table `inet podlane-netd` and the iptables
+chains PODLANE-FORWARD as the rules say. Invariants: each is written as a
+whole, in one transaction; nothing else in any table is read for change or
+touched; what was written is looked at again before it is believed.
+
+Why iptables for forwarding and nft for the rest: see ruleset.py. What is known
+to be right is known at one generation of nftables: while that number stands
+still nothing can have changed, and a sync costs one netlink question. The
+notifications of a commit end with its generation, so `listen` can tell news
+from what a sync wrote or saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ipaddress import IPv4Network
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from netd.forward import Forward
+from netd.nfttable import NftTable
+from netd.notices import Notices
+from netd.ruleset import NOTHING, FirewallRules, VxlanGuard
 from podlane.errors import PodlaneError
-from podlane.runtime.command import CommandError, run
-from podlane.runtime.log import get_logger
+from podlane.runtime import nftables
+from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 
-CHAIN = "PODLANE-FORWARD"
-TABLE = "podlane-netd"
-_TIMEOUT = 15.0
-_WAIT = "5"  # seconds to wait for the xtables lock
+__all__ = ["Firewall", "FirewallRules", "VxlanGuard"]
 
-_log = get_logger("netd.firewall")
-
-
-def forward_restore(listing: str, network: IPv4Network | None) -> str:
-    """What to feed to `iptables-restore --noflush`, given `iptables -S`; empty when all is well.
-
-    With `network` None the chain and its jump are removed.
-    """
-    lines = listing.splitlines()
-    jump = f"-A FORWARD -j {CHAIN}"
-    forward = [line for line in lines if line.startswith("-A FORWARD ")]
-    jumps = forward.count(jump)
-    exists = f"-N {CHAIN}" in lines
-    have = [line for line in lines if line.startswith(f"-A {CHAIN} ")]
-    if network is None:
-        if not exists:
-            return ""
-        return "\n".join(["*filter", *["-D" + jump[2:]] * jumps, f"-F {CHAIN}", f"-X {CHAIN}", "COMMIT", ""])
-    want = [f"-A {CHAIN} -s {network} -j ACCEPT", f"-A {CHAIN} -d {network} -j ACCEPT"]
-    place = 0
-    while place < len(forward) and forward[place] == "-A FORWARD -j DOCKER-USER":
-        place += 1
-    placed = jumps == 1 and forward.index(jump) <= place
-    out: list[str] = []
-    if not exists or have != want:
-        out += [f":{CHAIN} - [0:0]", *want]
-    if not placed:
-        out += ["-D" + jump[2:]] * jumps + [f"-I FORWARD {place + 1} -j {CHAIN}"]
-    return "\n".join(["*filter", *out, "COMMIT", ""]) if out else ""
-
-
-def masquerade_script(network: IPv4Network | None) -> str:
-    """An nft script that replaces the table in one transaction; `network` None removes it."""
-    # adding it first makes deleting it legal when it is not there
-    replace = f"add table ip {TABLE}\ndelete table ip {TABLE}\n"
-    if network is None:
-        return replace
-    return (
-        f"{replace}"
-        f"table ip {TABLE} {{\n"
-        f"\tchain postrouting {{\n"
-        f"\t\ttype nat hook postrouting priority srcnat; policy accept;\n"
-        f"\t\tip saddr {network} ip daddr != {network} ip daddr != 224.0.0.0/4 masquerade fully-random\n"
-        f"\t}}\n"
-        f"}}\n"
-    )
+_ROUNDS = 5
+_LISTEN = 1.0  # seconds until `stop` is looked at again
 
 
 class Firewall:
-    """Applies the above. `sync` may be called at any time, from one thread."""
+    """The packet filters of the network namespace the calling thread is in. Thread-safe."""
 
     def __init__(self) -> None:
-        self._written = ""
-        """How nft lists the table after we wrote it: anything else means that it was changed."""
-        self._without_iptables = False
+        self._lock = threading.Lock()
+        self._table = NftTable()
+        self._forwards = {4: Forward("iptables"), 6: Forward("ip6tables")}
+        self._right_at: int | None = None
+        """The generation at which everything was as last asked for; None when that is not known."""
+        self._seen = 0
+        """Changes up to this generation are no news: a sync looked after them, or made them."""
 
-    def sync(self, network: IPv4Network, *, forward: bool, masquerade: bool) -> None:
-        """Make both parts as they should be. Raises PodlaneError naming what failed; tries both."""
-        errors: list[str] = []
-        parts: tuple[tuple[Callable[[IPv4Network | None], None], bool], ...] = (
-            (self._sync_forward, forward),
-            (self._sync_masquerade, masquerade),
-        )
-        for part, wanted in parts:
+    def sync(self, rules: FirewallRules) -> None:
+        """Make everything as `rules` say; free when it is. Raises PodlaneError naming what failed, after trying all."""
+        with self._lock, _open() as socket:
             try:
-                part(network if wanted else None)
+                for _ in range(_ROUNDS):
+                    if self._settle(socket, rules):
+                        return
+                raise PodlaneError(f"write firewall rules: changed by others {_ROUNDS} times in a row, or not kept")
+            except PodlaneError:
+                self._right_at, self._seen = None, nftables.generation(socket)
+                raise
+
+    def remove(self) -> None:
+        """Take away all that `sync` ever wrote, by this process or an earlier one. Raises PodlaneError."""
+        self.sync(NOTHING)
+
+    def dropped(self) -> int:
+        """VXLAN packets from unknown sources dropped since the table was last written."""
+        with _open() as socket:
+            return self._table.dropped(socket)
+
+    def listen(self, on_change: Callable[[], None], stop: threading.Event) -> None:
+        """Call `on_change` whenever somebody else may have changed what we keep, until `stop`.
+
+        iptables-legacy makes no notifications.
+        """
+        with _open(nftables.GROUP) as socket:
+            on_change()  # what happened before the socket was there
+            notices = Notices()
+            while not stop.is_set():
+                try:
+                    datagram = socket.receive_datagram(_LISTEN)
+                except NetlinkError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    notices = Notices()
+                    on_change()  # some were lost: look at everything
+                    continue
+                if any(map(self._is_news, notices.read(datagram))):
+                    on_change()
+
+    def _settle(self, socket: NetlinkSocket, rules: FirewallRules) -> bool:
+        """Look, write what is missing, and return whether nothing was."""
+        generation = nftables.generation(socket)
+        trusted = generation == self._right_at
+        self._right_at = None
+        if not self._write(socket, rules, trusted=trusted):
+            self._right_at = self._seen = generation
+            return True
+        if trusted and nftables.generation(socket) == nftables.after(generation):
+            # the one transaction since was ours: what was right before is right but for what it wrote
+            self._right_at = nftables.after(generation)
+        return False
+
+    def _write(self, socket: NetlinkSocket, rules: FirewallRules, *, trusted: bool) -> bool:
+        wrote = False
+        errors: list[str] = []
+        try:
+            wrote |= self._table.sync(socket, rules, trusted=trusted)
+        except PodlaneError as error:
+            errors.append(str(error))
+        for version, forward in self._forwards.items():
+            networks = tuple(n for n in rules.networks if n.version == version) if rules.forward else ()
+            try:
+                wrote |= forward.sync(networks, trusted=trusted)
             except PodlaneError as error:
                 errors.append(str(error))
         if errors:
             raise PodlaneError("; ".join(errors))
+        return wrote
 
-    def _sync_forward(self, network: IPv4Network | None) -> None:
-        try:
-            listing = run(["iptables", "-w", _WAIT, "-S"], timeout=_TIMEOUT).stdout
-        except CommandError as error:
-            if error.returncode is not None or "not found" not in str(error):
-                raise
-            if not self._without_iptables:
-                _log.info("no iptables command here, so no forward rules", error=str(error))
-            self._without_iptables = True
-            return
-        script = forward_restore(listing, network)
-        if script:
-            run(["iptables-restore", "-w", _WAIT, "--noflush"], input=script, timeout=_TIMEOUT)
-            _log.info("forward rules written", network=str(network), chain=CHAIN)
+    def _is_news(self, generation: int) -> bool:
+        with self._lock:  # a sync that runs now may be its maker
+            return 0 < (generation - self._seen) & 0xFFFFFFFF < 1 << 31
 
-    def _sync_masquerade(self, network: IPv4Network | None) -> None:
-        listed = self._list_table()
-        if listed == "" if network is None else (listed and listed == self._written):
-            return
-        run(["nft", "-f", "-"], input=masquerade_script(network), timeout=_TIMEOUT)
-        self._written = self._list_table()
-        _log.info("masquerade rules written", network=str(network), table=f"ip {TABLE}")
 
-    @staticmethod
-    def _list_table() -> str:
-        """The table as nft shows it, empty when there is none."""
-        done = run(["nft", "list", "table", "ip", TABLE], timeout=_TIMEOUT, check=False)
-        if done.returncode == 0:
-            return done.stdout
-        if "No such file or directory" in done.stderr:
-            return ""
-        raise PodlaneError(f"list nft table ip {TABLE}: {done.stderr.strip()}")
+@contextmanager
+def _open(*groups: int) -> Iterator[NetlinkSocket]:
+    try:
+        socket = NetlinkSocket(NETLINK_NETFILTER, groups=groups)
+    except OSError as error:
+        raise PodlaneError(f"open netfilter socket: {error.strerror or error}") from error
+    with socket:
+        yield socket

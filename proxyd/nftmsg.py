@@ -69,7 +69,7 @@ class Encoded:
 
 def encode(transaction: Transaction) -> Encoded:
     """Pack it as one batch. The message before the batch's end is the one to be acknowledged."""
-    encoded = Encoded([nft.begin()])
+    encoded = Encoded([nft.BEGIN])
     messages = encoded.messages
     for chain in transaction.chains:
         messages += _new_chain(chain)

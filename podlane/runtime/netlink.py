@@ -196,10 +196,13 @@ class NetlinkSocket:
     """A netlink socket in the network namespace of the thread that makes it. Not thread-safe.
 
     `groups`: multicast groups to join, by number. `timeout`: seconds a whole call may take.
+    `receive_buffer`: bytes of the kernel's memory that unread messages may take, some 1 KiB each.
     Raises OSError when the kernel has no such family or the namespace forbids it.
     """
 
-    def __init__(self, family: int, *, groups: Iterable[int] = (), timeout: float = 10.0) -> None:
+    def __init__(
+        self, family: int, *, groups: Iterable[int] = (), timeout: float = 10.0, receive_buffer: int = 4 << 20
+    ) -> None:
         self.timeout = timeout
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
@@ -209,7 +212,7 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             if family == NETLINK_ROUTE:
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
             for group in groups:
                 self._socket.setsockopt(_SOL_NETLINK, 1, group)  # NETLINK_ADD_MEMBERSHIP
         except OSError:
@@ -280,7 +283,7 @@ class NetlinkSocket:
         sequence = self._next_sequences(1)
         self._send(_header(message, 0, sequence) + message.body)
         while True:
-            for kind, _, number, body in self._receive(deadline):
+            for kind, _, number, body in messages(self._receive(deadline)):
                 if number != sequence:
                     continue
                 if kind == NLMSG_ERROR:
@@ -300,7 +303,7 @@ class NetlinkSocket:
         self._send(_header(message, NLM_F_DUMP, sequence) + message.body)
         interrupted = False
         while True:
-            for kind, flags, number, body in self._receive(deadline):
+            for kind, flags, number, body in messages(self._receive(deadline)):
                 if number != sequence:
                     continue
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
@@ -320,13 +323,16 @@ class NetlinkSocket:
 
         Raises NetlinkError (ENOBUFS) when the kernel had to drop some.
         """
+        return [(kind, bytes(body)) for kind, _, _, body in messages(self.receive_datagram(timeout))]
+
+    def receive_datagram(self, timeout: float) -> memoryview:
+        """As `receive`, but the next datagram as it came, for `messages`; empty when none did."""
         try:
-            received = self._receive(time.monotonic() + timeout)
-            return [(kind, bytes(body)) for kind, _, _, body in received]
+            return self._receive(time.monotonic() + timeout)
         except NetlinkError as error:
             if error.errno:
                 raise
-            return []
+            return memoryview(b"")
 
     def _next_sequences(self, count: int) -> int:
         base = self._sequence
@@ -344,25 +350,24 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(f"send netlink datagram of {len(datagram)} bytes: {error}", error.errno or 0) from error
 
-    def _receive(self, deadline: float) -> Iterator[tuple[int, int, int, memoryview]]:
-        """One datagram's messages as (type, flags, sequence, body)."""
+    def _receive(self, deadline: float) -> memoryview:
+        """One datagram."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise NetlinkError("wait for netlink answer: deadline passed")
         self._socket.settimeout(left)
         try:
-            view = memoryview(self._socket.recv(_RECEIVE_BYTES))
+            return memoryview(self._socket.recv(_RECEIVE_BYTES))
         except TimeoutError as error:
             raise NetlinkError("wait for netlink answer: deadline passed") from error
         except OSError as error:
             # ENOBUFS: the kernel dropped answers, so what was refused is unknown
             raise NetlinkError(f"wait for netlink answer: {error}", error.errno or 0) from error
-        return _messages(view)
 
     def _collect(self, base: int, wanted: int, envelope: bool, failures: list[Failure], deadline: float) -> None:
         while True:
             done = False
-            for kind, _, number, body in self._receive(deadline):
+            for kind, _, number, body in messages(self._receive(deadline)):
                 if kind != NLMSG_ERROR or not base <= number <= wanted:
                     continue
                 failure = _failure(number - base, body)
@@ -391,7 +396,8 @@ def _chunks(messages: Sequence[Message], limit: int | None) -> Iterator[tuple[in
     yield start, len(messages)
 
 
-def _messages(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+def messages(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+    """A datagram's messages as (type, flags, sequence, body)."""
     at = 0
     while at + 16 <= len(view):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(view, at)

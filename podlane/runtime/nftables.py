@@ -45,7 +45,6 @@ _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 2, 3, 4
 _OBJ_COUNTER = 1
 _COUNTER_PACKETS = 2
 _GEN_ID = 1
-_BATCH_GENID = 1
 
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _LISTING_ATTEMPTS = 5
@@ -53,13 +52,8 @@ _GENMSG = struct.Struct(">BBH")
 _BATCH = _GENMSG.pack(0, 0, 10)
 _BE64 = struct.Struct(">Q")
 
-END = Message(_BATCH_END, 0, _BATCH)
-"""The last message of a transaction."""
-
-
-def begin(generation: int = 0) -> Message:
-    """The first message of a transaction. If `generation` is not 0, the kernel refuses all at another (ERESTART)."""
-    return Message(_BATCH_BEGIN, 0, _BATCH + (nl.be32(_BATCH_GENID, generation) if generation else b""))
+BEGIN, END = Message(_BATCH_BEGIN, 0, _BATCH), Message(_BATCH_END, 0, _BATCH)
+"""The first and the last message of a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +91,7 @@ def after(number: int) -> int:
 
 
 def commit(socket: NetlinkSocket, messages: Sequence[Message]) -> list[Failure]:
-    """Send a transaction, from `begin` to END. Empty means done; otherwise nothing was.
+    """Send a transaction, from BEGIN to END. Empty means done; otherwise nothing was.
 
     Raises NetlinkError when the outcome is unknown.
     """
