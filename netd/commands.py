@@ -233,7 +233,7 @@ def doctor(host: Host, peer: str | None, output: str) -> None:
         seen.underlay,
         seen.own,
         tuple(seen.stored.leases.values()),
-        seen.stored.undecodable,
+        {f"{host.settings.etcd_prefix}/{key}": why for key, why in seen.stored.undecodable.items()},
         seen.actual,
         seen.desired,
     )

@@ -80,7 +80,7 @@ def init(session: Session, /, *, etcd_prefix: str, force: bool, dry_run: bool, *
     The same settings again change nothing; different ones are refused and the
     difference is shown.
     """
-    from podlane.api.network import config_key
+    from podlane.api.subnets import config_key
     from podlane.cli.merge import differences
 
     settings = desired(**given)

@@ -108,6 +108,7 @@ def _netd(lab: Topology, host: Host) -> DaemonSpec:
             "run",
             *_store(lab),
             "--iface=eth0",
+            "--vxlan-guard",
             f"--node-name={host.name}",
             f"--subnet-file={subnet_file(lab, host)}",
             f"--state-dir={lab.data_dir / host.name / 'netd'}",

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from podlane.api.meta import is_pod_ready
-from podlane.api.network import config_key, parse_config
+from podlane.api.network import parse_config
+from podlane.api.subnets import config_key
 from podlane.api.types import Node, Pod, Service
 from podlane.lab import network, traffic
 from podlane.lab.cluster import Lab, LabError
