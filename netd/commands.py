@@ -143,18 +143,20 @@ def status(host: Host, output: str) -> None:
 @host_options
 @output_option("table", "wide", "json")
 def list_leases(host: Host, output: str) -> None:
-    """List every host's lease. `wide` asks etcd for each one's time to live."""
-    from netd.seen import read_store
+    """List every host's lease. HOST is known while its netd runs; `wide` asks etcd for each lease's time to live."""
+    from netd.seen import read_hosts, read_store
     from podlane.store.config import connect
 
     store = connect(host.store_config)
     stored = read_store(store, host.settings.etcd_prefix)
+    hosts = read_hosts(store, host.settings.etcd_prefix)
     rows: list[dict[str, Any]] = []
     for lease in sorted(stored.leases.values(), key=lambda each: each.key):
         etcd_lease = stored.etcd_lease(lease.key)
         row: dict[str, Any] = {
             "subnets": [str(subnet) for subnet in lease.subnets],
             "publicAddresses": [str(address) for address in lease.value.addresses],
+            "host": next((hosts[address] for address in lease.value.addresses if address in hosts), None),
             "backend": lease.value.backend_type,
             "backendData": lease.value.backend_data or lease.value.backend_v6_data,
             "reserved": not etcd_lease,
@@ -166,7 +168,7 @@ def list_leases(host: Host, output: str) -> None:
     if output == "json":
         click.echo(json.dumps({"leases": rows, "undecodable": dict(stored.undecodable)}, indent=1))
         return
-    header = ["SUBNET", "PUBLIC ADDRESS", "BACKEND", "MAC", "KIND"] + (["EXPIRES"] if output == "wide" else [])
+    header = ["SUBNET", "PUBLIC ADDRESS", "HOST", "BACKEND", "MAC", "KIND"] + (["EXPIRES"] if output == "wide" else [])
     click.echo(table([header, *(_lease_cells(row, wide=output == "wide") for row in rows)]))
     for key, why in stored.undecodable.items():
         click.echo(f"left out {key}: {why}", err=True)
@@ -176,6 +178,7 @@ def _lease_cells(row: Mapping[str, Any], *, wide: bool) -> list[str]:
     cells = [
         ",".join(row["subnets"]),
         ",".join(row["publicAddresses"]) or "-",
+        row["host"] or "-",
         row["backend"] or "-",
         str((row["backendData"] or {}).get("VtepMAC", "-")),
         "reserved" if row["reserved"] else "lease",
@@ -238,7 +241,7 @@ def doctor(host: Host, peer: str | None, output: str) -> None:
         seen.desired,
     )
     findings = diagnose(context, peer, lambda text: click.echo(text, err=True))
-    click.echo(render(findings, output))
+    click.echo(render(findings, output), nl=False)
     sys.exit(exit_code(findings))
 
 

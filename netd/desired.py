@@ -15,11 +15,12 @@ the kernel refuses a second one with the same VNI and port.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Literal
 
+from netd.intern import interned
 from netd.model import Desired, Device, FdbEntry, FdbKey, Neighbour, NeighbourKey, Route
 from podlane.api.network import VXLAN6_OVERHEAD, VXLAN_OVERHEAD, NetworkConfig
 from podlane.api.subnets import Address, LeaseValue, Network, Subnets
@@ -106,15 +107,78 @@ def lease_value(config: NetworkConfig, underlay: Underlay, macs: Mapping[str, st
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """One peer's entries, or why it has none; neither for this host's own lease."""
+
+    neighbours: tuple[tuple[NeighbourKey, Neighbour], ...] = ()
+    fdb: tuple[tuple[FdbKey, FdbEntry], ...] = ()
+    routes: tuple[tuple[Network, Route], ...] = ()
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class _Entries:
+    """All peers' entries. `disjoint`: no two peers share one or clash, so any may come or go by itself."""
+
+    neighbours: dict[NeighbourKey, Neighbour] = field(default_factory=dict)
+    fdb: dict[FdbKey, FdbEntry] = field(default_factory=dict)
+    routes: dict[Network, Route] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    disjoint: bool = True
+
+    def copy(self) -> _Entries:
+        return _Entries(
+            self.neighbours.copy(), self.fdb.copy(), self.routes.copy(), self.problems.copy(), self.disjoint
+        )
+
+    def add(self, key: str, needs: _Needs) -> None:
+        if problem := needs.problem or self._clash(needs):
+            self.problems[key] = problem
+            self.disjoint &= bool(needs.problem)
+            return
+        self.disjoint &= not any(fdb_key in self.fdb for fdb_key, _ in needs.fdb)
+        self.neighbours.update(needs.neighbours)
+        self.fdb.update(needs.fdb)
+        self.routes.update(needs.routes)
+
+    def remove(self, key: str, needs: _Needs) -> None:
+        """Of a peer that was added; they must be disjoint."""
+        if self.problems.pop(key, None) is not None:
+            return
+        for neighbour_key, _ in needs.neighbours:
+            del self.neighbours[neighbour_key]
+        for fdb_key, _ in needs.fdb:
+            del self.fdb[fdb_key]
+        for destination, _ in needs.routes:
+            del self.routes[destination]
+
+    def _clash(self, needs: _Needs) -> str:
+        for key, entry in needs.fdb:
+            have = self.fdb.get(key)
+            if have is not None and have.remote != entry.remote:
+                return (
+                    f"VtepMAC {key[1]} is also that of {have.remote}, which has the older lease; "
+                    f"{entry.remote} must take another"
+                )
+        for destination, _ in needs.routes:
+            if destination in self.routes:
+                return f"its subnet {destination} is also that of a peer with an older lease"
+        for neighbour, _ in needs.neighbours:  # a longer or shorter subnet that begins alike
+            if neighbour in self.neighbours:
+                return f"its VTEP's address {neighbour[1]} is also that of a peer with an older lease"
+        return ""
+
+
 @dataclass
 class Peers:
     """Works out what each lease needs, remembering it for leases that have not changed since.
 
-    `direct` are the peers (by public address) that `DirectRouting: "auto"` has
-    found to be reachable without encapsulation.
+    Invariant: the result depends on the arguments alone, and not on earlier ones.
     """
 
     _memo: dict[str, tuple[Lease, _Needs]] = field(default_factory=dict)
+    _entries: _Entries = field(default_factory=_Entries)
     _context: object = None
 
     def desired(
@@ -129,149 +193,144 @@ class Peers:
         blackhole: bool = False,
         obsolete: Collection[str] = (),
     ) -> Desired:
-        """What a host with the subnets `own` and devices with these MAC addresses should hold."""
-        by_carrier = carriers(config, underlay)
+        """What a host with the subnets `own` and devices with these MAC addresses should hold.
+
+        `direct` are the peers (by public address) that `DirectRouting: "auto"`
+        has found to be reachable without encapsulation.
+        """
         context = (config, underlay, own, tuple(macs.items()), frozenset(direct))
         if context != self._context:
-            self._memo.clear()
-            self._context = context
-        devices = {c.name: _device(c, config, underlay, own, macs[c.name]) for c in by_carrier}
-        neighbours: dict[NeighbourKey, Neighbour] = {}
-        fdb: dict[FdbKey, FdbEntry] = {}
-        routes: dict[Network, Route] = {}
-        problems: dict[str, str] = {}
-        kept: dict[str, tuple[Lease, _Needs]] = {}
-        for lease in sorted(leases, key=lambda each: (each.age, each.key)):
-            if lease.subnets == own:
-                continue
-            known = self._memo.get(lease.key)
-            if known is None or known[0] is not lease:
-                known = (lease, _needs(lease, config, underlay, own, devices, by_carrier, direct))
-            kept[lease.key] = known
-            needs = known[1]
-            if problem := needs.problem or _clash(needs, neighbours, fdb, routes):
-                problems[lease.key] = problem
-                continue
-            neighbours.update(needs.neighbours)
-            fdb.update(needs.fdb)
-            routes.update(needs.routes)
-        self._memo = kept
+            self._memo, self._entries, self._context = {}, _Entries(), context
+        host = _Host(config, underlay, own, macs, frozenset(direct))
+        self._update(host, leases)
         return Desired(
             config.networks,
-            devices,
-            neighbours,
-            fdb,
-            routes,
+            host.devices,
+            self._entries.neighbours,
+            self._entries.fdb,
+            self._entries.routes,
             frozenset(own) if blackhole else frozenset(),
             _sysctls(config, underlay),
-            frozenset(obsolete) - devices.keys(),
-            problems,
+            frozenset(obsolete) - host.devices.keys(),
+            self._entries.problems,
         )
 
+    def _update(self, host: _Host, leases: Iterable[Lease]) -> None:
+        """Bring the entries to these leases. What was given out before stays as it is."""
+        before, memo = self._memo, dict[str, tuple[Lease, _Needs]]()
+        new: list[tuple[Lease, _Needs]] = []
+        gone: list[tuple[Lease, _Needs]] = []
+        for lease in leases:
+            known = before.get(lease.key)
+            if known is None or known[0] is not lease:
+                gone += (known,) if known is not None else ()
+                known = (lease, host.needs(lease))
+                new.append(known)
+            memo[lease.key] = known
+        gone += [before[key] for key in before.keys() - memo.keys()]
+        self._memo = memo
+        if not new and not gone:
+            return
+        entries = self._entries.copy()
+        if entries.disjoint:
+            for lease, needs in gone:
+                entries.remove(lease.key, needs)
+            for lease, needs in new:
+                entries.add(lease.key, needs)
+        if not entries.disjoint:  # then it matters whose lease is older
+            entries = _Entries()
+            for lease, needs in sorted(memo.values(), key=lambda each: (each[0].age, each[0].key)):
+                entries.add(lease.key, needs)
+        self._entries = entries
 
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    """One peer's entries, or why it has none."""
 
-    neighbours: tuple[tuple[NeighbourKey, Neighbour], ...] = ()
-    fdb: tuple[tuple[FdbKey, FdbEntry], ...] = ()
-    routes: tuple[tuple[Network, Route], ...] = ()
-    problem: str = ""
+class _Host:
+    """What of this host decides over a peer's entries."""
 
+    def __init__(
+        self,
+        config: NetworkConfig,
+        underlay: Underlay,
+        own: Subnets,
+        macs: Mapping[str, str],
+        direct: Collection[Address],
+    ) -> None:
+        self._backend = config.backend
+        self._networks: dict[int, Network] = {network.version: network for network in config.networks}
+        self._underlay = underlay
+        self._public = {underlay.public_ip, underlay.public_ipv6}
+        self._own = own
+        self._macs = macs
+        self._direct = direct
+        # for host-gw as for DirectRouting true, whoever is on the segment
+        self._how = True if config.backend.type == "host-gw" else config.backend.direct_routing
+        by_carrier = carriers(config, underlay)
+        self._carriers: dict[int, Carrier] = {family: c for c in by_carrier for family in c.families}
+        self.devices = {c.name: _device(c, config, underlay, own, macs[c.name]) for c in by_carrier}
 
-def _needs(  # noqa: PLR0917
-    lease: Lease,
-    config: NetworkConfig,
-    underlay: Underlay,
-    own: Subnets,
-    devices: Mapping[str, Device],
-    by_carrier: tuple[Carrier, ...],
-    direct: Collection[Address],
-) -> _Needs:
-    if problem := _unusable(lease, config, underlay, own):
-        return _Needs(problem=problem)
-    neighbours: list[tuple[NeighbourKey, Neighbour]] = []
-    fdb: dict[FdbKey, FdbEntry] = {}
-    routes: list[tuple[Network, Route]] = []
-    for subnet in lease.subnets:
-        family: Family = 4 if subnet.version == 4 else 6
-        gateway = _direct_gateway(lease.value, family, config, underlay, direct)
-        if gateway is not None:
-            routes.append((subnet, Route(gateway, underlay.name, onlink=False)))
-            continue
-        carrier = next((c for c in by_carrier if family in c.families), None)
+    def needs(self, lease: Lease) -> _Needs:
+        if lease.subnets == self._own:
+            return _Needs()
+        addresses = lease.value.addresses
+        if problem := self._unusable(lease, addresses):
+            return _Needs(problem=problem)
+        neighbours: list[tuple[NeighbourKey, Neighbour]] = []
+        fdb: dict[FdbKey, FdbEntry] = {}
+        routes: list[tuple[Network, Route]] = []
+        for subnet in map(interned, lease.subnets):
+            family: Family = 4 if subnet.version == 4 else 6
+            gateway = self._gateway(addresses, family) if self._how else None
+            if gateway is not None:
+                routes.append((subnet, Route(gateway, self._underlay.name, onlink=False)))
+                continue
+            try:
+                name, mac, remote = self._tunnel(lease.value, addresses, family)
+            except ValueError as error:
+                return _Needs(problem=str(error))
+            vtep = subnet.network_address
+            neighbours.append(((name, vtep), Neighbour(mac)))
+            fdb[name, mac] = FdbEntry(remote)
+            routes.append((subnet, Route(vtep, name, onlink=True)))
+        return _Needs(tuple(neighbours), tuple(fdb.items()), tuple(routes))
+
+    def _tunnel(self, value: LeaseValue, addresses: Sequence[Address], family: Family) -> tuple[str, str, Address]:
+        """Our device, the peer's MAC address, and its public address. Raises ValueError."""
+        carrier = self._carriers.get(family)
         if carrier is None:
-            return _Needs(problem=f"no address of it is in the subnet of {underlay.name}, which host-gw needs")
-        remote = next((a for a in lease.value.addresses if a.version == carrier.over), None)
+            raise ValueError(f"no address of it is in the subnet of {self._underlay.name}, which host-gw needs")
+        remote = next((a for a in addresses if a.version == carrier.over), None)
         if remote is None:
-            return _Needs(problem=f"it has no public IPv{carrier.over} address, over which this host sends")
-        try:
-            mac = lease.value.vtep_mac(family)
-        except ValueError as error:
-            return _Needs(problem=str(error))
-        if mac == devices[carrier.name].mac:
+            raise ValueError(f"it has no public IPv{carrier.over} address, over which this host sends")
+        mac = value.vtep_mac(family)
+        if mac == self._macs[carrier.name]:
             # a clone of this machine, or a lease of our own from another subnet: packets would come back to us
-            return _Needs(problem=f"VtepMAC {mac} is this host's own")
-        vtep = subnet.network_address
-        neighbours.append(((carrier.name, vtep), Neighbour(mac)))
-        fdb[carrier.name, mac] = FdbEntry(remote)
-        routes.append((subnet, Route(vtep, carrier.name, onlink=True)))
-    return _Needs(tuple(neighbours), tuple(fdb.items()), tuple(routes))
+            raise ValueError(f"VtepMAC {mac} is this host's own")
+        return carrier.name, mac, remote
 
+    def _unusable(self, lease: Lease, addresses: Sequence[Address]) -> str:
+        for address in addresses:
+            if address in self._public:
+                return f"its public address {address} is this host's own"
+        if lease.subnets.overlaps(self._own):
+            return f"it overlaps this host's {self._own}"
+        if lease.value.backend_type != self._backend.type:
+            return f'backend type "{lease.value.backend_type}" is not {self._backend.type}'
+        for subnet in lease.subnets:
+            network = self._networks.get(subnet.version)
+            if network is None:
+                return f"it has the subnet {subnet}, and the network has no IPv{subnet.version}"
+            # subnet_of() costs ten times as much
+            if subnet.prefixlen < network.prefixlen or subnet.network_address not in network:
+                return f"it is not in the network {network}"
+        return ""
 
-def _unusable(lease: Lease, config: NetworkConfig, underlay: Underlay, own: Subnets) -> str:
-    for address in lease.value.addresses:
-        if underlay.is_public(address):
-            return f"its public address {address} is this host's own"
-    if lease.subnets.overlaps(own):
-        return f"it overlaps this host's {own}"
-    if lease.value.backend_type != config.backend.type:
-        return f'backend type "{lease.value.backend_type}" is not {config.backend.type}'
-    for subnet in lease.subnets:
-        network = config.network if subnet.version == 4 else config.ipv6_network
-        if network is None:
-            return f"it has the subnet {subnet}, and the network has no IPv{subnet.version}"
-        if not _within(subnet, network):
-            return f"it is not in the network {network}"
-    return ""
-
-
-def _within(subnet: Network, network: Network) -> bool:
-    """For networks of one family; subnet_of() costs ten times as much."""
-    return subnet.prefixlen >= network.prefixlen and subnet.network_address in network
-
-
-def _direct_gateway(
-    value: LeaseValue, family: Family, config: NetworkConfig, underlay: Underlay, direct: Collection[Address]
-) -> Address | None:
-    """The peer's address when packets for it go without encapsulation."""
-    local = underlay.local(family)
-    gateway = next((a for a in value.addresses if a.version == family), None)
-    if local is None or gateway is None or gateway not in local.network:
-        return None
-    how = True if config.backend.type == "host-gw" else config.backend.direct_routing
-    return gateway if how is True or (how == "auto" and gateway in direct) else None
-
-
-def _clash(
-    needs: _Needs,
-    neighbours: Mapping[NeighbourKey, Neighbour],
-    fdb: Mapping[FdbKey, FdbEntry],
-    routes: Mapping[Network, Route],
-) -> str:
-    for key, entry in needs.fdb:
-        if key in fdb and fdb[key].remote != entry.remote:
-            return (
-                f"VtepMAC {key[1]} is also that of {fdb[key].remote}, which has the older lease; "
-                f"{entry.remote} must take another"
-            )
-    for destination, _ in needs.routes:
-        if destination in routes:
-            return f"its subnet {destination} is also that of a peer with an older lease"
-    for neighbour, _ in needs.neighbours:  # a longer or shorter subnet that begins alike
-        if neighbour in neighbours:
-            return f"its VTEP's address {neighbour[1]} is also that of a peer with an older lease"
-    return ""
+    def _gateway(self, addresses: Sequence[Address], family: Family) -> Address | None:
+        """The peer's address when packets for it go without encapsulation."""
+        local = self._underlay.local(family)
+        gateway = next((a for a in addresses if a.version == family), None)
+        if local is None or gateway is None or gateway not in local.network:
+            return None
+        return gateway if self._how is True or gateway in self._direct else None
 
 
 def _device(carrier: Carrier, config: NetworkConfig, underlay: Underlay, own: Subnets, mac: str) -> Device:

@@ -88,6 +88,8 @@ class Memory:
             raise
         with self._lock:
             meanwhile, self._meanwhile = self._meanwhile, None
+            if self._held is not None:
+                held.reuse(self._held)
             self._held = held
             contradicted = not all(held.agrees(*event, watched) for event in meanwhile or ())
             undisturbed = meanwhile is not None and self._names is not None and doubts == self._doubts

@@ -11,8 +11,9 @@ neighbour, route), so that no route leads to a VTEP that is not known yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from netd.model import (
     BLACKHOLE_METRIC,
@@ -22,11 +23,15 @@ from netd.model import (
     Desired,
     Device,
     FdbEntry,
+    FdbKey,
     InterfaceAddress,
     Neighbour,
     Route,
 )
 from podlane.api.subnets import Address, Network
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +242,7 @@ def plan(desired: Desired, actual: Actual) -> Plan:
     device_steps = tuple(_device_steps(desired, actual))
     actual = _without_what_goes(device_steps, actual)
     problems: list[str] = []
-    entry_steps = (*_additions(desired, actual, problems), *_removals(desired, actual))
+    entry_steps = tuple(_entry_steps(desired, actual, problems))
     return Plan(device_steps, entry_steps, tuple(problems))
 
 
@@ -299,41 +304,89 @@ def _without_what_goes(steps: tuple[DeviceStep, ...], actual: Actual) -> Actual:
     )
 
 
-def _additions(desired: Desired, actual: Actual, problems: list[str]) -> Iterator[EntryStep]:
-    """What a packet meets last comes first."""
-    for fdb_key, entry in desired.fdb.items():
-        have_entry = actual.fdb.get(fdb_key)
-        if have_entry is None or have_entry.remote != entry.remote:
+class _Difference(Generic[_K, _V]):
+    """Between a wanted and an actual mapping: keys in their mapping's order.
+
+    `missing` are wanted, and not there or with another value; `extra` are not
+    wanted. Of thousands of entries few differ, and hashing keys is what takes
+    longest: so sets and mappings are compared whole, which uses the hashes
+    they have, before anything is looked at one by one.
+    """
+
+    def __init__(self, want: Mapping[_K, _V], have: Mapping[_K, _V]) -> None:
+        want, have = dict(want), dict(have)
+        self.missing: Collection[_K] = ()
+        self.extra: Collection[_K] = ()
+        if want == have:
+            return
+        absent, extra = set(want).difference(have), set(have).difference(want)
+        self.extra = _in_order(have, extra)
+        if _without(want, absent) == _without(have, extra):
+            self.missing = _in_order(want, absent)
+        else:
+            self.missing = [key for key, value in want.items() if have.get(key) != value]
+
+
+def _without(mapping: dict[_K, _V], keys: set[_K]) -> dict[_K, _V]:
+    if len(keys) == len(mapping):
+        return {}
+    rest = mapping.copy()
+    for key in keys:
+        del rest[key]
+    return rest
+
+
+def _in_order(mapping: Mapping[_K, object], some: set[_K]) -> list[_K]:
+    """Some of the mapping's own keys, the very objects."""
+    those = set(map(id, some))
+    return [key for key in mapping if id(key) in those] if those else []
+
+
+def _entry_steps(desired: Desired, actual: Actual, problems: list[str]) -> Iterator[EntryStep]:
+    fdb = _Difference(desired.fdb, actual.fdb)
+    neighbours = _Difference(desired.neighbours, actual.neighbours)
+    routes = _Difference(desired.routes, actual.routes)
+    # what a packet meets last is added first
+    for fdb_key in fdb.missing:
+        entry, have_entry = desired.fdb[fdb_key], actual.fdb.get(fdb_key)
+        if have_entry is None or have_entry.remote != entry.remote:  # the mark cannot be changed
             yield SetFdb(*fdb_key, entry)
-    for key, neighbour in desired.neighbours.items():
-        if actual.neighbours.get(key) != neighbour:
-            yield SetNeighbour(*key, neighbour)
-    for destination, route in desired.routes.items():
-        have_route = actual.routes.get(destination)
-        if have_route == route:
-            continue
-        if have_route is not None and have_route.protocol == PROTO_KERNEL:
-            problems.append(f"add route {destination}: {have_route.device} has an address in that subnet")
-            continue
-        # Linux 6.18 refuses an IPv6 gateway that a route out of another interface covers, also when that one goes
-        if have_route is not None and route.onlink and destination.version == 6 and have_route.device != route.device:
-            yield DeleteRoute(destination, have_route)
-        yield SetRoute(destination, route)
-    for destination in desired.blackholes - actual.blackholes:
+    for key in neighbours.missing:
+        yield SetNeighbour(*key, desired.neighbours[key])
+    for destination in routes.missing:
+        yield from _set_route(destination, desired.routes[destination], actual.routes.get(destination), problems)
+    for destination in _sorted(desired.blackholes - actual.blackholes):
         yield AddBlackhole(destination)
-
-
-def _removals(desired: Desired, actual: Actual) -> Iterator[EntryStep]:
-    """Routes first; the neighbour last, because its mark vouches for an FDB entry without one."""
-    for destination, route in actual.routes.items():
-        if destination not in desired.routes and route.protocol == PROTOCOL:
-            yield DeleteRoute(destination, route)
-    for destination in actual.blackholes - desired.blackholes:
+    # routes go first; the neighbour last, because its mark vouches for an FDB entry without one
+    for destination in routes.extra:
+        if actual.routes[destination].protocol == PROTOCOL:
+            yield DeleteRoute(destination, actual.routes[destination])
+    for destination in _sorted(actual.blackholes - desired.blackholes):
         yield DeleteBlackhole(destination)
-    marked = {(name, n.mac) for (name, _), n in actual.neighbours.items() if n.protocol == PROTOCOL}
-    for fdb_key, entry in actual.fdb.items():
-        if fdb_key not in desired.fdb and (entry.ours or fdb_key in marked):
-            yield DeleteFdb(*fdb_key, entry)
-    for key, neighbour in actual.neighbours.items():
-        if key not in desired.neighbours and neighbour.protocol == PROTOCOL:
+    for fdb_key in _ours(fdb.extra, actual):
+        yield DeleteFdb(*fdb_key, actual.fdb[fdb_key])
+    for key in neighbours.extra:
+        if actual.neighbours[key].protocol == PROTOCOL:
             yield DeleteNeighbour(*key)
+
+
+def _set_route(destination: Network, route: Route, have: Route | None, problems: list[str]) -> Iterator[EntryStep]:
+    if have is not None and have.protocol == PROTO_KERNEL:
+        problems.append(f"add route {destination}: {have.device} has an address in that subnet")
+        return
+    # Linux 6.18 refuses an IPv6 gateway that a route out of another interface covers, also when that one goes
+    if have is not None and route.onlink and destination.version == 6 and have.device != route.device:
+        yield DeleteRoute(destination, have)
+    yield SetRoute(destination, route)
+
+
+def _ours(extra: Collection[FdbKey], actual: Actual) -> list[FdbKey]:
+    """Those that carry netd's mark, or are vouched for by a neighbour that does."""
+    if not extra:
+        return []
+    marked = {(name, n.mac) for (name, _), n in actual.neighbours.items() if n.protocol == PROTOCOL}
+    return [key for key in extra if actual.fdb[key].ours or key in marked]
+
+
+def _sorted(networks: Collection[Network]) -> list[Network]:
+    return sorted(networks, key=lambda each: (each.version, int(each.network_address)))

@@ -12,6 +12,7 @@ import http.client
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -22,6 +23,7 @@ from netd.desired import Lease, Peers, Underlay
 from netd.kernel import Kernel
 from netd.model import Actual, Desired
 from netd.place import Surroundings, Wishes
+from netd.records import Claim, claims_prefix
 from netd.settings import HostSettings
 from netd.state import State
 from netd.underlay import UnderlayWish
@@ -93,6 +95,16 @@ def read_store(store: Store, prefix: str) -> Stored:
             except ValueError as error:
                 undecodable[name] = str(error)
     return Stored(entries, undecodable)
+
+
+def read_hosts(store: Store, prefix: str) -> dict[Address, str]:
+    """The names of the hosts whose netd runs, by public address."""
+    found: dict[Address, str] = {}
+    start = claims_prefix(prefix)
+    for kv in store.list(start).items:
+        with suppress(ValueError):  # nobody's that we know of
+            found[ip_address(kv.key.removeprefix(start))] = Claim.decode(kv.value).host
+    return found
 
 
 def read_config(store: Store, prefix: str) -> NetworkConfig:

@@ -12,7 +12,7 @@ import click
 from podlane.cli.command import fail, note
 from podlane.lab import cluster, context, network
 from podlane.lab.cluster import DaemonStatus, Lab
-from podlane.lab.daemons import specs
+from podlane.lab.daemons import netd_state_dir, specs
 from podlane.lab.topology import DEFAULT_NAME, Topology
 
 _name = click.option("--name", default=DEFAULT_NAME, show_default=True, metavar="NAME", help="Which lab.")
@@ -116,7 +116,8 @@ def demo(name: str) -> None:
 def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
 
-    DOCKER_HOST and PODLANE_ETCD_ENDPOINTS are set for it. HOST `net` is the
+    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS and NETD_STATE_DIR are set for it, so that docker,
+    podlane and netd (netd status, netd doctor) are about that host. HOST `net` is the
     underlay itself, which is outside of every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
@@ -128,6 +129,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     if host != "net":
         netns = target.netns(target.host(host))
         environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
+        environment["NETD_STATE_DIR"] = str(netd_state_dir(target, target.host(host)))
     network.enter(netns)
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606 - no shell is wanted

@@ -42,6 +42,10 @@ def subnet_file(lab: Topology, host: Host) -> Path:
     return lab.run_dir / host.name / "flannel" / "subnet.env"
 
 
+def netd_state_dir(lab: Topology, host: Host) -> Path:
+    return lab.data_dir / host.name / "netd"
+
+
 def _program(name: str) -> str:
     """A console script of the virtual environment that runs this very code."""
     return str(Path(sys.executable).parent / name)
@@ -111,7 +115,7 @@ def _netd(lab: Topology, host: Host) -> DaemonSpec:
             "--vxlan-guard",
             f"--node-name={host.name}",
             f"--subnet-file={subnet_file(lab, host)}",
-            f"--state-dir={lab.data_dir / host.name / 'netd'}",
+            f"--state-dir={netd_state_dir(lab, host)}",
             *_health(NETD_PORT),
         ),
         ready=_ready(NETD_PORT),
