@@ -2,7 +2,8 @@
 
 Both ends of everything are on this machine and share its cores, so the figures
 are for what the packets cost the CPU and not for a wire: the ratio is what
-encapsulation and a pod's own link take of it.
+encapsulation and a pod's own link take of it. It may be above 1: what comes out
+of a VXLAN device has been through GRO, what comes out of a veth pair has not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from podlane.api.subnets import SubnetFile
 from podlane.lab.topology import Host
 from podlane.runtime.command import run
 
-ROUNDS = 5
-SECONDS = 3.0
+ROUNDS = 9
+SECONDS = 1.5
 EXCHANGES = 5000
 A_LOT = 100_000_000  # bytes; far less than a run sends
 DEVICE = "flannel.1"
