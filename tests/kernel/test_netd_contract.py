@@ -99,6 +99,8 @@ class Bench:
     set_sysctl: Callable[[str, str], object]
     add_route: Callable[[Network, Address | None], object]
     """As an administrator would: out of eth0 by way of an address, or to nowhere for None."""
+    connect: Callable[[Network], object]
+    """Give another interface, br0, an address in this network."""
 
     @property
     def devices(self) -> list[str]:
@@ -124,13 +126,22 @@ def fake_bench(shape: Shape) -> Bench:
     def add_route(destination: Network, gateway: Address | None) -> None:
         fake.routes[destination] = Route(gateway, "eth0" if gateway is not None else "", onlink=False, protocol=3)
 
-    return Bench(fake, shape, fake.set_down, fake.delete_link, fake.sysctls.__setitem__, add_route)
+    def connect(network: Network) -> None:
+        fake.routes[network] = Route(None, "br0", onlink=False, protocol=2)
+
+    return Bench(fake, shape, fake.set_down, fake.delete_link, fake.sysctls.__setitem__, add_route, connect)
 
 
 def linux_bench(shape: Shape, host: Netns) -> Bench:
     def add_route(destination: Network, gateway: Address | None) -> None:
         way = f"{destination} via {gateway}" if gateway is not None else f"unreachable {destination}"
         host.run(f"ip route replace {way}")
+
+    def connect(network: Network) -> None:
+        if not host.ok("ip link show br0"):
+            host.run("ip link add br0 type veth peer name br1")
+            host.run("ip link set br0 up")
+        host.run(f"ip address add {network[1]}/{network.prefixlen} dev br0")
 
     return Bench(
         LinuxKernel(),
@@ -139,6 +150,7 @@ def linux_bench(shape: Shape, host: Netns) -> Bench:
         lambda name: host.run(f"ip link delete {name}"),
         lambda path, value: host.run(f"sysctl -qw {path}={value}"),
         add_route,
+        connect,
     )
 
 
@@ -392,6 +404,21 @@ def test_a_route_s_way_changes_between_device_and_underlay(bench: Bench) -> None
     assert bench.observe().routes == direct
     bench.reach(want)
     bench.reach(replace(want, routes=direct))
+
+
+def test_a_subnet_this_host_is_connected_to_is_not_stolen(bench: Bench) -> None:
+    for family in bench.shape.over:
+        bench.connect(subnet(family, 2))
+    want = bench.shape.peers(2, 3)
+    bench.reach(want)
+    expected = [f"add route {subnet(family, 2)}: br0 has an address in that subnet" for family in bench.shape.over]
+    assert list(p.plan(want, bench.observe()).problems) == expected
+    routes = bench.observe().routes
+    assert {destination: route.device for destination, route in routes.items()} == {
+        subnet(family, n): "br0" if n == 2 else bench.shape.device(family).name
+        for family in bench.shape.over
+        for n in (2, 3)
+    }
 
 
 def test_foreign_routes_stay(bench: Bench) -> None:

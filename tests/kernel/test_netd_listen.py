@@ -284,6 +284,22 @@ def test_before_anything_was_looked_at_links_are_heard_all_the_same(ear: Ear) ->
         eventually(lambda before=before: ear.count > before)
 
 
+def test_a_local_subnet_among_the_pods_is_heard_and_held_beside_our_route(connected: Ear) -> None:
+    """In IPv6 the kernel's own route for an address stands beside ours, and is the one in use."""
+    host = connected.host
+    host.run("ip link add br0 type veth peer name br1")
+    host.run("ip link set br0 up")
+    for subnet_, seen in ((f"{FD}:200::", True), (f"{FD}:2::", False)):
+        before = connected.settle()
+        for verb in ("add", "delete"):
+            host.run(f"ip address {verb} {subnet_}1/64 dev br0")
+            eventually(lambda before=before: connected.count > before)
+            assert connected.observe(verify=False) == connected.fresh()
+            routes = connected.observe(verify=False).routes
+            assert any(route.device == "br0" for route in routes.values()) is (seen and verb == "add")
+            before = connected.settle()
+
+
 def test_a_route_out_of_a_link_that_goes_down_goes_without_a_word_and_is_noticed(connected: Ear) -> None:
     """Linux does not tell of IPv4 routes that go with their interface."""
     host = connected.host
