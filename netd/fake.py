@@ -321,6 +321,10 @@ class FakeFirewall:
     def sync(self, rules: FirewallRules) -> None:
         self.asked = rules
 
+    def listen(self, on_change: Callable[[], None], stop: threading.Event) -> None:
+        del on_change  # nobody else changes it
+        stop.wait()
+
 
 class FakeRenewal:
     """An etcd lease that nobody renews; `lose` says that it is lost. Stands in for store.lease.KeepAlive."""
@@ -336,6 +340,9 @@ class FakeRenewal:
             self._store.keep_alive(self.lease_id)
         else:
             self.lease_id = self._store.grant(self._ttl)
+
+    def ttl_left(self) -> float:
+        return 0.0 if self.lost else float(self._ttl)
 
     def stop(self, *, revoke: bool = False) -> None:
         self.stopped = True

@@ -155,7 +155,7 @@ class Netd:
         return {
             "leases": self.mirror.not_ready,
             "lease": lambda: _last_word(self.lease_runner),
-            "kernel": lambda: _last_word(self.kernel_runner) or self._peers_missing(),
+            "kernel": lambda: _last_word(self.kernel_runner) or self.peers_missing(),
             "firewall": lambda: _last_word(self.firewall_runner),
         }
 
@@ -163,7 +163,7 @@ class Netd:
         self.holder.stop()
         self._remember(force=True)
 
-    def _peers_missing(self) -> str | None:
+    def peers_missing(self) -> str | None:
         return None if self._programmed == self._changes else "leases have changed and are being programmed"
 
     def _store_changed(self) -> None:

@@ -6,22 +6,32 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
 
-from netd.desired import Underlay
+from netd.cache import NetworkCache
 from netd.fake import FakeFirewall, FakeKernel, FakeRenewal
-from netd.lease import SubnetHeldByOther
+from netd.identity import NodeIdentity
+from netd.lease import LeaseHolder, SubnetHeldByOther
 from netd.loop import Netd, Settings
-from netd.model import Interface
-from podlane.api.network import LEASE_TTL, LeaseValue, NetworkConfig, parse_config
+from netd.model import Actual, Interface
+from netd.place import Surroundings, Wishes
+from netd.prober import Prober
+from netd.renewal import Renewal
+from netd.ruleset import FirewallRules
+from netd.state import State, previous_subnets
+from netd.underlay import UnderlayWish
+from netd.watched import ConfigEntry, Decoder, LeaseEntry, known
+from podlane.api.network import NetworkConfig, parse_config
+from podlane.api.subnets import LEASE_TTL, LeaseValue, Subnets
 from podlane.errors import Invalid, PodlaneError, StoreUnavailable
 from podlane.runtime.runner import NotReady
 from podlane.store.interface import Compare, Delete, Put
 from podlane.store.memory import MemoryStore
+from podlane.store.mirror import Mirror
 
 pytestmark = pytest.mark.unit
 
@@ -58,15 +68,51 @@ class Host:
         self.start()
 
     def start(self) -> None:
+        """A new process on what the last one left."""
         self.stop = threading.Event()
-        address = self.kernel.links["eth0"].addresses[0]
-        self.netd = Netd(
-            Settings(PREFIX, Underlay("eth0", address, address.ip, 1500), self.subnet_file, self.folder, ip_masq=True),
+        cache = NetworkCache(self.folder, interval=0)
+        remembered = cache.load()
+        rng = random.Random(self.seed)
+        previous = remembered.own if remembered is not None else previous_subnets(self.subnet_file)
+        decode = Decoder(PREFIX)
+        surroundings = Surroundings(
+            Wishes(PREFIX, UnderlayWish(), lambda: ()),
+            kernel=self.kernel,
             store=self.store,
+            state=State(self.folder),
+            remembered=remembered,
+            rng=rng,
+            previous=previous,
+        )
+        identity = NodeIdentity(f"{self.folder}", "boot", f"host{self.number}")
+
+        def holder(on_lost: Callable[[], None]) -> LeaseHolder:
+            def renewal(ttl: int, lease_id: int) -> Renewal:
+                self.renewals.append(FakeRenewal(self.store, ttl, on_lost, lease_id))
+                return self.renewals[-1]
+
+            return LeaseHolder(
+                self.store, PREFIX, identity, renewal, rng, previous=previous, known=lambda: known(self.netd.mirror)
+            )
+
+        self.netd = Netd(
+            Settings(self.subnet_file, ip_masq=True),
+            surroundings=surroundings,
+            mirror=lambda on_change: Mirror(
+                self.store,
+                decode.root,
+                decode=decode,
+                on_change=on_change,
+                name="leases",
+                witness=remembered.witness if remembered is not None else 0,
+                witness_revision=remembered.revision if remembered is not None else 0,
+            ),
+            holder=holder,
+            prober=Prober,
             kernel=self.kernel,
             firewall=self.firewall,
-            renewal=self._renewal,
-            rng=random.Random(self.seed),
+            cache=cache,
+            remembered=remembered,
         )
         self.thread = threading.Thread(target=self.netd.mirror.run, args=(self.stop,), daemon=True)
         self.thread.start()
@@ -79,9 +125,12 @@ class Host:
         self.thread.join(10)
         self.netd.stop()
 
-    def _renewal(self, lost: Callable[[], None], lease_id: int) -> FakeRenewal:
-        self.renewals.append(FakeRenewal(self.store, LEASE_TTL, lost, lease_id))
-        return self.renewals[-1]
+    def seen(self) -> Actual:
+        return self.kernel.observe(["flannel.1"], [NETWORK], [])
+
+    def renewal_of(self, ttl: int) -> FakeRenewal:
+        """The last of those for so long."""
+        return [each for each in self.renewals if each._ttl == ttl][-1]
 
     def settle(self) -> None:
         """Let the mirror catch up, then run both loops."""
@@ -91,10 +140,23 @@ class Host:
         self.netd.sync_kernel()
 
     def catch_up(self) -> None:
+        """Let the mirror see what the store has below flannel's prefix."""
         end = time.monotonic() + 10
-        while self.netd.mirror.revision < self.store.revision:
+        while not self._caught_up():
             assert time.monotonic() < end, "the mirror does not catch up"
             time.sleep(0.002)
+
+    def _caught_up(self) -> bool:
+        stored = {kv.key.removeprefix(f"{PREFIX}/"): kv for kv in self.store.list(f"{PREFIX}/").items}
+        entries, _ = self.netd.mirror.view()
+        if entries.keys() | self.netd.mirror.undecodable.keys() != stored.keys():
+            return False
+        for key, entry in entries.items():
+            if isinstance(entry, LeaseEntry) and entry.revision != stored[key].mod_revision:
+                return False
+            if isinstance(entry, ConfigEntry) and entry.raw != stored[key].value:
+                return False
+        return True
 
     @property
     def subnet_file(self) -> Path:
@@ -142,16 +204,16 @@ def test_nothing_is_touched_before_there_is_a_config_and_then_all_happens(tmp_pa
         for sync in (host.netd.sync_lease, host.netd.sync_kernel, host.netd.sync_firewall):
             with pytest.raises(NotReady):
                 sync()
-        assert (host.kernel.device, host.firewall.asked, list(tmp_path.iterdir())) == (None, None, [])
+        assert (host.kernel.devices, host.firewall.asked, list(tmp_path.iterdir())) == ({}, None, [])
         put(store, "config", '{"Network":"10.5.0.0/16","SubnetMin":"10.5.7.0","SubnetMax":"10.5.7.0"}')
         put(store, "subnets/10.5.9.0-24", peer(99))
         host.settle()
         host.netd.sync_firewall()
         assert host.key == "subnets/10.5.7.0-24"
-        assert host.kernel.device is not None
-        assert host.kernel.device.addresses == {IPv4Interface("10.5.7.0/32")}
+        assert host.kernel.devices["flannel.1"].addresses == {IPv4Interface("10.5.7.0/32")}
         assert list(host.kernel.routes) == [IPv4Network("10.5.9.0/24")]
-        assert host.firewall.asked == (NETWORK, True, True)
+        own = Subnets(IPv4Network("10.5.7.0/24"))
+        assert host.firewall.asked == FirewallRules((NETWORK,), own, forward=True, masquerade=True)
         assert host.subnet_file.read_text() == (
             "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
         )
@@ -163,9 +225,11 @@ def test_nothing_is_touched_before_there_is_a_config_and_then_all_happens(tmp_pa
     ("config", "message"),
     [
         ('{"Network":"10.5.0.0/29"}', "is too small"),
-        ('{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}', 'Backend.Type: this netd builds vxlan, got "udp"'),
-        ('{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}', "EnableIPv6: this netd builds"),
-        ('{"Network":"192.168.0.0/16"}', "overlaps 192.168.64.0/24 of eth0"),
+        (
+            '{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}',
+            'Backend.Type: this netd builds vxlan and host-gw, got "udp"',
+        ),
+        ('{"Network":"192.168.0.0/16"}', "overlaps 192.168.64.0/24, the subnet of eth0"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused_before_anything_is_touched(
@@ -175,7 +239,7 @@ def test_a_config_that_cannot_be_used_is_refused_before_anything_is_touched(
     host.catch_up()
     with pytest.raises(PodlaneError, match=message):
         host.netd.sync_lease()
-    assert host.kernel.device is None
+    assert host.kernel.devices == {}
     assert host.store.list(f"{PREFIX}/subnets/").items == ()
 
 
@@ -214,50 +278,48 @@ def test_a_second_sync_changes_nothing(host: Host) -> None:
 
 def test_a_restart_adopts_lease_device_and_mac_address(host: Host) -> None:
     host.settle()
-    key, device, steps = host.key, host.kernel.device, len(host.kernel.applied)
+    key, devices, steps = host.key, dict(host.kernel.devices), len(host.kernel.applied)
     revision = host.store.revision
     host.end()
     host.start()
     host.settle()
-    assert (host.key, host.kernel.device, len(host.kernel.applied)) == (key, device, steps)
-    assert host.lease == host.renewals[-1].lease_id
-    assert host.store.revision == revision, "and writes nothing, so that no peer hears of it"
+    assert (host.key, host.kernel.devices, len(host.kernel.applied)) == (key, devices, steps)
+    assert host.lease == host.renewal_of(LEASE_TTL).lease_id
+    assert host.store.list(f"{PREFIX}/", since=revision + 1).items == (), "no peer hears of it"
 
 
 def test_a_reboot_keeps_the_mac_address_and_an_expired_lease_the_subnet(host: Host) -> None:
     host.settle()
-    key, mac = host.key, (host.kernel.device or pytest.fail("no device")).mac
+    key, mac = host.key, host.kernel.devices["flannel.1"].mac
     host.end()
-    host.kernel.delete_device()
+    host.kernel.delete_link("flannel.1")
     host.store.revoke(host.lease)
     host.seed = 2
     host.start()
     host.settle()
     assert host.key == key, "found again by the subnet file"
-    assert host.kernel.device is not None
-    assert host.kernel.device.mac == mac
+    assert host.kernel.devices["flannel.1"].mac == mac
 
 
 def test_a_reinstalled_host_finds_subnet_and_mac_address_by_its_public_address(host: Host) -> None:
     host.settle()
-    key, mac = host.key, (host.kernel.device or pytest.fail("no device")).mac
+    key, mac = host.key, host.kernel.devices["flannel.1"].mac
     host.end()
-    host.kernel.delete_device()
+    host.kernel.delete_link("flannel.1")
     host.folder = host.folder.with_name("fresh")
     host.seed = 2
     host.start()
     host.settle()
     assert host.key == key
-    assert host.kernel.device is not None
-    assert host.kernel.device.mac == mac
+    assert host.kernel.devices["flannel.1"].mac == mac
 
 
 def test_stopping_leaves_everything_in_place(host: Host) -> None:
     put(host.store, "subnets/10.5.9.0-24", peer(99))
     host.settle()
-    before = host.kernel.observe("flannel.1", NETWORK)
+    before = host.seen()
     host.end()
-    assert host.kernel.observe("flannel.1", NETWORK) == before
+    assert host.seen() == before
     assert host.key
     host.start()
 
@@ -273,24 +335,22 @@ def test_a_deleted_key_is_written_again(host: Host) -> None:
 def test_a_lost_etcd_lease_is_replaced_and_the_subnet_stays(host: Host) -> None:
     host.settle()
     key = host.key
+    first = host.renewal_of(LEASE_TTL)
     host.store.revoke(host.lease)
-    host.renewals[-1].lose()
+    first.lose()
     host.settle()
     assert host.key == key
-    assert len(host.renewals) == 2
-    assert host.lease == host.renewals[-1].lease_id
-    assert host.renewals[0].stopped
+    assert host.lease == host.renewal_of(LEASE_TTL).lease_id != first.lease_id
+    assert first.stopped
 
 
 def test_a_renewal_that_does_not_know_yet_that_its_lease_is_gone(host: Host) -> None:
     host.settle()
     key = host.key
     host.store.revoke(host.lease)
-    host.catch_up()
-    with pytest.raises(PodlaneError):
-        host.netd.sync_lease()  # the lease is not found; the next attempt begins with a new one
     host.settle()
     assert host.key == key
+    assert host.lease == host.renewal_of(LEASE_TTL).lease_id
 
 
 def test_a_subnet_that_another_host_took_meanwhile_is_reported_and_never_moved_from(host: Host) -> None:
@@ -329,12 +389,13 @@ def test_a_lost_answer_is_not_a_second_subnet(host: Host) -> None:
 def test_a_kernel_that_was_changed_by_hand_is_made_right(host: Host) -> None:
     put(host.store, "subnets/10.5.9.0-24", peer(99))
     host.settle()
-    right = host.kernel.observe("flannel.1", NETWORK)
-    host.kernel.set_down()
+    right = host.seen()
+    host.kernel.set_down("flannel.1")
     host.kernel.fdb.clear()
-    host.kernel.forwarding = False
+    host.kernel.sysctls["net/ipv4/ip_forward"] = "0"
     host.netd.sync_kernel()
-    assert host.kernel.observe("flannel.1", NETWORK) == right
+    assert host.kernel.sysctls["net/ipv4/ip_forward"] == "1"
+    assert host.seen() == right
     host.subnet_file.unlink()
     host.netd.sync_kernel()
     assert host.subnet_file.exists()
@@ -364,6 +425,100 @@ def test_readiness_tells_what_is_missing(tmp_path: Path) -> None:
         host.end()
 
 
+def test_every_peer_is_programmed_before_it_is_ready(host: Host) -> None:
+    host.settle()
+    assert host.netd.peers_missing() is None
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.catch_up()
+    assert host.netd.peers_missing() is not None
+    host.settle()
+    assert host.netd.peers_missing() is None
+
+
+def test_a_changed_config_is_applied_at_once_and_the_old_device_goes(host: Host) -> None:
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    key = host.key
+    put(host.store, "config", '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7,"MTU":1400}}')
+    host.settle()
+    host.settle()
+    assert list(host.kernel.devices) == ["flannel.7"]
+    assert host.kernel.devices["flannel.7"].mtu == 1350
+    assert "FLANNEL_MTU=1350" in host.subnet_file.read_text()
+    kv = host.store.get(f"{PREFIX}/{key}")
+    assert kv is not None
+    assert LeaseValue.decode(kv.value).backend_data == {"VNI": 7, "VtepMAC": host.kernel.devices["flannel.7"].mac}
+    assert list(host.kernel.routes) == [IPv4Network("10.5.9.0/24")]
+
+
+@pytest.mark.parametrize("config", ['{"Network":"10.9.0.0/16"}', "garbage", None])
+def test_a_config_that_would_pull_the_subnet_away_leaves_the_one_in_use(host: Host, config: str | None) -> None:
+    host.settle()
+    key, before = host.key, host.seen()
+    if config is None:
+        delete(host.store, "config")
+    else:
+        put(host.store, "config", config)
+    host.settle()
+    assert (host.key, host.seen()) == (key, before)
+
+
+def test_a_wiped_store_withdraws_no_peer_and_the_lease_is_registered_again(host: Host) -> None:
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    key, before = host.key, host.seen()
+    host.store.wipe()
+    for each in list(host.renewals):
+        each.lose()
+    end = time.monotonic() + 10
+    while host.netd.mirror.view()[1] == 1:
+        assert time.monotonic() < end, "the mirror does not notice"
+        time.sleep(0.002)
+    host.settle()
+    assert host.key == key
+    assert host.seen() == before
+    host.end()
+    host.start()
+    host.settle()
+    assert host.seen() == before, "nor does a restart"
+
+
+def test_after_a_reboot_without_the_store_the_overlay_comes_up_from_memory(host: Host) -> None:
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    before = host.seen()
+    host.end()
+    host.kernel.delete_link("flannel.1")
+    fresh = Host(MemoryStore(), host.folder.with_name("other"))  # another store, in which nothing is
+    fresh.end()
+    fresh.folder, fresh.kernel = host.folder, host.kernel
+    fresh.start()
+    try:
+        with pytest.raises(NotReady):
+            fresh.netd.sync_kernel()  # the store has its time to answer
+        fresh.netd._started -= 60
+        fresh.netd.sync_kernel()
+        assert fresh.seen() == before
+        assert fresh.netd.place is not None
+        assert not fresh.netd.place.confirmed
+    finally:
+        fresh.end()
+        host.start()
+
+
+def test_another_address_is_published_and_used_under_the_same_subnet(host: Host) -> None:
+    host.settle()
+    subnet = host.key
+    eth0 = host.kernel.links["eth0"]
+    host.kernel.links["eth0"] = replace(eth0, addresses=(IPv4Interface("192.168.64.12/24"),), mtu=1400)
+    host.number = 12
+    host.settle()
+    host.settle()
+    assert host.key == subnet
+    device = host.kernel.devices["flannel.1"]
+    assert (device.local, device.mtu) == (IPv4Address("192.168.64.12"), 1350)
+
+
 SMALL: NetworkConfig = parse_config('{"Network":"10.5.0.0/22","SubnetLen":27}')  # 31 subnets
 
 
@@ -391,7 +546,7 @@ def test_20_at_once_get_20_subnets(tmp_path: Path, same_dice: bool) -> None:
         assert failures == []
         assert len({host.key for host in hosts}) == 20
         for host in hosts:
-            assert SMALL.allows(IPv4Network(host.key.removeprefix("subnets/").replace("-", "/")))
+            assert SMALL.allows(Subnets.parse_key(host.key.removeprefix("subnets/")))
     finally:
         for host in hosts:
             host.end()
