@@ -54,7 +54,7 @@ class Firewall:
                         return
                 raise PodlaneError(f"write firewall rules: changed by others {_ROUNDS} times in a row, or not kept")
             except PodlaneError:
-                self._right_at, self._seen = None, nftables.generation(socket)
+                self._seen = nftables.generation(socket)  # what was written in part must not wake us
                 raise
 
     def remove(self) -> None:

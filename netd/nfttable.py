@@ -42,7 +42,7 @@ class NftTable:
         self._listed: Listing | None = None
         """Chains and rules as the kernel lists them since."""
         self._sources: frozenset[Address] = frozenset()
-        self._answers: list[list[bytes]] = []
+        self._packed: list[bytes] = []
         """The listing that was last found to be `_sources`; empty when none was since these changed."""
 
     def sync(self, socket: NetlinkSocket, rules: FirewallRules, *, trusted: bool) -> bool:
@@ -74,14 +74,18 @@ class NftTable:
             self._look_at_sources(socket)
 
     def _look_at_sources(self, socket: NetlinkSocket) -> None:
-        answers = [nftables.listing(socket, _OURS.list_elements(name)) for name in SOURCES.values()]
-        if answers == self._answers:
+        packed = [
+            bytes(nftables.packed_elements(body))
+            for name in SOURCES.values()
+            for body in nftables.listing(socket, _OURS.list_elements(name))
+        ]
+        if packed == self._packed:
             return  # the same bytes as last time: nobody changed a source
         known = {source.packed: source for source in self._sources}
-        there = {key for bodies in answers for key in nftables.keys(bodies)}
+        there = {key for part in packed for key in nftables.keys(part)}
         if there != known.keys():
             self._sources = frozenset(known.get(key) or ip_address(key) for key in there)
-        self._answers = answers
+        self._packed = packed
 
     def _load(self, socket: NetlinkSocket, rules: FirewallRules, skeleton: FirewallRules) -> None:
         self._skeleton = None
@@ -91,7 +95,7 @@ class NftTable:
         self._listed = _list(socket)
         if _counts(self._listed) != {name: len(rows) - 1 for name, rows in chains.items()}:
             return  # somebody was quicker than we could look: write it again
-        self._skeleton, self._sources, self._answers = skeleton, rules.sources, []
+        self._skeleton, self._sources, self._packed = skeleton, rules.sources, []
 
     def _change(self, socket: NetlinkSocket, wanted: frozenset[Address]) -> None:
         added, removed = wanted - self._sources, self._sources - wanted
@@ -103,7 +107,7 @@ class NftTable:
         failures = nftables.commit(socket, [*messages, nftables.END])
         if failures:
             raise PodlaneError(f"change vxlan sources {_shown(added, removed)}: {failures[0]}")
-        self._sources, self._answers = wanted, []
+        self._sources, self._packed = wanted, []
         _log.info("vxlan sources changed", added=len(added), removed=len(removed), sources=len(wanted))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from podlane.runtime import netlink as nl
@@ -182,15 +182,14 @@ def element(key: bytes, data: bytes = b"") -> bytes:
 
 
 def packed_elements(body: nl.Buffer) -> memoryview:
-    """The elements in one answer to `list_elements`, still packed."""
+    """The elements in one answer to `list_elements`, still packed. (The answer's head has the generation in it.)"""
     return nl.attribute_map(memoryview(body)[4:]).get(SET_ELEMENTS, memoryview(b""))
 
 
-def keys(bodies: Iterable[nl.Buffer]) -> Iterator[bytes]:
-    """The key of each element in the answers to `list_elements`."""
-    for body in bodies:
-        for _, each in nl.attributes(packed_elements(body)):
-            yield key_of(nl.attribute_map(each))
+def keys(packed: nl.Buffer) -> Iterator[bytes]:
+    """The key of each packed element."""
+    for _, each in nl.attributes(packed):
+        yield key_of(nl.attribute_map(each))
 
 
 def key_of(attributes: dict[int, memoryview]) -> bytes:

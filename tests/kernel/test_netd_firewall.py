@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import proxyd_world
 import pytest
 
 from netd.firewall import Firewall, FirewallRules
@@ -172,6 +173,28 @@ def test_restarts_and_rewrites_lose_no_packet_of_a_flow(world: World, version: i
             assert client.recvfrom(64)[0] == b"y"
             seen.add(who)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("first", ["netd", "proxyd"])
+def test_services_work_with_proxyds_masquerading_before_ours_and_after(netns: NetnsMaker, first: str) -> None:
+    world = proxyd_world.World(netns)
+    pods, client, far = world.pods, world.client, proxyd_world.FAR
+    own, other = proxyd_world.POD1, proxyd_world.POD3
+    services = proxyd_world.web([own, far])
+    try:
+        world.serve(own, far)
+        if first == "proxyd":
+            world.sync(*services)
+        with inside(world.node):
+            Firewall().sync(RULES)
+        if first == "netd":
+            world.sync(*services)
+        # what each endpoint sees as the caller
+        assert {world.call(pods[other]) for _ in range(30)} == {(own, other), (far, other)}
+        assert {world.call(pods[own]) for _ in range(30)} == {(own, "10.5.1.1"), (far, own)}
+        assert {world.call(client) for _ in range(30)} == {(own, "10.5.1.1"), (far, "172.16.0.1")}
+    finally:
+        world.close()
 
 
 # --- forwarding ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from netd.firewall import Firewall, FirewallRules
+from podlane.errors import PodlaneError
 from podlane.runtime.runner import Runner
 from proxyd.nft import KernelNft
 from proxyd.ruleset import Skeleton
@@ -55,6 +56,9 @@ class Watched:
         change()
         threading.Event().wait(QUIET)
         return self.calls == before
+
+    def calm(self) -> bool:
+        return self.quiet(lambda: None)
 
     def close(self) -> None:
         self._stop.set()
@@ -116,7 +120,7 @@ def test_what_is_taken_away_by_hand_comes_back(watched: Watched, command: str) -
     watched.ns.run(command)
     eventually(lambda: watched.calls > calls)
     eventually(lambda: kept(watched.ns) == right)
-    assert watched.quiet(lambda: None)
+    eventually(watched.calm)
 
 
 def kept(ns: Netns) -> str:
@@ -135,6 +139,17 @@ def test_own_writes_wake_nobody(watched: Watched) -> None:
         assert watched.quiet(lambda rules=rules: watched.sync(rules))
     with inside(watched.ns):
         assert watched.quiet(watched.firewall.remove)
+
+
+def test_a_sync_that_failed_halfway_does_not_wake_itself(watched: Watched) -> None:
+    half = replace(PEERS, networks=RULES.networks[:1], guard=guard(port=70000))
+
+    def fails() -> None:
+        with pytest.raises(PodlaneError, match="nft -f -"):
+            watched.sync(half)
+
+    assert watched.quiet(fails)
+    assert "PODLANE-FORWARD" not in watched.ns.run("ip6tables -S")
 
 
 def test_others_wake_nobody(watched: Watched) -> None:
@@ -175,8 +190,8 @@ def test_dockers_own_changes_wake_nobody_and_its_start_moves_nothing(host: Netns
             assert host.run("iptables -S FORWARD").startswith("-P FORWARD DROP")
             docker = ["docker", "-H", engine.url]
             subprocess.run([*docker, "network", "create", "web"], check=True, stdout=subprocess.DEVNULL)
-            eventually(lambda: _in_order(host))
-            assert watched.quiet(lambda: None)
+            eventually(watched.calm)
+            assert _in_order(host)
             run = [*docker, "run", "-d", "--rm", "--network=web", "--publish=8080:80", "podlane-test/busybox:1"]
             assert watched.quiet(lambda: subprocess.run([*run, "sleep", "60"], check=True, stdout=subprocess.DEVNULL))
             assert "--dport 80 -j ACCEPT" in host.run("iptables -S DOCKER")

@@ -215,6 +215,17 @@ def test_what_somebody_did_to_the_sources_is_undone(world: Guarded, again: bool)
     assert world.generation() == before + 1
 
 
+def test_what_was_right_before_the_last_change_is_not_right_again(world: Guarded) -> None:
+    """A listing that is known from before must not pass for what is wanted now."""
+    world.sync()
+    world.node.run("nft add table ip other")
+    world.sync()  # which looks at the sources
+    world.sync(replace(GUARDED, guard=guard(PEER[6])))
+    world.node.run(f"nft add element inet podlane-netd vxlan-sources {{ {PEER[4]} }}")
+    world.sync(replace(GUARDED, guard=guard(PEER[6])))
+    assert world.elements() == {PEER[6]}
+
+
 def test_a_new_process_takes_over(world: Guarded) -> None:
     world.sync(with_sources(many(10)))
     world.firewall = Firewall()
