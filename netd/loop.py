@@ -127,6 +127,7 @@ class Netd:
         self._kept: KeptPeers | None = None
         self._rules: FirewallRules | None = None
         self.want: Desired | None = None
+        self.peers_programmed = 0
         self.skipped: dict[str, str] = {}
         self.report = Report(self, self._clock)
         self.lease_runner = Runner(self.sync_lease, name="lease", clock=clock, backoff=(0.2, 5.0))
@@ -230,12 +231,13 @@ class Netd:
             error = failed
         self.want = want
         self._write_subnet_file(place, want)
+        programmed = [lease for lease in known.values() if all(subnet in want.routes for subnet in lease.subnets)]
+        self.peers_programmed = len(programmed)
         self._count(want, steps, drift)
         if steps:
             message = "drift repaired" if drift else "sync complete"
             self._log.info(message, **_summary(steps), elapsed=self._clock.monotonic() - started)
         auto = place.config.backend.direct_routing == "auto"
-        programmed = [lease for lease in known.values() if all(subnet in want.routes for subnet in lease.subnets)]
         self.prober.set_peers(place.own, programmed, place.underlay, auto=auto, devices=want.devices)
         if error is not None:
             raise error
@@ -326,7 +328,7 @@ class Netd:
         _SKIPPED.set(len(now))
 
     def _count(self, want: Desired, steps: list[Step], drift: bool) -> None:
-        _PEERS.set(len({route.gateway for route in want.routes.values()}))
+        _PEERS.set(self.peers_programmed)
         for kind, entries in (("route", want.routes), ("neighbour", want.neighbours), ("fdb", want.fdb)):
             _ENTRIES.labels(kind).set(len(entries))
         for step in steps:

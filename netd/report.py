@@ -44,7 +44,7 @@ class Report:
             "devices": [_device(device) for device in want.devices.values()] if want is not None else [],
             "peers": {
                 "leases": len(netd.in_force),
-                "programmed": len({route.gateway for route in want.routes.values()}) if want is not None else 0,
+                "programmed": netd.peers_programmed,
                 "direct": sorted(map(str, netd.prober.direct)),
                 "unreachable": list(netd.prober.unreachable().peers),
                 "unreachableCount": netd.prober.unreachable().count,
