@@ -255,6 +255,11 @@ class NetnsEtcd:
     endpoint: str
     process: subprocess.Popen[Any] | None = None
 
+    @property
+    def endpoint6(self) -> str:
+        """The same, once a host has asked for IPv6."""
+        return f"http://[{self.ns.address6}]:2379"
+
     def start(self) -> None:
         """Start it (again, on the same data) and wait until it answers."""
         client, peer = "http://[::]:2379", "http://127.0.0.1:2380"

@@ -45,7 +45,7 @@ class Node:
     def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
         options = {
-            "etcd-endpoints": self.etcd.endpoint,
+            "etcd-endpoints": self.etcd.endpoint if self.ns.address else self.etcd.endpoint6,
             "subnet-file": self.folder / "subnet.env",
             "state-dir": self.folder,
             "node-name": self.ns.name,
@@ -106,6 +106,11 @@ class Node:
     def add_pod(self) -> None:
         """What Docker does with the subnet file: a gateway on the host, the pod behind it."""
         pod, file = self.netns.add(self.ns.name.rpartition("-")[2] + "p"), self.subnet
+        for ns in (
+            self.ns,
+            pod,
+        ):  # or a new link's own address, by which neighbours are asked, waits for a second or two
+            ns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0")
         self.netns.link(self.ns, "pod0", pod, "eth0", mtu=file.mtu)
         for subnet in file.subnets:
             gateway, address = subnet.network_address + 1, subnet.network_address + 2
