@@ -109,7 +109,7 @@ def lease_value(config: NetworkConfig, underlay: Underlay, macs: Mapping[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """One peer's entries, or why it has none; neither for this host's own lease."""
+    """One peer's entries, or why it has none; neither for this host's own lease and for reservations."""
 
     neighbours: tuple[tuple[NeighbourKey, Neighbour], ...] = ()
     fdb: tuple[tuple[FdbKey, FdbEntry], ...] = ()
@@ -269,7 +269,7 @@ class _Host:
         self.devices = {c.name: _device(c, config, underlay, own, macs[c.name]) for c in by_carrier}
 
     def needs(self, lease: Lease) -> _Needs:
-        if lease.subnets == self._own:
+        if lease.subnets == self._own or not lease.value.backend_type:  # without one: reserved, and nobody there yet
             return _Needs()
         addresses = lease.value.addresses
         if problem := self._unusable(lease, addresses):
