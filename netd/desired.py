@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Literal
 
 from netd.intern import interned
-from netd.model import Desired, Device, FdbEntry, FdbKey, Neighbour, NeighbourKey, Route
+from netd.model import Desired, Device, FdbEntry, FdbKey, Neighbour, NeighbourKey, Route, route_protocol
 from podlane.api.network import VXLAN6_OVERHEAD, VXLAN_OVERHEAD, NetworkConfig
 from podlane.api.subnets import Address, LeaseValue, Network, Subnets
 
@@ -281,7 +281,7 @@ class _Host:
             family: Family = 4 if subnet.version == 4 else 6
             gateway = self._gateway(addresses, family) if self._how else None
             if gateway is not None:
-                routes.append((subnet, Route(gateway, self._underlay.name, onlink=False)))
+                routes.append((subnet, Route(gateway, self._underlay.name, False, route_protocol(subnet))))
                 continue
             try:
                 name, mac, remote = self._tunnel(lease.value, addresses, family)
@@ -290,7 +290,7 @@ class _Host:
             vtep = subnet.network_address
             neighbours.append(((name, vtep), Neighbour(mac)))
             fdb[name, mac] = FdbEntry(remote)
-            routes.append((subnet, Route(vtep, name, onlink=True)))
+            routes.append((subnet, Route(vtep, name, True, route_protocol(subnet))))
         return _Needs(tuple(neighbours), tuple(fdb.items()), tuple(routes))
 
     def _tunnel(self, value: LeaseValue, addresses: Sequence[Address], family: Family) -> tuple[str, str, Address]:

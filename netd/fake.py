@@ -15,7 +15,7 @@ from ipaddress import ip_network
 
 from netd import plan as p
 from netd.model import (
-    PROTOCOL,
+    ROUTE_PROTOCOLS,
     Actual,
     Device,
     FdbEntry,
@@ -103,7 +103,7 @@ class FakeKernel:
             foreign={name: kind for name, kind in self.foreign.items() if name in devices},
             neighbours={key: each for key, each in self.neighbours.items() if key[0] in devices},
             fdb={key: each for key, each in self.fdb.items() if key[0] in devices},
-            routes={to: route for to, route in self.routes.items() if route.protocol == PROTOCOL or inside(to)},
+            routes={to: route for to, route in self.routes.items() if route.protocol in ROUTE_PROTOCOLS or inside(to)},
             blackholes=frozenset(self.blackholes),
             sysctls={path: self.sysctls[path] for path in sysctls if path in self.sysctls},
         )

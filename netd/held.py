@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from netd import plan as p
 from netd import rtlink as rl
 from netd import rtnetlink as rt
-from netd.model import PROTOCOL, Actual, FdbEntry, FdbKey, InterfaceAddress, Neighbour, NeighbourKey, Route
+from netd.model import ROUTE_PROTOCOLS, Actual, FdbEntry, FdbKey, InterfaceAddress, Neighbour, NeighbourKey, Route
 from podlane.api.subnets import Network
 from podlane.runtime.netlink import Buffer
 
@@ -122,7 +122,7 @@ class Held:
         return self.holders.get(index) or rl.name_of(index)
 
     def _concerns(self, raw: rt.RawRoute) -> bool:
-        return raw.protocol == PROTOCOL or raw.destination in self.routes or self.asked.covers(raw.destination)
+        return raw.protocol in ROUTE_PROTOCOLS or raw.destination in self.routes or self.asked.covers(raw.destination)
 
     # ---- kept up by steps ------------------------------------------------------------------------
 

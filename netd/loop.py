@@ -11,6 +11,7 @@ a restart adopts them and no packet is lost.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -259,7 +260,8 @@ class Netd:
             self._say(want.problems, todo.problems)
             if not todo:
                 return applied
-            self._log.debug("plan", steps=str(todo))
+            if self._log.is_enabled_for(logging.DEBUG):  # the text of 5,000 peers takes 30 ms
+                self._log.debug("plan", steps=str(todo))
             applied += todo.steps
             self._verified = -_VERIFY  # unless all goes well
             self._kernel.apply(todo)

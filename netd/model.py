@@ -20,6 +20,14 @@ PROTOCOL = 117
 None of iproute2's rt_protos, and outside the kernel's own (0-4).
 """
 
+ROUTE_PROTOCOLS = range(PROTOCOL, PROTOCOL + 16)
+"""The numbers that mark a route as netd's.
+
+Several, because Linux (seen on 6.18) keeps what routes have in common in a hash
+that takes in the protocol and not the gateway: with one number 5,000 routes
+are one chain, and adding the sixth thousand takes three times as long.
+"""
+
 PROTO_KERNEL = 2
 """A route the kernel made itself for an address (RTPROT_KERNEL)."""
 
@@ -117,6 +125,12 @@ class Route:
     device: str
     onlink: bool
     protocol: int = PROTOCOL
+
+
+def route_protocol(destination: Network) -> int:
+    """The one of ROUTE_PROTOCOLS for this destination: neighbouring subnets have different ones."""
+    number = int(destination.network_address) >> (destination.max_prefixlen - destination.prefixlen)
+    return PROTOCOL + number % len(ROUTE_PROTOCOLS)
 
 
 NeighbourKey = tuple[str, Address]

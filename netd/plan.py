@@ -19,6 +19,7 @@ from netd.model import (
     BLACKHOLE_METRIC,
     PROTO_KERNEL,
     PROTOCOL,
+    ROUTE_PROTOCOLS,
     Actual,
     Desired,
     Device,
@@ -359,7 +360,7 @@ def _entry_steps(desired: Desired, actual: Actual, problems: list[str]) -> Itera
         yield AddBlackhole(destination)
     # routes go first; the neighbour last, because its mark vouches for an FDB entry without one
     for destination in routes.extra:
-        if actual.routes[destination].protocol == PROTOCOL:
+        if actual.routes[destination].protocol in ROUTE_PROTOCOLS:
             yield DeleteRoute(destination, actual.routes[destination])
     for destination in _sorted(actual.blackholes - desired.blackholes):
         yield DeleteBlackhole(destination)

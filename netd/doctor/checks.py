@@ -15,11 +15,13 @@ from netd.desired import Lease, carriers, lease_value
 from netd.doctor.facts import DoctorContext, HostFacts, HostRoute
 from netd.doctor.finding import Finding, error, ok, some, warning
 from netd.doctor.offload import CHECKSUM, TUNNEL_CHECKSUM
-from netd.model import PROTOCOL
+from netd.model import ROUTE_PROTOCOLS
 from podlane.api.network import VXLAN6_OVERHEAD, VXLAN_OVERHEAD
 from podlane.api.subnets import Address, Network
 
 _MIN_IPV6_MTU = 1280  # RFC 8200, section 5
+
+_OURS = frozenset(map(str, ROUTE_PROTOCOLS))
 
 
 def peer_name(lease: Lease) -> str:
@@ -195,7 +197,7 @@ def reverse_path(context: DoctorContext, facts: HostFacts) -> list[Finding]:
     """Strict rp_filter drops only what comes back another way than this host would send it."""
     underlay, found = context.underlay.name, []
     # thousands of routes to peers' pods lead to no peer's public address
-    others = replace(facts, routes=tuple(route for route in facts.routes if route.protocol != str(PROTOCOL)))
+    others = replace(facts, routes=tuple(route for route in facts.routes if route.protocol not in _OURS))
     carried = {c.name: c for c in carriers(context.config, context.underlay)}
     strict = [name for name in (underlay, *context.desired.devices) if facts.strict_rp_filter(name)]
     if underlay in strict:
@@ -290,7 +292,7 @@ def _harmless(route: HostRoute, context: DoctorContext) -> bool:
     return (
         there.prefixlen == 0
         or inside_own
-        or route.protocol == str(PROTOCOL)
+        or route.protocol in _OURS
         or there in context.desired.routes
         or route.device in context.desired.devices
         or there.is_link_local

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netd.desired import Lease, Peers, carriers, lease_value, overlay_mtu
-from netd.model import Desired, FdbEntry, Neighbour, Route
+from netd.model import Desired, FdbEntry, Neighbour, Route, route_protocol
 from podlane.api.subnets import LeaseValue, Subnets
 from tests.unit.netd_world import Families, config, lease, mac, subnets, underlay, want
 
@@ -39,7 +39,7 @@ def test_ipv4_over_ipv4() -> None:
     assert target.networks == (IPv4Network("10.5.0.0/16"),)
     assert target.neighbours == {("flannel.1", VTEP): Neighbour(mac(2))}
     assert target.fdb == {("flannel.1", mac(2)): FdbEntry(HOST)}
-    assert target.routes == {NET: Route(VTEP, "flannel.1", onlink=True)}
+    assert target.routes == {NET: Route(VTEP, "flannel.1", True, route_protocol(NET))}
     assert target.sysctls == {"net/ipv4/ip_forward": "1"}
 
 
@@ -50,7 +50,7 @@ def test_ipv6_over_ipv6() -> None:
     assert device.addresses == {IPv6Interface("fd00:10:5:1::/128")}
     assert target.neighbours == {("flannel-v6.1", VTEP6): Neighbour(mac(2, 6))}
     assert target.fdb == {("flannel-v6.1", mac(2, 6)): FdbEntry(HOST6)}
-    assert target.routes == {NET6: Route(VTEP6, "flannel-v6.1", onlink=True)}
+    assert target.routes == {NET6: Route(VTEP6, "flannel-v6.1", True, route_protocol(NET6))}
     assert target.blackholes == {IPv6Network("fd00:10:5:1::/64")}
     assert target.sysctls == {"net/ipv6/conf/eth0/accept_ra": "2", "net/ipv6/conf/all/forwarding": "1"}
 
@@ -68,7 +68,10 @@ def test_both_networks_over_what_the_hosts_have(hosts: Families, devices: list[s
     assert list(target.devices) == devices
     assert [key[0] for key in target.fdb] == [devices[0], devices[-1]]
     assert [entry.remote for entry in target.fdb.values()] == remotes
-    assert target.routes == {NET: Route(VTEP, devices[0], True), NET6: Route(VTEP6, devices[-1], True)}
+    assert target.routes == {
+        NET: Route(VTEP, devices[0], True, route_protocol(NET)),
+        NET6: Route(VTEP6, devices[-1], True, route_protocol(NET6)),
+    }
     vteps = {IPv4Interface("10.5.1.0/32"), IPv6Interface("fd00:10:5:1::/128")}
     assert {address for device in target.devices.values() for address in device.addresses} == vteps
     assert not target.problems
@@ -125,7 +128,10 @@ def test_host_gw_needs_routes_only(families: Families) -> None:
     network = config(families, Type="host-gw")
     target = want(lease(2, families, backend_type="host-gw"), families=families, network=network)
     assert (target.devices, target.neighbours, target.fdb, target.problems) == ({}, {}, {}, {})
-    direct = {NET: Route(HOST, "eth0", onlink=False), NET6: Route(HOST6, "eth0", onlink=False)}
+    direct = {
+        NET: Route(HOST, "eth0", False, route_protocol(NET)),
+        NET6: Route(HOST6, "eth0", False, route_protocol(NET6)),
+    }
     assert target.routes == {to: route for to, route in direct.items() if to in set(subnets(2, families))}
     assert overlay_mtu(network, underlay(families)) == 1500
 
@@ -140,7 +146,7 @@ def test_host_gw_leaves_out_who_is_on_another_segment() -> None:
 def test_direct_routing_on_the_same_segment_only() -> None:
     far = lease(3, public_ip=IPv4Address("172.16.0.3"))
     target = want(lease(2), far, network=config(DirectRouting=True))
-    assert target.routes[NET] == Route(HOST, "eth0", onlink=False)
+    assert target.routes[NET] == Route(HOST, "eth0", False, route_protocol(NET))
     assert target.routes[IPv4Network("10.5.3.0/24")].device == "flannel.1"
     assert set(target.fdb) == {("flannel.1", mac(3))}
 
@@ -155,8 +161,11 @@ def test_automatic_direct_routing_to_those_that_were_probed_alone() -> None:
         return target.routes
 
     assert {route.device for route in routes().values()} == {"flannel.1", "flannel-v6.1"}
-    assert routes(HOST)[NET] == Route(HOST, "eth0", onlink=False)
-    assert routes(HOST6) == {NET: Route(VTEP, "flannel.1", True), NET6: Route(HOST6, "eth0", onlink=False)}
+    assert routes(HOST)[NET] == Route(HOST, "eth0", False, route_protocol(NET))
+    assert routes(HOST6) == {
+        NET: Route(VTEP, "flannel.1", True, route_protocol(NET)),
+        NET6: Route(HOST6, "eth0", False, route_protocol(NET6)),
+    }
     assert {route.device for route in routes(HOST, HOST6).values()} == {"eth0"}
     assert {route.device for route in routes().values()} == {"flannel.1", "flannel-v6.1"}
 

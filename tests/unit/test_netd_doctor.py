@@ -157,7 +157,7 @@ def test_entries_that_are_missing_or_wrong_are_named_with_their_peer() -> None:
     assert route.evidence == "it goes via 192.168.64.1 dev eth0, and should go via 10.5.3.0 dev flannel.1"
     assert fdb.evidence == "packets for 02:00:00:00:00:03 go to 192.168.64.99; the lease says 192.168.64.13"
     assert neighbour.evidence == "10.5.3.0 is taken to be 02:bb:bb:bb:bb:bb; the lease says 02:00:00:00:00:03"
-    assert route.fix.startswith("ip route replace 10.5.3.0/24 via 10.5.3.0 dev flannel.1 protocol 117 onlink  (")
+    assert route.fix.startswith("ip route replace 10.5.3.0/24 via 10.5.3.0 dev flannel.1 protocol 120 onlink  (")
 
 
 def test_a_missing_device_is_one_finding_and_not_one_an_entry() -> None:

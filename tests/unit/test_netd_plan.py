@@ -47,8 +47,8 @@ def test_everything_from_nothing_ipv4() -> None:
         "bridge fdb replace 02:00:00:00:04:03 dev flannel.1 dst 192.168.64.13 self permanent extern_learn\n"
         "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:04:02 dev flannel.1 nud permanent protocol 117\n"
         "ip neigh replace 10.5.3.0 lladdr 02:00:00:00:04:03 dev flannel.1 nud permanent protocol 117\n"
-        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 117 onlink\n"
-        "ip route replace 10.5.3.0/24 via 10.5.3.0 dev flannel.1 protocol 117 onlink\n"
+        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 119 onlink\n"
+        "ip route replace 10.5.3.0/24 via 10.5.3.0 dev flannel.1 protocol 120 onlink\n"
     )
 
 
@@ -64,12 +64,12 @@ def test_everything_from_nothing_ipv6() -> None:
         "ip link set flannel-v6.1 up\n"
         "bridge fdb replace 02:00:00:00:06:02 dev flannel-v6.1 dst fd64::12 self permanent extern_learn\n"
         "ip neigh replace fd00:10:5:2:: lladdr 02:00:00:00:06:02 dev flannel-v6.1 nud permanent protocol 117\n"
-        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 117 onlink\n"
+        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 119 onlink\n"
         "ip route replace blackhole fd00:10:5:1::/64 metric 1048576 protocol 117\n"
     )
     reach(have, target)
     assert str(steps(have, want(families="v6"))) == (
-        "ip route delete fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 117 onlink\n"
+        "ip route delete fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 119 onlink\n"
         "ip route delete blackhole fd00:10:5:1::/64 metric 1048576 protocol 117\n"
         "bridge fdb delete 02:00:00:00:06:02 dev flannel-v6.1 dst fd64::12 self\n"
         "ip neigh delete fd00:10:5:2:: dev flannel-v6.1\n"
@@ -91,8 +91,8 @@ def test_everything_from_nothing_dual_stack_on_hosts_with_ipv4_alone() -> None:
         "bridge fdb replace 02:00:00:00:06:02 dev flannel.1 dst 192.168.64.12 self permanent extern_learn\n"
         "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:04:02 dev flannel.1 nud permanent protocol 117\n"
         "ip neigh replace fd00:10:5:2:: lladdr 02:00:00:00:06:02 dev flannel.1 nud permanent protocol 117\n"
-        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 117 onlink\n"
-        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel.1 protocol 117 onlink\n"
+        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 119 onlink\n"
+        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel.1 protocol 119 onlink\n"
     )
 
 
@@ -100,7 +100,7 @@ def test_a_peer_leaves() -> None:
     have = kernel()
     reach(have, want(lease(2), lease(3)))
     assert str(steps(have, want(lease(3)))) == (
-        "ip route delete 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 117 onlink\n"
+        "ip route delete 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 119 onlink\n"
         "bridge fdb delete 02:00:00:00:04:02 dev flannel.1 dst 192.168.64.12 self\n"
         "ip neigh delete 10.5.2.0 dev flannel.1\n"
     )
@@ -132,8 +132,8 @@ def test_an_ipv6_route_that_comes_back_to_the_device_goes_first() -> None:
     target = want(lease(2, "v6"), families="v6")
     text = str(steps(have, target))
     assert text.endswith(
-        "ip route delete fd00:10:5:2::/64 via fd64::12 dev eth0 protocol 117\n"
-        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 117 onlink\n"
+        "ip route delete fd00:10:5:2::/64 via fd64::12 dev eth0 protocol 119\n"
+        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 119 onlink\n"
     )
     with pytest.raises(ApplyError, match="invalid gateway"):
         have.apply(Plan(entry_steps=(SetRoute(*next(iter(target.routes.items()))),)))
@@ -148,7 +148,7 @@ def test_an_unreachable_route_in_a_peer_s_place_has_neither_gateway_nor_device()
     have.routes[IPv6Network("fd00:10:5:2::/64")] = Route(None, "", onlink=False, protocol=3)
     assert str(steps(have, target)) == (
         "ip route delete fd00:10:5:2::/64 protocol 3\n"
-        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 117 onlink\n"
+        "ip route replace fd00:10:5:2::/64 via fd00:10:5:2:: dev flannel-v6.1 protocol 119 onlink\n"
     )
 
 
@@ -214,7 +214,7 @@ def test_what_flannel_left_is_taken_over_and_removed_with_its_peer() -> None:
     have.routes[IPv4Network("10.5.2.0/24")] = Route(IPv4Address("10.5.2.0"), V4, True, 3)
     assert str(steps(have, want(lease(2)))) == (
         "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:04:02 dev flannel.1 nud permanent protocol 117\n"
-        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 117 onlink\n"
+        "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 protocol 119 onlink\n"
     )
     reach(have, want(lease(2)))
     reach(have, want())
