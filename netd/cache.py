@@ -90,14 +90,14 @@ class NetworkCache:
         self._on_disk = content
         return remembered
 
-    def save(self, remembered: Remembered, *, force: bool = False) -> None:
-        """Write it down if it has changed; so call it often, what came too soon is written the next time.
+    def save(self, remembered: Remembered, *, force: bool = False) -> float:
+        """Write it down if it has changed, unless it is too soon; then returns in how many seconds to call again.
 
         `force` writes at once, and also when only `saved` or `revision` differ.
         """
         now = self._clock.monotonic()
         if not force and now < self._not_before:
-            return
+            return self._not_before - now
         content = {
             "version": VERSION,
             "saved": remembered.saved,
@@ -111,7 +111,7 @@ class NetworkCache:
             "leases": self._encoded(remembered.leases),
         }
         if not (content != self._on_disk if force else _worth_writing(content, self._on_disk)):
-            return
+            return 0.0
         self._not_before = now + self._interval
         try:
             write_atomic(self._path, json.dumps(content, separators=(",", ":")))
@@ -119,9 +119,10 @@ class NetworkCache:
             if not self._failing:
                 _log.warning("network not remembered", error=str(error), retry_in=self._interval)
             self._failing = True
-            return
+            return 0.0
         self._failing = False
         self._on_disk = content
+        return 0.0
 
     def _encoded(self, leases: Mapping[str, Lease]) -> dict[str, _Raw]:
         if isinstance(leases, _StoredLeases):

@@ -257,6 +257,8 @@ class Netd:
                 todo = plan(want, actual)
             except Refused as refused:
                 raise ApplyError([("plan", refused)]) from refused
+            if not self.mirror.synced:
+                todo = todo.withdrawing_nobody(want)  # who came last is perhaps not remembered
             self._say(want.problems, todo.problems)
             if not todo:
                 return applied
@@ -287,7 +289,7 @@ class Netd:
         self._log.warning(
             "no lease from the store yet, going on with what is remembered",
             subnet=str(place.own),
-            peers=len(self._remembered.leases),
+            leases=len(self._remembered.leases),
         )
         return place
 
@@ -346,7 +348,7 @@ class Netd:
         place = self.place
         if place is None or not place.confirmed or self._kept is None:
             return
-        self._cache.save(
+        wait = self._cache.save(
             Remembered(
                 config=self._surroundings.raw_config,
                 own=place.own,
@@ -360,6 +362,8 @@ class Netd:
             ),
             force=force,
         )
+        if wait:
+            self.kernel_runner.trigger_after(wait)  # nothing else might come, and this should not be forgotten
 
     # ---- the firewall -------------------------------------------------------------------------
 

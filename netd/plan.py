@@ -228,6 +228,20 @@ class Plan:
     def steps(self) -> tuple[Step, ...]:
         return (*self.device_steps, *self.entry_steps)
 
+    def withdrawing_nobody(self, desired: Desired) -> Plan:
+        """Without the removal of peers that `desired` does not have: for one who may have missed some."""
+
+        def stays(step: EntryStep) -> bool:
+            match step:
+                case DeleteFdb() | DeleteNeighbour():
+                    return False
+                case DeleteRoute(destination):
+                    return destination in desired.routes  # it makes room for another
+                case _:
+                    return True
+
+        return replace(self, entry_steps=tuple(filter(stays, self.entry_steps)))
+
     def __bool__(self) -> bool:
         return bool(self.device_steps or self.entry_steps)
 
