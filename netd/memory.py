@@ -25,6 +25,8 @@ _MEANWHILE = 20_000  # notifications kept while a dump is taken: a sixth of a se
 Event = tuple[int, bytes]
 """A notification: its type and its body."""
 
+_NOTHING = Held(Asked(frozenset(), ()))
+
 
 class Memory:
     """Empty at first; `listening` makes it usable."""
@@ -117,9 +119,11 @@ class Memory:
                     return False
                 self._doubts += 1
                 return True
-            held = self._held or Held(Asked(frozenset(), ()))
-            # when it is not valid, whoever found that has said so; what agrees with it all the same is no news
-            if all(held.agrees(*event, watched) for event in events):
+            held = self._held or _NOTHING
+            # a look may have failed since it became invalid, so that it is as old as that: nothing to agree with
+            if all(
+                held.agrees(*event, watched) and (self._valid or _NOTHING.agrees(*event, watched)) for event in events
+            ):
                 return False
             self._valid = False
             return True

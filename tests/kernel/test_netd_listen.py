@@ -95,6 +95,13 @@ def test_a_link_that_comes_back_is_heard_and_so_is_its_address(connected: Ear) -
         eventually(lambda before=before: connected.count > before)
 
 
+def test_an_address_that_is_back_before_anybody_looked_again_is_heard(connected: Ear) -> None:
+    for command in ("delete", "add"):
+        before = connected.count
+        connected.host.run(f"ip address {command} 192.168.64.11/24 dev eth0")
+        eventually(lambda before=before: connected.count > before)
+
+
 def test_names_that_are_watched_from_now_on_are_heard(connected: Ear) -> None:
     connected.watched = (*connected.watched, "eth1")
     before = connected.count
