@@ -210,6 +210,8 @@ class NetnsMaker:
     def host(self, name: str, *, mtu: int = 1500, v4: bool = True, v6: bool = False) -> Netns:
         """A namespace with `eth0` on the underlay bridge, an address and a default route of each family asked for."""
         bridge, ns, number = self.underlay, self.add(name), next(self._hosts)
+        if v6:  # or its link's own address, by which neighbours are asked, waits for a second or two
+            ns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0")
         self.link(ns, "eth0", bridge, f"h{number}", mtu=mtu)
         bridge.run(f"ip link set h{number} master underlay")
         if v4:
