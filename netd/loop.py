@@ -245,6 +245,8 @@ class Netd:
         self._surroundings.has_made(want)
         self._cause, self._programmed = cause, changes
         self._remember()
+        if place.problem:
+            raise PodlaneError(place.problem)
 
     def _reach(self, want: Desired, now: float) -> list[Step]:
         applied: list[Step] = []
@@ -275,10 +277,10 @@ class Netd:
         place = self._leased or self._remembered_place
         if place is None:
             place = self._remembered_place = self._from_memory()
-        underlay = self._surroundings.refreshed(place.underlay)
+        underlay, problem = self._surroundings.refreshed(place.underlay)
         if underlay != place.underlay:
             self.lease_runner.trigger()  # there may be another address to tell
-        return replace(place, underlay=underlay)
+        return replace(place, underlay=underlay, problem=problem)
 
     def _from_memory(self) -> Place:
         """What this host was before, when the store has had its time to say what it is now."""

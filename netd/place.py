@@ -40,13 +40,17 @@ _log = get_logger("netd.place")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`macs` are the VXLAN devices' by name. `confirmed`: the store says so; otherwise it is remembered."""
+    """`macs` are the VXLAN devices' by name. `confirmed`: the store says so; otherwise it is remembered.
+
+    `problem` is what is wrong with the underlay although part of it can be used.
+    """
 
     config: NetworkConfig
     underlay: Underlay
     own: Subnets
     macs: Mapping[str, str]
     confirmed: bool
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class Surroundings:
     def underlay(self, config: NetworkConfig, before: Place | None, peers: Iterable[Address]) -> Underlay:
         """The interface to use, as it is now. Raises NoUnderlay, PodlaneError."""
         if before is not None:
-            return self.refreshed(before.underlay)
+            return self.refreshed(before.underlay)[0]
         interfaces = self._kernel.interfaces()
         families: frozenset[Family] = frozenset(4 if network.version == 4 else 6 for network in config.networks)
         chosen = choose_underlay(
@@ -162,23 +166,27 @@ class Surroundings:
         self.candidates = candidates(interfaces)
         return chosen
 
-    def refreshed(self, underlay: Underlay) -> Underlay:
-        """The same interface with the MTU and addresses it has now. Raises PodlaneError when it cannot be used now."""
+    def refreshed(self, underlay: Underlay) -> tuple[Underlay, str]:
+        """The same interface with the MTU and addresses it has now, and what is wrong with it.
+
+        An address that is gone stands as long as there is one of the other family, whose pods are to go on.
+        Raises PodlaneError when the interface cannot be used at all now.
+        """
         now = self._kernel.interface(underlay.name)
         if now is None:
             raise PodlaneError(f"use underlay {underlay.name}: the interface is gone")
         wish = self._wishes.underlay
         if not now.up:
             raise PodlaneError(f"use underlay {underlay.name}: it is down")
-        v4, v6 = _still(underlay.v4, now, IPv4Interface), _still(underlay.v6, now, IPv6Interface)
-        return replace(
-            underlay,
-            mtu=now.mtu,
-            v4=v4,
-            v6=v6,
-            public_ip=wish.public_ip or (v4.ip if v4 is not None else None),
-            public_ipv6=wish.public_ipv6 or (v6.ip if v6 is not None else None),
-        )
+        v4, v6 = _present(underlay.v4, now, IPv4Interface), _present(underlay.v6, now, IPv6Interface)
+        lost = [was for was, has in ((underlay.v4, v4), (underlay.v6, v6)) if was is not None and has is None]
+        problem = "".join(f"use underlay {now.name}: its IPv{was.version} address {was.ip} is gone" for was in lost[:1])
+        if v4 is None and v6 is None:
+            raise PodlaneError(problem)
+        v4, v6 = v4 or underlay.v4, v6 or underlay.v6
+        public_ip = wish.public_ip or (v4.ip if v4 is not None else None)
+        public_ipv6 = wish.public_ipv6 or (v6.ip if v6 is not None else None)
+        return replace(underlay, mtu=now.mtu, v4=v4, v6=v6, public_ip=public_ip, public_ipv6=public_ipv6), problem
 
     # ---- MAC addresses and devices --------------------------------------------------------------
 
@@ -225,17 +233,14 @@ class Surroundings:
         return Place(config, underlay, remembered.own, self.macs(config, underlay, {}), confirmed=False)
 
 
-def _still(address: _I | None, now: Interface, kind: type[_I]) -> _I | None:
-    """The address, if the interface still has it, else its present one. Raises PodlaneError when it has none.
+def _present(address: _I | None, now: Interface, kind: type[_I]) -> _I | None:
+    """The address, if the interface still has it, else its present one.
 
     None stays None: an address family that comes later is for the next start.
     """
     if address is None or address in now.addresses:
         return address
-    for other in now.addresses:
-        if isinstance(other, kind):
-            return other
-    raise PodlaneError(f"use underlay {now.name}: its IPv{address.version} address {address.ip} is gone")
+    return next((other for other in now.addresses if isinstance(other, kind)), None)
 
 
 def _mac_of(value: LeaseValue, family: Literal[4, 6]) -> str:
