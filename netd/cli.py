@@ -63,4 +63,4 @@ def run(options: RunOptions) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="netd")

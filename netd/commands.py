@@ -11,6 +11,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -21,6 +22,7 @@ import click
 from netd.settings import HostSettings
 from podlane.api.subnets import Address, Subnets
 from podlane.errors import PodlaneError
+from podlane.runtime import log
 from podlane.runtime.text import human_duration, table
 from podlane.store.config import StoreConfig
 from podlane.store.options import store_options
@@ -72,6 +74,7 @@ def host_options(command: F) -> F:
     @store_options
     @functools.wraps(command)
     def with_host(*args: Any, folder: Path, etcd_prefix: str, store_config: StoreConfig, **kwargs: Any) -> None:
+        log.configure("warning")  # each says itself what it has done
         settings = replace(HostSettings.load(folder), etcd_prefix=etcd_prefix)
         try:
             command(*args, host=Host(folder, settings, store_config), **kwargs)
@@ -104,6 +107,8 @@ class _Subnet(click.ParamType[Subnets]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Subnets:
         if isinstance(value, Subnets):
             return value
+        with suppress(ValueError):
+            return Subnets.parse_key(str(value))  # as etcd, status and doctor name it
         v4: IPv4Network | None = None
         v6: IPv6Network | None = None
         for part in str(value).split(","):
@@ -151,7 +156,7 @@ def list_leases(host: Host, output: str) -> None:
     stored = read_store(store, host.settings.etcd_prefix)
     hosts = read_hosts(store, host.settings.etcd_prefix)
     rows: list[dict[str, Any]] = []
-    for lease in sorted(stored.leases.values(), key=lambda each: each.key):
+    for lease in sorted(stored.leases.values(), key=lambda each: [int(net.network_address) for net in each.subnets]):
         etcd_lease = stored.etcd_lease(lease.key)
         row: dict[str, Any] = {
             "subnets": [str(subnet) for subnet in lease.subnets],
@@ -195,14 +200,15 @@ def show_plan(host: Host) -> None:
 
     Nothing is printed when everything is as it should be.
     """
-    from netd.plan import Refused, plan
+    from netd.plan import Refused
     from netd.seen import look
     from netd.status import opened
 
     with opened(host.settings, host.folder, host.store_config) as sources:
         seen = look(*sources)
+    _say_remembered(seen.store_error)
     try:
-        todo = plan(seen.desired, seen.actual)
+        todo = seen.plan()
     except Refused as refused:
         raise PodlaneError(str(refused)) from refused
     click.echo(str(todo), nl=False)
@@ -210,6 +216,11 @@ def show_plan(host: Host) -> None:
         click.echo(f"left out: lease {key}: {why}", err=True)
     for problem in todo.problems:
         click.echo(f"left out: {problem}", err=True)
+
+
+def _say_remembered(store_error: str) -> None:
+    if store_error:
+        click.echo(f"going by what is remembered of the leases: {store_error}", err=True)
 
 
 @click.command()
@@ -231,11 +242,12 @@ def doctor(host: Host, peer: str | None, output: str) -> None:
 
     with opened(host.settings, host.folder, host.store_config) as sources:
         seen = look(*sources)
+    _say_remembered(seen.store_error)
     context = DoctorContext(
         seen.config,
         seen.underlay,
         seen.own,
-        tuple(seen.stored.leases.values()),
+        tuple(seen.hosts),
         {f"{host.settings.etcd_prefix}/{key}": why for key, why in seen.stored.undecodable.items()},
         seen.actual,
         seen.desired,
@@ -307,5 +319,9 @@ def uninstall(host: Host, give_back: bool) -> None:
     """
     from netd.uninstall import remove_all
 
+    removed = False
     for line in remove_all(host.settings, host.folder, host.store_config, give_back=give_back):
         click.echo(line)
+        removed = True
+    if not removed:
+        click.echo("nothing of netd's is left on this host")

@@ -47,19 +47,26 @@ class Firewall:
 
     def sync(self, rules: FirewallRules) -> None:
         """Make everything as `rules` say; free when it is. Raises PodlaneError naming what failed, after trying all."""
+        self._keep(rules)
+
+    def remove(self) -> bool:
+        """Take away all that `sync` ever wrote, by this process or an earlier one; whether there was any.
+
+        Raises PodlaneError.
+        """
+        return self._keep(NOTHING)
+
+    def _keep(self, rules: FirewallRules) -> bool:
+        """Whether anything was written."""
         with self._lock, _open() as socket:
             try:
-                for _ in range(_ROUNDS):
+                for rounds in range(_ROUNDS):
                     if self._settle(socket, rules):
-                        return
+                        return rounds > 0
                 raise PodlaneError(f"write firewall rules: changed by others {_ROUNDS} times in a row, or not kept")
             except PodlaneError:
                 self._seen = nftables.generation(socket)  # what was written in part must not wake us
                 raise
-
-    def remove(self) -> None:
-        """Take away all that `sync` ever wrote, by this process or an earlier one. Raises PodlaneError."""
-        self.sync(NOTHING)
 
     def dropped(self) -> int:
         """VXLAN packets from unknown sources dropped since the table was last written."""

@@ -26,6 +26,8 @@ from podlane.runtime.log import get_logger
 
 FILE = "node-id.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOCK = "lock"
+LOCKS = Path("/proc/locks")
 MACHINE = Path("/sys/class/dmi/id/product_uuid")
 """Differs between a virtual machine and its clone; absent on boards without such firmware."""
 
@@ -88,6 +90,22 @@ def _read(path: Path) -> str:
         return ""
 
 
+def running(folder: Path) -> int:
+    """The process that is the netd of this state directory; 0 when there is none. Takes no lock, not even for a moment.
+
+    Source: the kernel's list of locks, proc_locks(5).
+    """
+    try:
+        inode = (folder / LOCK).stat().st_ino
+    except OSError:
+        return 0
+    for line in _read(LOCKS).splitlines():
+        _, kind, _, _, process, file, *_ = line.replace("-> ", "").split()
+        if kind == "FLOCK" and int(file.rpartition(":")[2]) == inode and _read(folder / LOCK) == process:
+            return int(process)
+    return 0
+
+
 class StateLock:
     """The right to be the netd of a state directory, until `release` or the end of the process.
 
@@ -96,7 +114,7 @@ class StateLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "lock"
+        path = folder / LOCK
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -23,6 +23,7 @@ from netd.desired import Lease, Peers, Underlay
 from netd.kernel import Kernel
 from netd.model import Actual, Desired
 from netd.place import Surroundings, Wishes
+from netd.plan import Plan, plan
 from netd.records import Claim, claims_prefix
 from netd.settings import HostSettings
 from netd.state import State
@@ -40,7 +41,7 @@ from netd.watched import (
 )
 from podlane.api.network import NetworkConfig
 from podlane.api.subnets import Address, Subnets, config_key
-from podlane.errors import NotFound, PodlaneError, StoreUnavailable
+from podlane.errors import NotFound, PermissionDenied, PodlaneError, StoreUnavailable
 from podlane.store.interface import Store
 
 _DAEMON_TIMEOUT = 2.0
@@ -81,6 +82,16 @@ class Seen:
     store_error: str = ""
     """Why the store could not be read; then `stored` is what is remembered of it."""
 
+    def plan(self) -> Plan:
+        """What netd would change now. Raises Refused."""
+        todo = plan(self.desired, self.actual)
+        return todo.withdrawing_nobody(self.desired) if self.store_error else todo
+
+    @property
+    def hosts(self) -> list[Lease]:
+        """The leases of hosts that are there, this one among them; no reservations that nobody has taken yet."""
+        return [lease for lease in self.stored.leases.values() if lease.value.backend_type]
+
 
 def read_store(store: Store, prefix: str) -> Stored:
     """Everything below the prefix. Raises StoreUnavailable."""
@@ -101,9 +112,10 @@ def read_hosts(store: Store, prefix: str) -> dict[Address, str]:
     """The names of the hosts whose netd runs, by public address."""
     found: dict[Address, str] = {}
     start = claims_prefix(prefix)
-    for kv in store.list(start).items:
-        with suppress(ValueError):  # nobody's that we know of
-            found[ip_address(kv.key.removeprefix(start))] = Claim.decode(kv.value).host
+    with suppress(PermissionDenied):  # who may only read flannel's keys sees the leases all the same
+        for kv in store.list(start).items:
+            with suppress(ValueError):  # nobody's that we know of
+                found[ip_address(kv.key.removeprefix(start))] = Claim.decode(kv.value).host
     return found
 
 

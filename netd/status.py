@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from netd.identity import running
 from netd.kernel import Kernel, LinuxKernel
-from netd.plan import Refused, plan
+from netd.plan import Refused
 from netd.seen import Seen, ask_daemon, look
 from netd.settings import HostSettings
 from podlane.api.subnets import Address
@@ -21,6 +22,8 @@ from podlane.errors import PodlaneError
 from podlane.runtime.text import human_duration, table
 from podlane.store.config import StoreConfig, connect, resolve
 from podlane.store.interface import Store
+
+_SHOWN = 10
 
 Sources = tuple[Store, Kernel, HostSettings, Path, Callable[[], Sequence[Address]]]
 """The arguments of `look`."""
@@ -37,7 +40,8 @@ def opened(settings: HostSettings, folder: Path, store_config: StoreConfig) -> I
 
 def host_status(settings: HostSettings, folder: Path, store_config: StoreConfig) -> dict[str, Any]:
     """Everything there is to say of this host; `ok` sums it up."""
-    found: dict[str, Any] = {"ok": False, "daemon": ask_daemon(settings), "errors": []}
+    daemon = ask_daemon(settings)
+    found: dict[str, Any] = {"ok": False, "netd": _process(daemon, settings, folder), "daemon": daemon, "errors": []}
     try:
         with opened(settings, folder, store_config) as sources:
             seen = look(*sources)
@@ -47,22 +51,34 @@ def host_status(settings: HostSettings, folder: Path, store_config: StoreConfig)
     if seen.store_error:
         found["errors"].append(seen.store_error)
     found |= _kernel_status(seen)
-    daemon = found["daemon"]
     found["ok"] = daemon is not None and daemon["ready"] and not found["drift"] and not found["errors"]
     return found
 
 
+def _process(daemon: Mapping[str, Any] | None, settings: HostSettings, folder: Path) -> dict[str, Any]:
+    """Which process it is, where its state is, and where it answers."""
+    port = settings.healthz_port
+    return {
+        "pid": daemon["pid"] if daemon is not None else running(folder) or None,
+        "stateDir": str(folder),
+        "stateDirExists": folder.is_dir(),
+        "health": f"{settings.healthz_ip}:{port}" if port else None,
+    }
+
+
 def _kernel_status(seen: Seen) -> dict[str, Any]:
-    own = seen.stored.leases.get(seen.own.key)
+    known = seen.stored.leases
+    own = known.get(seen.own.key)
+    unknown = bool(seen.store_error)
     try:
-        drift = [str(step) for step in plan(seen.desired, seen.actual).steps]
+        drift = [str(step) for step in seen.plan().steps]
     except Refused as refused:
         drift = [str(refused)]
     return {
         "subnets": [str(subnet) for subnet in seen.own],
         "lease": {
-            "stored": own is not None,
-            "reserved": own is not None and not seen.stored.etcd_lease(seen.own.key) and not seen.store_error,
+            "stored": None if unknown else own is not None,
+            "reserved": None if unknown else own is not None and not seen.stored.etcd_lease(seen.own.key),
             "publicAddresses": [str(a) for a in own.value.addresses] if own is not None else [],
         },
         "interface": seen.underlay.name,
@@ -70,8 +86,9 @@ def _kernel_status(seen: Seen) -> dict[str, Any]:
             {"name": d.name, "mtu": d.mtu, "mac": d.mac, "up": d.up, "local": str(d.local), "port": d.port}
             for d in seen.actual.devices.values()
         ],
-        "leases": len(seen.stored.leases),
-        "peers": len({route.gateway for route in seen.desired.routes.values()}),
+        "leases": len(known),
+        "others": sum(lease.subnets != seen.own for lease in seen.hosts),
+        "peers": sum(all(subnet in seen.desired.routes for subnet in lease.subnets) for lease in seen.hosts),
         "skipped": dict(seen.desired.problems),
         "undecodable": dict(seen.stored.undecodable),
         "drift": drift,
@@ -80,7 +97,7 @@ def _kernel_status(seen: Seen) -> dict[str, Any]:
 
 def render_status(found: Mapping[str, Any]) -> str:
     """For people."""
-    lines = [*_daemon_lines(found["daemon"])]
+    lines = [("Netd", _process_text(found)), *_daemon_lines(found["daemon"])]
     if "subnets" in found:
         lines += _lease_lines(found)
         lines += [
@@ -92,20 +109,32 @@ def render_status(found: Mapping[str, Any]) -> str:
         lines += [("Left out", f"{key}: {why}") for key, why in sorted(found["undecodable"].items())]
         drift = found["drift"]
         lines.append(("Drift", f"{len(drift)} changes needed" if drift else "none"))
-        lines += [("", step) for step in drift[:10]]
+        lines += [("", step) for step in drift[:_SHOWN]]
+    lines += [("", f"and {len(drift) - _SHOWN} more: netd plan")] if len(drift) > _SHOWN else []
     lines += [("Error", error) for error in found["errors"]]
     return table([[f"{name}:" if name else "", text] for name, text in lines])
 
 
+def _process_text(found: Mapping[str, Any]) -> str:
+    process, daemon = found["netd"], found["daemon"]
+    if daemon is not None:
+        state = "ready" if daemon["ready"] else "NOT READY"
+        return f"{state}, pid {daemon['pid']}, up {human_duration(daemon['uptimeSeconds'])}"
+    if process["pid"] is not None:
+        where = f"does not answer on {process['health']}" if process["health"] else "has no health port to ask"
+        return f"runs, pid {process['pid']}, but {where}"
+    never = "" if process["stateDirExists"] else f", and never did with state directory {process['stateDir']}"
+    return f"NOT RUNNING{never}"
+
+
 def _daemon_lines(daemon: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if daemon is None:
-        return [("Netd", "does not answer (not running, or without a health port)")]
-    state = "ready" if daemon["ready"] else "not ready"
-    lines = [("Netd", f"{state}, pid {daemon['pid']}, up {human_duration(daemon['uptimeSeconds'])}")]
-    lines += [("", f"{name}: {why}") for name, why in daemon["waiting"].items()]
+        return []
+    lines = [("" if i else "Waits for", f"{name}: {why}") for i, (name, why) in enumerate(daemon["waiting"].items())]
     lines += [("Error", text) for text in daemon["errors"].values() if text not in daemon["waiting"].values()]
     silent = daemon["store"]["silentSeconds"]
-    lines.append(("Store", "never heard of" if silent is None else f"last heard of {human_duration(silent)} ago"))
+    heard = "no word from it since the start" if silent is None else f"last word {human_duration(silent)} ago"
+    lines.append(("Etcd", heard))
     return lines
 
 
@@ -116,8 +145,10 @@ def _lease_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts.append(f"for {', '.join(lease['publicAddresses'])} on {found['interface']}")
     if lease["reserved"]:
         parts.append("reserved")
+    elif lease["stored"] is None:
+        parts.append("as remembered")
     elif not lease["stored"]:
-        parts.append("NOT in the store")
+        parts.append("NOT in etcd")
     theirs = daemon["lease"] if daemon is not None else None
     if theirs is not None and theirs["ageSeconds"] is not None:
         parts.append(f"held for {human_duration(theirs['ageSeconds'])}")
@@ -127,7 +158,7 @@ def _lease_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _peers_text(found: Mapping[str, Any]) -> str:
-    text = f"{found['peers']} of {max(found['leases'] - 1, 0)} other leases"
+    text = f"{found['peers']} of {found['others']} other hosts"
     daemon = found["daemon"]
     if daemon is None:
         return text
