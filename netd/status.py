@@ -110,7 +110,7 @@ def render_status(found: Mapping[str, Any]) -> str:
         drift = found["drift"]
         lines.append(("Drift", f"{len(drift)} changes needed" if drift else "none"))
         lines += [("", step) for step in drift[:_SHOWN]]
-    lines += [("", f"and {len(drift) - _SHOWN} more: netd plan")] if len(drift) > _SHOWN else []
+        lines += [("", f"and {len(drift) - _SHOWN} more: netd plan")] if len(drift) > _SHOWN else []
     lines += [("Error", error) for error in found["errors"]]
     return table([[f"{name}:" if name else "", text] for name, text in lines])
 

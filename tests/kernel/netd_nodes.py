@@ -63,8 +63,13 @@ class Node:
         return self.log.read_text().count(text) if self.log.exists() else 0
 
     def ready(self, timeout: float = 20) -> Node:
-        eventually(lambda: self.get("/readyz")[0] == 200, timeout)
+        eventually(self._is_ready, timeout)
         return self
+
+    def _is_ready(self) -> bool:
+        code, text = self.get("/readyz")
+        assert code == 200, f"{text}\n{self.log.read_text()[-3000:]}"
+        return True
 
     def get(self, path: str) -> tuple[int, str]:
         with inside(self.ns):
