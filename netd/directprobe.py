@@ -30,6 +30,7 @@ Complain = Callable[[str, Exception], None]
 """Told of an action that failed, and of the error."""
 
 _MAC_AGE = 30.0  # seconds a neighbour's MAC address is used before the kernel is asked again
+_RESOLUTIONS = 100  # neighbours a second the kernel is asked to find: all of a segment may fail at once
 _CONF = FilePath("/proc/sys/net/ipv4/conf")
 
 _SENT = metrics.counter("netd_direct_probes_total", "Probes sent without encapsulation.")
@@ -87,6 +88,7 @@ class DirectProbe:
         self._ways: dict[Path, _Way] = {}
         self._pending: dict[int, _Asked] = {}  # in the order of their deadlines
         self._sequence = itertools.count()
+        self._resolved = -math.inf
 
     def reset(self) -> None:
         """Forget everything: this host's addresses or the underlay have changed."""
@@ -112,7 +114,7 @@ class DirectProbe:
         due = self.paths.due(now)
         if due:
             _SENT.inc(len(due))
-            self._resolve(interface, [path for path in due if not self._ask(interface, path, now)])
+            self._resolve(interface, [path for path in due if not self._ask(interface, path, now)], now)
         return bool(due)
 
     def answered(self, reply: Reply, now: float) -> None:
@@ -132,10 +134,10 @@ class DirectProbe:
         for path in lost:
             self.paths.lost(path, now)
             if (way := self._ways.get(path)) is not None:
-                way.mac = None
+                way.known = -math.inf
         if lost:
             _LOST.inc(len(lost))
-            self._resolve(interface, [path for path in lost if not path.gone])
+            self._resolve(interface, [path for path in lost if not path.gone], now)
 
     def next_event(self) -> float:
         """When there is something to do for `send` or `expire`."""
@@ -161,13 +163,18 @@ class DirectProbe:
             way = self._ways[path] = _Way(Echo.between(source, path.vtep, self._ident, self.token))
         segment = self._opened(interface)
         if way.mac is None or now > way.known + _MAC_AGE:
-            way.mac, way.known = segment.mac(path.gateway), now
+            # the kernel forgets neighbours nobody sends to; that alone is no reason to stop
+            way.mac, way.known = segment.mac(path.gateway) or way.mac, now
         if way.mac is None:
             return False
         segment.send(way.echo.packet(sequence), path.vtep.version, way.mac)
         return True
 
-    def _resolve(self, interface: str, paths: list[Path]) -> None:
+    def _resolve(self, interface: str, paths: list[Path], now: float) -> None:
+        """Have the kernel look for some of these; for all, when they are not too many at a time."""
+        self._resolved = max(self._resolved, now - 1)
+        paths = paths[: int((now - self._resolved) * _RESOLUTIONS)]
+        self._resolved += len(paths) / _RESOLUTIONS
         if not paths:
             return
         try:

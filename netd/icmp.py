@@ -9,9 +9,9 @@ is not for us costs nothing here. Sources: RFC 792, RFC 1071 (checksum), RFC
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -105,10 +105,9 @@ class EchoSocket:
         )
         self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         try:
-            program = _filter(self._family, ident)
-            buffer = ctypes.create_string_buffer(program, len(program))
-            attached = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
+            program = array("B", _filter(self._family, ident))
+            where, size = program.buffer_info()
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", size // 8, where))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             self._socket.bind((str(source), 0))
         except OSError:

@@ -3,8 +3,9 @@
 Owns: when each peer on the own segment is probed, and what its answers make of
 its path. Invariants: a path is direct only after `ANSWERS` answers in a row,
 and no longer after `LOSSES` losses in a row; a path that comes and goes is
-tried ever less often; probes of direct paths stay below `Timing.rate` a second
-however many there are. The time is passed in, in seconds on a monotonic clock.
+tried ever less often; however many there are, probes stay below `Timing.rate`
+and `Timing.tries` a second. The time is passed in, in seconds on a monotonic
+clock.
 
 A probe proves one direction, ours: a route decides over nothing but what this
 host sends. The other direction is the peer's own to prove.
@@ -24,12 +25,13 @@ from podlane.api.subnets import Address, Subnets
 
 ANSWERS = 3
 LOSSES = 3
-_AT_ONCE = 512  # probes `due` gives at most: many that are due together leave as several small bursts
+_AT_ONCE = 512  # probes of direct paths that `due` gives at most: many together leave in several bursts
+_CATCH_UP = 0.2  # seconds of missed tries that are made up for
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds, but for `rate`.
+    """Seconds, but for `rate` and `tries`.
 
     interval  between two probes of a direct path
     confirm   between two probes of a path that has begun to answer
@@ -39,6 +41,8 @@ class Timing:
               each time that it failed before it had been direct for `stable`
     rate      probes a second for all direct paths together: with more than `rate * interval`
               of them, the interval grows
+    tries     probes a second for all paths that do not answer (yet): each may fill a place in
+              the neighbour tables of two hosts, which hold 1,024 by default
     gains, losses  at least, between two announcements of paths that became direct, and of ones that were lost
     """
 
@@ -51,6 +55,7 @@ class Timing:
     longest_hold: float = 3600.0
     stable: float = 60.0
     rate: float = 400.0
+    tries: float = 50.0
     gains: float = 1.0
     losses: float = 0.2
 
@@ -105,8 +110,9 @@ class DirectPaths:
         self._timing = timing or Timing()
         self._paths: dict[Address, Path] = {}
         self._proved: set[Address] = set()
-        self._schedule: list[tuple[float, int, Path]] = []
-        self._serial = itertools.count()
+        self._schedule = _Schedule()  # of those that answer
+        self._tries = _Schedule()  # and of all others
+        self._next_try = -math.inf
         self._announced = -math.inf
         self._alarmed = -math.inf
 
@@ -121,25 +127,24 @@ class DirectPaths:
                 self._proved.discard(gateway)
                 del self._paths[gateway]
         new = [pair for pair in wanted.items() if pair[0] not in self._paths]
-        for number, (gateway, vtep) in enumerate(new):
-            path = Path(gateway, vtep, self._timing.pause, self._timing.hold)
-            self._paths[gateway] = path
-            # spread from the start, they stay spread
-            self._plan(path, now + number / self._timing.rate)
+        for gateway, vtep in new:
+            path = self._paths[gateway] = Path(gateway, vtep, self._timing.pause, self._timing.hold)
+            self._plan(path, now)
 
     def next_due(self) -> float:
         """When `due` will have something; infinite when nothing is planned."""
-        while self._schedule and self._stale(*self._schedule[0]):
-            heapq.heappop(self._schedule)
-        return self._schedule[0][0] if self._schedule else math.inf
+        return min(self._schedule.first(), max(self._tries.first(), self._next_try))
 
     def due(self, now: float) -> list[Path]:
         """The paths to probe now, which count as asked: `answered` or `lost` must follow for each."""
         paths: list[Path] = []
-        while len(paths) < _AT_ONCE and self.next_due() <= now:
-            path = heapq.heappop(self._schedule)[2]
+        while len(paths) < _AT_ONCE and self._schedule.first() <= now:
+            paths.append(self._schedule.take())
+        while self._next_try <= now and self._tries.first() <= now:
+            paths.append(self._tries.take())
+            self._next_try = max(self._next_try, now - _CATCH_UP) + 1 / self._timing.tries
+        for path in paths:
             path.due, path.asked = math.inf, now
-            paths.append(path)
         return paths
 
     def answered(self, path: Path, now: float) -> None:
@@ -199,9 +204,25 @@ class DirectPaths:
                 self._plan(path, now)
 
     def _plan(self, path: Path, at: float) -> None:
-        path.due = at
-        heapq.heappush(self._schedule, (at, next(self._serial), path))
+        (self._schedule if path.direct or path.answers else self._tries).put(path, at)
 
-    @staticmethod
-    def _stale(at: float, _serial: int, path: Path) -> bool:
-        return path.gone or path.due != at
+
+class _Schedule:
+    """Paths in the order in which they are due. One that is put again, or has gone, is not there any more."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Path]] = []
+        self._serial = itertools.count()
+
+    def put(self, path: Path, at: float) -> None:
+        path.due = at
+        heapq.heappush(self._heap, (at, next(self._serial), path))
+
+    def first(self) -> float:
+        """When the first is due; infinite when there is none."""
+        while self._heap and (self._heap[0][2].gone or self._heap[0][2].due != self._heap[0][0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def take(self) -> Path:
+        return heapq.heappop(self._heap)[2]
