@@ -7,6 +7,7 @@ before the first thread runs or anything is written.
 from __future__ import annotations
 
 import gc
+import math
 import random
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ from netd.state import State, previous_subnets
 from netd.underlay import UnderlayWish, choose_underlay
 from netd.watched import Decoder, Entry, known
 from podlane.api.subnets import LEASE_TTL
+from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.store.config import connect, resolve
 from podlane.store.lease import KeepAlive
@@ -115,7 +117,7 @@ def run_daemon(options: RunOptions) -> int:
             daemon.add_ready_check(name, check)
         daemon.add_document("/status", netd.report.encode)
         if options.vxlan_guard:
-            _DROPPED.set_function(firewall.dropped)
+            _DROPPED.set_function(lambda: _dropped(firewall))
         host_settings(options).save(options.state_dir)
         # what was imported stays; thousands of leases are no garbage, and a look at all of them takes 40 ms
         gc.freeze()
@@ -123,6 +125,13 @@ def run_daemon(options: RunOptions) -> int:
         daemon.on_stop(store.close)
         daemon.on_stop(netd.stop)
         return daemon.run()
+
+
+def _dropped(firewall: Firewall) -> float:
+    try:
+        return firewall.dropped()
+    except PodlaneError:  # the other metrics are to be had all the same
+        return math.nan
 
 
 def _check_wish(wish: UnderlayWish, kernel: LinuxKernel) -> None:

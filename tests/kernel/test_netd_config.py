@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually
-from tests.kernel.netd_nodes import CONFIG, NETWORK, PREFIX, Cluster, Node
+from tests.kernel.netd_nodes import NETWORK, PREFIX, Cluster, Node
 
 pytestmark = pytest.mark.kernel
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.conftest import UNDERLAY6, NetnsEtcd, NetnsMaker, eventually
-from tests.kernel.netd_nodes import NETWORK, PREFIX, Cluster, Node
+from tests.kernel.conftest import NetnsEtcd, NetnsMaker
+from tests.kernel.netd_nodes import NETWORK, Cluster, Node
 
 pytestmark = pytest.mark.kernel
 
