@@ -59,6 +59,12 @@ def keys(etcd: NetnsEtcd) -> str:
     return etcd.ctl("get", "--prefix", f"{PREFIX}/")
 
 
+def free(*nodes: Node) -> str:
+    """A subnet that none of them has, but might have."""
+    taken = {str(node.subnet.subnets) for node in nodes}
+    return next(each for each in (f"10.5.{number}.0/24" for number in range(77, 88)) if each not in taken)
+
+
 def mac(node: Node) -> str:
     return str(node.ip("link show flannel.1")[0]["address"])
 
@@ -121,7 +127,7 @@ def test_status_of_a_netd_that_has_no_health_port_and_of_none(cluster: Cluster) 
 
 def test_leases_lists_every_host_and_what_is_reserved_and_what_cannot_be_read(cluster: Cluster) -> None:
     a, b = cluster(2, pods=False)
-    for subnet in ("10.5.204.0/24", "10.5.20.0/24"):
+    for subnet in ("10.5.204.0/24", "10.5.0.0/24"):
         done(a, "reserve", subnet)
     a.etcd.ctl("put", f"{PREFIX}/subnets/10.5.254.0-24", "garbage")
     answer = netd(a, "leases")
@@ -130,7 +136,7 @@ def test_leases_lists_every_host_and_what_is_reserved_and_what_cannot_be_read(cl
     header, *rows = answer.lines
     assert header == "SUBNET  PUBLIC ADDRESS  HOST  BACKEND  MAC  KIND"
     hosts = [f"{n.subnet.subnets}  {n.ns.address}  {n.ns.name}  vxlan  {mac(n)}  lease" for n in (a, b)]
-    nobody = [f"{subnet}  -  -  -  -  reserved" for subnet in ("10.5.20.0/24", "10.5.204.0/24")]
+    nobody = [f"{subnet}  -  -  -  -  reserved" for subnet in ("10.5.0.0/24", "10.5.204.0/24")]
     assert sorted(rows) == sorted([*hosts, *nobody])
     assert [int(row.split(".")[2]) for row in rows] == sorted(int(row.split(".")[2]) for row in rows)
     wide = netd(a, "leases", "-o", "wide").lines
@@ -178,7 +184,7 @@ def test_plan_prints_commands_that_mend_a_host_without_netd(cluster: Cluster) ->
 
 def test_doctor_finds_a_healthy_pair_healthy(cluster: Cluster) -> None:
     a, b = cluster(2, pods=False)
-    assert done(a, "reserve", "10.5.40.0/24", "--public-ip=192.168.64.99").out, "nobody is there yet, and that is well"
+    assert done(a, "reserve", free(a, b), "--public-ip=192.168.64.99").out, "nobody is there yet, and that is well"
     answer = netd(a, "doctor")
     assert answer.code == 0, answer.out + answer.err
     assert answer.out.splitlines()[-1].startswith("0 errors, 0 warnings, ")
@@ -196,23 +202,24 @@ def test_doctor_finds_a_healthy_pair_healthy(cluster: Cluster) -> None:
 def test_a_reservation_is_taken_by_its_host_and_stays_one(cluster: Cluster) -> None:
     (a,) = cluster(1, pods=False)
     late = cluster.node("b")
-    address = late.ns.address
-    assert done(a, "reserve", "10.5.77.0/24", f"--public-ip={address}").out == f"10.5.77.0/24: reserved for {address}\n"
-    again = done(a, "reserve", "10.5.77.0/24", f"--public-ip={address}")
-    assert again.out == f"10.5.77.0/24: reserved already for {address}\n"
+    address, subnet = late.ns.address, free(a)
+    key = subnet.replace("/", "-")
+    assert done(a, "reserve", subnet, f"--public-ip={address}").out == f"{subnet}: reserved for {address}\n"
+    again = done(a, "reserve", subnet, f"--public-ip={address}")
+    assert again.out == f"{subnet}: reserved already for {address}\n"
     a.ready(5)
-    assert not a.said("10.5.77.0-24"), "nothing to complain of"
+    assert not a.said(key), "nothing to complain of"
     late.start()
     late.ready()
-    assert str(late.subnet.subnets) == "10.5.77.0/24"
+    assert str(late.subnet.subnets) == subnet
     eventually(lambda: a.has_peers(1))
-    lease = json.loads(a.etcd.ctl("get", "-w", "json", f"{PREFIX}/subnets/10.5.77.0-24"))["kvs"][0].get("lease", 0)
+    lease = json.loads(a.etcd.ctl("get", "-w", "json", f"{PREFIX}/subnets/{key}"))["kvs"][0].get("lease", 0)
     assert lease == 0
-    assert f"Lease:  10.5.77.0/24, for {address} on eth0, reserved, held for Ns" in done(late, "status").lines
+    assert f"Lease:  {subnet}, for {address} on eth0, reserved, held for Ns" in done(late, "status").lines
     late.end(signal.SIGKILL)
     late.start()
     late.ready()
-    assert str(late.subnet.subnets) == "10.5.77.0/24"
+    assert str(late.subnet.subnets) == subnet
 
 
 def test_a_lease_can_be_made_a_reservation_and_given_back(cluster: Cluster) -> None:
