@@ -240,13 +240,14 @@ class Netd:
             self._log.info(message, **_summary(steps), elapsed=self._clock.monotonic() - started)
         auto = place.config.backend.direct_routing == "auto"
         self.prober.set_peers(place.own, programmed, place.underlay, auto=auto, devices=want.devices)
+        if error is None:
+            self._surroundings.has_made(want)
+            self._cause, self._programmed = cause, changes
+            self._remember()
+        if place.problem:
+            raise PodlaneError(f"{place.problem}; {error}" if error is not None else place.problem) from error
         if error is not None:
             raise error
-        self._surroundings.has_made(want)
-        self._cause, self._programmed = cause, changes
-        self._remember()
-        if place.problem:
-            raise PodlaneError(place.problem)
 
     def _reach(self, want: Desired, now: float) -> list[Step]:
         applied: list[Step] = []

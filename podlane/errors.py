@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_SHOWN = 10
+"""Failures an ApplyError's message names: what goes wrong with one peer may go wrong with thousands."""
+
 
 class PodlaneError(Exception):
     """Something went wrong that an operator can understand. Exit code 1."""
@@ -70,4 +73,5 @@ class ApplyError(PodlaneError):
 
     def __init__(self, failures: list[tuple[str, Exception]]) -> None:
         self.failures = failures
-        super().__init__("; ".join(f"{step}: {cause}" for step, cause in failures))
+        more = f"; and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
+        super().__init__("; ".join(f"{step}: {cause}" for step, cause in failures[:_SHOWN]) + more)
