@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
 from netd import plan as p
+from netd.desired import Lease, Underlay
 from netd.model import (
     ROUTE_PROTOCOLS,
     Actual,
@@ -27,8 +28,9 @@ from netd.model import (
     NeighbourKey,
     Route,
 )
+from netd.reachability import Silent
 from netd.ruleset import FirewallRules
-from podlane.api.subnets import Address, Network
+from podlane.api.subnets import Address, Network, Subnets
 from podlane.errors import ApplyError
 from podlane.store.interface import Store
 
@@ -323,6 +325,34 @@ class FakeFirewall:
 
     def listen(self, on_change: Callable[[], None], stop: threading.Event) -> None:
         del on_change  # nobody else changes it
+        stop.wait()
+
+
+class FakeProber:
+    """Probes nobody. `direct` and `silent` are what it says; `peers` are the keys it was last told of."""
+
+    def __init__(self, on_change: Callable[[], object]) -> None:
+        self._on_change = on_change
+        self.direct: frozenset[Address] = frozenset()
+        self.silent = Silent()
+        self.peers: tuple[str, ...] = ()
+        self.auto = False
+
+    def unreachable(self) -> Silent:
+        return self.silent
+
+    def set_peers(
+        self, own: Subnets, leases: Iterable[Lease], underlay: Underlay, *, auto: bool, devices: Collection[str] = ()
+    ) -> None:
+        del own, underlay, devices
+        self.peers, self.auto = tuple(sorted(lease.key for lease in leases)), auto
+
+    def found(self, *direct: Address) -> None:
+        """These answer without encapsulation, and no others."""
+        self.direct = frozenset(direct)
+        self._on_change()
+
+    def run(self, stop: threading.Event) -> None:
         stop.wait()
 
 
