@@ -13,6 +13,7 @@ from netd.ruleset import FirewallRules
 from podlane.api.network import parse_config
 from podlane.api.subnets import LeaseValue, Subnets
 from podlane.errors import Invalid, PodlaneError
+from podlane.runtime import metrics
 from podlane.runtime.runner import NotReady
 from podlane.store.memory import MemoryStore
 from tests.unit.netd_host import NETWORK, PREFIX, Host, delete, peer, put
@@ -126,6 +127,42 @@ def test_a_kernel_that_was_changed_by_hand_is_made_right(host: Host) -> None:
     host.subnet_file.unlink()
     host.netd.sync_kernel()
     assert host.subnet_file.exists()
+
+
+def _drift() -> dict[str, float]:
+    kinds = ("SetRoute", "SetNeighbour", "SetFdb")
+    return {kind: metrics.value("netd_drift_repaired_total", kind=kind) or 0 for kind in kinds}
+
+
+def test_only_what_nobody_asked_for_counts_as_drift(host: Host) -> None:
+    before = _drift()
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    put(host.store, "subnets/10.5.10.0-24", peer(98))
+    host.settle()
+    assert _drift() == before
+    del host.kernel.routes[IPv4Network("10.5.9.0/24")]
+    host.netd.sync_kernel()
+    assert _drift() == {**before, "SetRoute": before["SetRoute"] + 1}
+    host.netd.sync_kernel()
+    assert _drift()["SetRoute"] == before["SetRoute"] + 1
+
+
+def test_a_peer_is_routed_directly_while_the_prober_finds_that_it_can_be(host: Host) -> None:
+    put(host.store, "config", '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":"auto"}}')
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    tunnel = host.kernel.routes[IPv4Network("10.5.9.0/24")]
+    assert (host.prober.auto, host.prober.peers, tunnel.device) == (True, ("10.5.9.0-24",), "flannel.1")
+    before = _drift()
+    host.prober.found(IPv4Address("192.168.64.99"))
+    host.netd.sync_kernel()
+    direct = host.kernel.routes[IPv4Network("10.5.9.0/24")]
+    assert (direct.gateway, direct.device, direct.onlink) == (IPv4Address("192.168.64.99"), "eth0", False)
+    host.prober.found()
+    host.netd.sync_kernel()
+    assert host.kernel.routes[IPv4Network("10.5.9.0/24")] == tunnel
+    assert _drift() == before
 
 
 def test_a_foreign_link_of_the_device_s_name_is_left_alone_and_docker_told_nothing(host: Host) -> None:

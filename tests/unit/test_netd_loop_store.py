@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
+from netd.cache import NetworkCache
 from netd.lease import SubnetHeldByOther
 from podlane.api.network import NetworkConfig, parse_config
 from podlane.api.subnets import LEASE_TTL, LeaseValue, Subnets
@@ -169,24 +170,81 @@ def test_a_wiped_store_withdraws_no_peer_and_the_lease_is_registered_again(host:
 def test_after_a_reboot_without_the_store_the_overlay_comes_up_from_memory(host: Host) -> None:
     put(host.store, "subnets/10.5.9.0-24", peer(99))
     host.settle()
-    before = host.seen()
+    before, key = host.seen(), host.key
     host.end()
     host.kernel.delete_link("flannel.1")
-    fresh = Host(MemoryStore(), host.folder.with_name("other"))  # another store, in which nothing is
-    fresh.end()
-    fresh.folder, fresh.kernel = host.folder, host.kernel
-    fresh.start()
-    try:
-        with pytest.raises(NotReady):
-            fresh.netd.sync_kernel()  # the store has its time to answer
-        fresh.netd._started -= 60
-        fresh.netd.sync_kernel()
-        assert fresh.seen() == before
-        assert fresh.netd.place is not None
-        assert not fresh.netd.place.confirmed
-    finally:
-        fresh.end()
-        host.start()
+    host.subnet_file.unlink()
+    host.store.faults.set_down(True)
+    host.start(wait=False)
+    with pytest.raises(NotReady):
+        host.netd.sync_kernel()  # the store has its time to answer
+    assert host.kernel.devices == {}
+    host.clock.advance(1)
+    host.netd.sync_kernel()
+    assert host.seen() == before
+    assert host.subnet_file.exists()
+    assert host.netd.place is not None
+    assert not host.netd.place.confirmed
+    checks = host.netd.ready_checks()
+    assert (checks["leases"]() is None, checks["kernel"]()) == (False, "no sync yet"), (
+        "all is well, but not known to be"
+    )
+    host.store.faults.set_down(False)
+    assert host.netd.mirror.wait_synced(10)
+    steps = len(host.kernel.applied)
+    host.settle()
+    assert host.netd.place.confirmed
+    assert (host.seen(), host.key, len(host.kernel.applied)) == (before, key, steps)
+
+
+def _remembered(host: Host) -> set[str]:
+    found = NetworkCache(host.folder).load()
+    return set(found.leases) if found is not None else set()
+
+
+def test_a_peer_that_came_just_before_an_outage_and_a_kill_is_not_withdrawn(host: Host) -> None:
+    host.end()
+    host.interval = 10
+    host.start()
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    put(host.store, "subnets/10.5.10.0-24", peer(98))
+    host.settle()
+    before = host.seen()
+    assert "10.5.10.0-24" not in _remembered(host), "it came too soon to be written down"
+    host.kill()
+    host.store.faults.set_down(True)
+    host.start(wait=False)
+    host.clock.advance(1)
+    host.netd.sync_kernel()
+    assert host.seen() == before
+    host.store.faults.set_down(False)
+    assert host.netd.mirror.wait_synced(10)
+    host.settle()
+    assert host.seen() == before
+    delete(host.store, "subnets/10.5.10.0-24")
+    host.settle()
+    assert list(host.kernel.routes) == [IPv4Network("10.5.9.0/24")]
+
+
+def test_what_came_too_soon_to_be_written_down_is_written_though_nothing_else_happens(host: Host) -> None:
+    host.end()
+    host.interval = 10
+    host.start()
+    host.settle()
+    put(host.store, "subnets/10.5.10.0-24", peer(98))
+    host.catch_up()
+    thread = threading.Thread(target=host.netd.kernel_runner.run, args=(host.stop,), daemon=True)
+    thread.start()
+    host.clock.await_sleepers(1)
+    assert "10.5.10.0-24" not in _remembered(host)
+    host.clock.advance(10)
+    end = time.monotonic() + 10
+    while "10.5.10.0-24" not in _remembered(host):
+        assert time.monotonic() < end, "it is not written"
+        time.sleep(0.002)
+    host.stop.set()
+    thread.join(10)
 
 
 SMALL: NetworkConfig = parse_config('{"Network":"10.5.0.0/22","SubnetLen":27}')  # 31 subnets
