@@ -145,6 +145,21 @@ def test_a_host_that_boots_without_etcd_gets_its_overlay_from_memory(cluster: Cl
     assert b.pings(a)
 
 
+def test_a_peer_that_came_just_before_etcd_went_is_not_forgotten_by_a_restart(cluster: Cluster) -> None:
+    a, b = cluster(2)
+    pings, before = Pings.start(a, b), a.state()
+    a.etcd.stop(signal.SIGKILL)  # some seconds after b came, when a's memory may not have it yet
+    a.end(signal.SIGKILL)
+    a.start()
+    eventually(lambda: a.said("going on with what is remembered"))
+    eventually(lambda: "kernel" not in json.loads(a.get("/status")[1])["waiting"])
+    assert a.is_as(before)
+    a.etcd.start()
+    a.ready()
+    assert a.is_as(before)
+    pings.stop()
+
+
 # ---- the lease is lost ---------------------------------------------------------------------------
 
 
