@@ -28,6 +28,7 @@ if _hide_rich:
     del sys.modules["rich"]
 
 Format = Literal["logfmt", "json"]
+REMIND = 60.0  # seconds between two lines about what still fails as it did
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS: tuple[Format, ...] = ("logfmt", "json")
 
@@ -67,6 +68,29 @@ def configure(level: str = "info", format: Format = "logfmt", stream: TextIO | N
         root.removeHandler(old)
     root.addHandler(_FromStandardLibrary())
     root.setLevel(max(number, logging.WARNING))
+
+
+class Repetition:
+    """Tells what is worth a line from what was said a moment ago, for what is tried again and again.
+
+    `remind`: seconds after which the same is said once more. Not thread-safe.
+    """
+
+    def __init__(self, remind: float = REMIND) -> None:
+        self._remind = remind
+        self._last = ""
+        self._again = 0.0
+
+    def is_news(self, text: str, now: float) -> bool:
+        """Whether to say it; `now` is a clock's monotonic time."""
+        if text == self._last and now < self._again:
+            return False
+        self._last, self._again = text, now + self._remind
+        return True
+
+    def over(self) -> None:
+        """All is well again: whatever comes next is news."""
+        self._last = ""
 
 
 class _LineLogger:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
-from podlane.runtime.log import get_logger
+from podlane.runtime.log import Repetition, get_logger
 
 _SYNCS = metrics.counter("podlane_sync_total", "Syncs by result: ok, error, not_ready.", ["runner", "result"])
 _DURATION = metrics.histogram("podlane_sync_duration_seconds", "Time one sync took.", ["runner"])
@@ -111,6 +111,7 @@ class Runner:
         self._schedule = Schedule(min_interval=min_interval, resync=resync, backoff=backoff)
         self._log = get_logger("runner", runner=name)
         self._error: Exception | None = None
+        self._repetition = Repetition()
         self._synced_once = False
         if eager:
             self._schedule.request(-math.inf)
@@ -178,7 +179,10 @@ class Runner:
                 pause = self._schedule.fail(now)
             # An error nobody foresaw needs its trace; one of ours says all in its message.
             trace = {} if isinstance(error, PodlaneError) else {"exc_info": error}
-            self._log.warning("sync failed", error=str(error) or repr(error), retry_in=pause, **trace)
+            text = str(error) or repr(error)
+            # each retry of an outage would be a line every few seconds
+            say = self._log.warning if self._repetition.is_news(text, now) else self._log.debug
+            say("sync failed", error=text, retry_in=pause, **trace)
         self._error = error
         _DURATION.labels(self.name).observe(now - started)
         _SYNCS.labels(self.name, _result(error)).inc()
@@ -189,6 +193,7 @@ class Runner:
             failures = self._schedule.failures
             self._schedule.succeed(now)
         self._synced_once = True
+        self._repetition.over()
         _LAST_OK.labels(self.name).set(self._clock.now())
         if failures:
             self._log.info("sync recovered", failures=failures)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
-from podlane.runtime.log import get_logger
+from podlane.runtime.log import Repetition, get_logger
 from podlane.store.interface import DEFAULT_TIMEOUT, LeaseNotFound, Store
 
 RETRY = (0.5, 1.0)  # seconds between attempts to renew while the store does not answer: not in step with other hosts
@@ -56,6 +56,7 @@ class KeepAlive:
         self._lost = threading.Event()
         self._expires = 0.0
         self._thread: threading.Thread | None = None
+        self._repetition = Repetition()
         self._log = get_logger("lease")
 
     def start(self) -> None:
@@ -103,11 +104,13 @@ class KeepAlive:
                 self._lose(str(error))
                 return
             except PodlaneError as error:
-                left = self._expires - self._clock.monotonic()
+                now = self._clock.monotonic()
+                left = self._expires - now
                 if left <= 0:
                     self._lose(f"no renewal for {self._ttl} s: {error}")
                     return
-                self._log.warning("renew failed", lease=f"{self._lease_id:x}", error=str(error), left=left)
+                say = self._log.warning if self._repetition.is_news(str(error), now) else self._log.debug
+                say("renew failed", lease=f"{self._lease_id:x}", error=str(error), left=left)
                 pause = min(random.uniform(*RETRY), left)
 
     def _renew(self) -> float:
@@ -118,6 +121,7 @@ class KeepAlive:
             raise LeaseNotFound("renewed too late")
         self._ttl = self._store.keep_alive(self._lease_id, timeout=min(DEFAULT_TIMEOUT, left))
         self._expires = asked + self._ttl
+        self._repetition.over()
         if self._check is not None and not self._check(self._lease_id):
             raise LeaseNotFound("what it stands for is gone")
         return self._until_renewal()

@@ -110,3 +110,13 @@ def test_loading_the_logs_does_not_load_rich() -> None:
     code = "import podlane.runtime.log, sys; assert 'rich' not in sys.modules; import rich; print(rich.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "rich\n"
+
+
+def test_what_fails_again_and_again_is_said_once_a_minute() -> None:
+    said = log.Repetition(remind=60)
+    assert [now for now in range(0, 200, 5) if said.is_news("no answer", now)] == [0, 60, 120, 180]
+    assert said.is_news("another answer", 196), "something else is news"
+    assert said.is_news("no answer", 197)
+    assert not said.is_news("no answer", 198)
+    said.over()
+    assert said.is_news("no answer", 199)

@@ -6,6 +6,7 @@ threads at the end are for what a script cannot show.
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podlane.errors import PodlaneError
-from podlane.runtime import metrics
+from podlane.runtime import log, metrics
 from podlane.runtime.clock import FakeClock, ScriptedClock
 from podlane.runtime.runner import NotReady, Runner, Schedule
 
@@ -160,6 +161,18 @@ def test_the_runner_tells_what_happened() -> None:
     assert metrics.value("podlane_sync_total", runner="play", result="ok") == before["ok"] + 2
     assert metrics.value("podlane_sync_total", runner="play", result="error") == before["error"] + 2
     assert metrics.value("podlane_sync_failures", runner="play") == 0
+
+
+def test_an_error_that_stays_is_said_once_a_minute_and_at_its_end() -> None:
+    target = io.StringIO()
+    log.configure(stream=target)
+    play = Play(until=100, eager=True, backoff=(1.0, 4.0))
+    play.during = fail(*range(1, 22), error=PodlaneError("no answer"))
+    syncs = len(play.syncs())
+    log.configure()
+    said = [line.partition("event=")[2].partition(" runner")[0] for line in target.getvalue().splitlines()]
+    assert syncs > 20
+    assert said == ['"sync failed"', '"sync failed"', '"sync recovered"']
 
 
 def test_bad_settings_are_refused() -> None:
