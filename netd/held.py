@@ -167,6 +167,8 @@ class Held:
             return self._route_agrees(kind in _NEW, body)
         if kind in (rl.RTM_NEWLINK, rl.RTM_DELLINK):
             return self._link_agrees(kind in _NEW, body, watched)
+        if kind == rl.RTM_NEWNETCONF:
+            return not rl.stops_forwarding(body)
         return kind not in ABOUT_LINKS or self._address_agrees(kind in _NEW, body, watched)
 
     def _link_agrees(self, new: bool, body: Buffer, watched: Collection[str]) -> bool:

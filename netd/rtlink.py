@@ -1,10 +1,10 @@
-"""Links and addresses as rtnetlink describes them, in dumps and in notifications.
+"""Links, addresses and forwarding as rtnetlink describes them, in dumps and in notifications.
 
 Owns: reading them, of both address families; making and changing them is
 links.py's. One parser for what is listed and what is heard, so that the two
 can be compared; and none of pyroute2's, which needs 0.3 ms for each of the
 links of a host with a thousand pods, and 10 MB. No sockets here. Sources:
-rtnetlink(7); linux/if_link.h, linux/if_addr.h; drivers/net/vxlan/vxlan_core.c.
+rtnetlink(7); linux/if_link.h, linux/if_addr.h, linux/netconf.h; drivers/net/vxlan/vxlan_core.c.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from podlane.runtime.netlink import Buffer, Message, attribute_map, get_be16, ge
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
-GROUP_LINK, GROUP_IPV4_IFADDR, GROUP_IPV6_IFADDR = 1, 5, 9
+RTM_NEWNETCONF = 80
+
+GROUP_LINK, GROUP_IPV4_IFADDR, GROUP_IPV6_IFADDR, GROUP_IPV4_NETCONF, GROUP_IPV6_NETCONF = 1, 5, 9, 24, 25
 
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
@@ -39,6 +41,10 @@ _IFNAMSIZ = 16
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _IFA_F_SECONDARY, _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
+
+_NETCONFMSG_ALIGNED = 4  # bytes; all it says is the family
+_NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
+_ALL_INTERFACES = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,14 @@ def parse_address(body: Buffer) -> LinkAddress | None:
         settled=not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_DEPRECATED),
         secondary=bool(flags & _IFA_F_SECONDARY),
     )
+
+
+def stops_forwarding(body: Buffer) -> bool:
+    """Whether a RTM_NEWNETCONF says that this host forwards nothing of a family any more."""
+    found = attribute_map(memoryview(body)[_NETCONFMSG_ALIGNED:])
+    if _NETCONFA_IFINDEX not in found or _NETCONFA_FORWARDING not in found:
+        return False
+    return get_u32(found[_NETCONFA_IFINDEX]) == _ALL_INTERFACES and not get_u32(found[_NETCONFA_FORWARDING])
 
 
 def name_of(index: int) -> str:

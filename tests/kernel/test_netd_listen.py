@@ -68,6 +68,8 @@ BY_HAND = (
     "ip link set eth0 mtu 1400",
     "ip link set eth0 down",
     "ip link delete eth0",
+    "sysctl -qw net.ipv4.ip_forward=0",
+    "sysctl -qw net.ipv6.conf.all.forwarding=0",
 )
 
 
