@@ -207,23 +207,23 @@ class NetnsMaker:
             self._underlay = ns
         return self._underlay
 
-    def host(self, name: str, *, mtu: int = 1500, v4: bool = True, v6: bool = False) -> Netns:
-        """A namespace with `eth0` on the underlay bridge, an address and a default route of each family asked for."""
+    def host(self, name: str, *, mtu: int = 1500, v4: bool = True, v6: bool = False, uplink: str = "eth0") -> Netns:
+        """A namespace with `uplink` on the underlay bridge, an address and a default route of each family asked for."""
         bridge, ns, number = self.underlay, self.add(name), next(self._hosts)
         if v6:  # or its link's own address, by which neighbours are asked, waits for a second or two
             ns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0")
-        self.link(ns, "eth0", bridge, f"h{number}", mtu=mtu)
+        self.link(ns, uplink, bridge, f"h{number}", mtu=mtu)
         bridge.run(f"ip link set h{number} master underlay")
         if v4:
             ns.address = f"{UNDERLAY}.{number}"
-            ns.run(f"ip address add {ns.address}/24 dev eth0")
+            ns.run(f"ip address add {ns.address}/24 dev {uplink}")
             ns.run(f"ip route add default via {UNDERLAY}.1")
         if v6:
             if not bridge.address6:
                 bridge.address6 = f"{UNDERLAY6}:1"
                 bridge.run(f"ip address add {bridge.address6}/64 dev underlay nodad")
             ns.address6 = f"{UNDERLAY6}:{number}"
-            ns.run(f"ip address add {ns.address6}/64 dev eth0 nodad")
+            ns.run(f"ip address add {ns.address6}/64 dev {uplink} nodad")
             ns.run(f"ip route add default via {UNDERLAY6}:1")
         return ns
 

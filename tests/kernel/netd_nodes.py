@@ -193,9 +193,10 @@ class Cluster:
         self.acquainted()
         return new
 
-    def node(self, name: str, *options: str, v4: bool = True, v6: bool = False) -> Node:
+    def node(self, name: str, *options: str, v4: bool = True, v6: bool = False, uplink: str = "eth0") -> Node:
         """One that is not started."""
-        node = Node(self.netns, self.netns.host(name, v4=v4, v6=v6), self.etcd, self.folder / name, options)
+        host = self.netns.host(name, v4=v4, v6=v6, uplink=uplink)
+        node = Node(self.netns, host, self.etcd, self.folder / name, options)
         self.nodes.append(node)
         return node
 
