@@ -206,7 +206,7 @@ def show_plan(host: Host) -> None:
 
     with opened(host.settings, host.folder, host.store_config) as sources:
         seen = look(*sources)
-    _say_remembered(seen.store_error)
+    _say_remembered(seen.store_error, seen.remark)
     try:
         todo = seen.plan()
     except Refused as refused:
@@ -218,9 +218,11 @@ def show_plan(host: Host) -> None:
         click.echo(f"left out: {problem}", err=True)
 
 
-def _say_remembered(store_error: str) -> None:
+def _say_remembered(store_error: str, remark: str) -> None:
     if store_error:
         click.echo(f"going by what is remembered of the leases: {store_error}", err=True)
+    if remark:
+        click.echo(remark, err=True)
 
 
 @click.command()
@@ -242,7 +244,7 @@ def doctor(host: Host, peer: str | None, output: str) -> None:
 
     with opened(host.settings, host.folder, host.store_config) as sources:
         seen = look(*sources)
-    _say_remembered(seen.store_error)
+    _say_remembered(seen.store_error, seen.remark)
     context = DoctorContext(
         seen.config,
         seen.underlay,

@@ -41,7 +41,7 @@ from netd.watched import (
 )
 from podlane.api.network import NetworkConfig
 from podlane.api.subnets import Address, Subnets, config_key
-from podlane.errors import NotFound, PermissionDenied, PodlaneError, StoreUnavailable
+from podlane.errors import Invalid, NotFound, PermissionDenied, PodlaneError, StoreUnavailable
 from podlane.store.interface import Store
 
 _DAEMON_TIMEOUT = 2.0
@@ -81,6 +81,8 @@ class Seen:
     daemon: Mapping[str, Any] | None
     store_error: str = ""
     """Why the store could not be read; then `stored` is what is remembered of it."""
+    remark: str = ""
+    """Why the config is not the store's."""
 
     def plan(self) -> Plan:
         """What netd would change now. Raises Refused."""
@@ -174,9 +176,10 @@ def look(
         if remembered is None:
             raise
         stored, store_error = _from_memory(remembered), str(error)
-    config = network_config(stored.entries)
-    if config is None:
-        raise PodlaneError(f"read network config {config_key(settings.etcd_prefix)}: there is none")
+    if remembered is not None:
+        stored = _with_kept(stored, remembered)
+        _check_up(kernel, remembered.interface)
+    config, remark = _config_in_force(stored, remembered, config_key(settings.etcd_prefix))
     surroundings = Surroundings(
         wishes(settings, reach),
         kernel=kernel,
@@ -204,13 +207,44 @@ def look(
         obsolete=surroundings.made,
     )
     actual = kernel.observe(desired.watched, desired.networks, desired.sysctls.keys())
-    return Seen(stored, config, underlay, own, desired, actual, daemon, store_error)
+    return Seen(stored, config, underlay, own, desired, actual, daemon, store_error, remark)
 
 
 def _from_memory(remembered: Remembered) -> Stored:
     config = ConfigEntry(usable_config(remembered.config, "remembered network config"))
     entries = {f"{SUBNETS}{key}": LeaseEntry(lease, 0) for key, lease in remembered.leases.items()}
     return Stored({CONFIG: config, **entries}, {})
+
+
+def _config_in_force(stored: Stored, remembered: Remembered | None, key: str) -> tuple[NetworkConfig, str]:
+    """What netd goes by, and why that is not what the store says. Raises Invalid, PodlaneError."""
+    try:
+        config = network_config(stored.entries)
+        problem = f"network config {key}: there is none"
+    except Invalid as error:
+        if remembered is None:
+            raise
+        config, problem = None, str(error)
+    if config is not None and (remembered is None or config.allows(remembered.own)):
+        return config, ""
+    if remembered is None:
+        raise PodlaneError(f"read {problem}")
+    if config is not None:
+        problem = f"network config {key}: does not allow this host's {remembered.own}; restart netd to move"
+    return usable_config(remembered.config, "remembered network config"), f"{problem} (the last good one is in use)"
+
+
+def _with_kept(stored: Stored, remembered: Remembered) -> Stored:
+    """With the peers that netd keeps although a store that was emptied does not have them."""
+    kept = {f"{SUBNETS}{key}": LeaseEntry(remembered.leases[key], 0) for key in remembered.kept}
+    return Stored({**kept, **stored.entries}, stored.undecodable)
+
+
+def _check_up(kernel: Kernel, interface: str) -> None:
+    """Without this, another interface would be taken for the underlay. Raises PodlaneError."""
+    link = kernel.link(interface)
+    if link is not None and not link.up:
+        raise PodlaneError(f"use underlay {interface}: it is down")
 
 
 def _own(known: Mapping[str, Lease], underlay: Underlay, remembered: Subnets | None) -> Subnets:

@@ -48,8 +48,7 @@ def host_status(settings: HostSettings, folder: Path, store_config: StoreConfig)
     except PodlaneError as error:
         found["errors"].append(str(error))
         return found
-    if seen.store_error:
-        found["errors"].append(seen.store_error)
+    found["errors"] += filter(None, (seen.store_error, seen.remark))
     found |= _kernel_status(seen)
     found["ok"] = daemon is not None and daemon["ready"] and not found["drift"] and not found["errors"]
     return found
@@ -69,6 +68,8 @@ def _process(daemon: Mapping[str, Any] | None, settings: HostSettings, folder: P
 def _kernel_status(seen: Seen) -> dict[str, Any]:
     known = seen.stored.leases
     own = known.get(seen.own.key)
+    addresses = own.value.addresses if own is not None else ()
+    held = any(map(seen.underlay.is_public, addresses))
     unknown = bool(seen.store_error)
     try:
         drift = [str(step) for step in seen.plan().steps]
@@ -77,9 +78,9 @@ def _kernel_status(seen: Seen) -> dict[str, Any]:
     return {
         "subnets": [str(subnet) for subnet in seen.own],
         "lease": {
-            "stored": None if unknown else own is not None,
-            "reserved": None if unknown else own is not None and not seen.stored.etcd_lease(seen.own.key),
-            "publicAddresses": [str(a) for a in own.value.addresses] if own is not None else [],
+            "stored": None if unknown else held,
+            "reserved": None if unknown else held and not seen.stored.etcd_lease(seen.own.key),
+            "publicAddresses": [str(a) for a in addresses],
         },
         "interface": seen.underlay.name,
         "devices": [
@@ -140,9 +141,11 @@ def _daemon_lines(daemon: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def _lease_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lease, daemon = found["lease"], found["daemon"]
-    parts = [", ".join(found["subnets"])]
-    if lease["publicAddresses"]:
-        parts.append(f"for {', '.join(lease['publicAddresses'])} on {found['interface']}")
+    parts, addresses = [", ".join(found["subnets"])], ", ".join(lease["publicAddresses"])
+    if lease["stored"] is False and addresses:
+        return [("Lease", f"{parts[0]}, but in etcd it is that of {addresses}")]
+    if addresses:
+        parts.append(f"for {addresses} on {found['interface']}")
     if lease["reserved"]:
         parts.append("reserved")
     elif lease["stored"] is None:

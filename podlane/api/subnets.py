@@ -42,6 +42,8 @@ def load_json(data: bytes | str) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

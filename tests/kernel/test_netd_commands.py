@@ -110,6 +110,23 @@ def test_status_says_how_a_host_is_and_what_it_waits_for(cluster: Cluster) -> No
     assert running.code == 1, "but all is not well"
 
 
+def test_status_of_a_host_whose_subnet_somebody_took_and_whose_uplink_is_down(cluster: Cluster) -> None:
+    (a,) = cluster(1, pods=False)
+    own, value = a.subnet.subnets, a.value
+    a.etcd.ctl("put", f"{PREFIX}/subnets/{own.key}", value.replace(a.ns.address, "192.168.64.99"))
+    eventually(lambda: a.get("/readyz")[0] == 503)
+    taken = netd(a, "status")
+    assert taken.code == 1
+    assert taken.lines[:2] == [
+        "Netd:  NOT READY, pid N, up Ns",
+        f"Waits for:  lease: lease subnet {own}: {own.key} is held by 192.168.64.99",
+    ]
+    assert f"Lease:  {own}, but in etcd it is that of 192.168.64.99" in taken.lines
+    a.ns.run("ip link set eth0 down")
+    down = netd(a, "status")
+    assert (down.code, down.lines[-1]) == (1, "Error:  use underlay eth0: it is down")
+
+
 def test_status_of_a_netd_that_has_no_health_port_and_of_none(cluster: Cluster) -> None:
     (a,) = cluster(1, pods=False)
     a.end(signal.SIGTERM)

@@ -12,6 +12,8 @@ import pytest
 
 from netd.cache import NetworkCache
 from netd.lease import SubnetHeldByOther
+from netd.seen import look
+from netd.settings import HostSettings
 from podlane.api.network import NetworkConfig, parse_config
 from podlane.api.subnets import LEASE_TTL, LeaseValue, Subnets
 from podlane.errors import StoreUnavailable
@@ -165,6 +167,42 @@ def test_a_wiped_store_withdraws_no_peer_and_the_lease_is_registered_again(host:
     host.start()
     host.settle()
     assert host.seen() == before, "nor does a restart"
+
+
+def _plan(host: Host) -> tuple[str, str]:
+    """What `netd plan` prints, and why it does not go by the store's config."""
+    seen = look(host.store, host.kernel, HostSettings(), host.folder, lambda: ())
+    return str(seen.plan()), seen.remark
+
+
+def test_looking_at_a_host_goes_by_what_its_netd_goes_by(host: Host) -> None:
+    put(host.store, "subnets/10.5.9.0-24", peer(99))
+    host.settle()
+    assert _plan(host) == ("", "")
+    host.kernel.delete_link("flannel.1")
+    assert _plan(host)[0].startswith("ip link add flannel.1 ")
+    host.netd.sync_kernel()
+    put(host.store, "config", '{"Network":"10.9.0.0/16"}')
+    host.settle()
+    text, remark = _plan(host)
+    assert (text, "restart netd to move" in remark) == ("", True)
+    put(host.store, "config", "garbage")
+    text, remark = _plan(host)
+    assert (text, "the last good one is in use" in remark) == ("", True)
+    host.store.wipe()
+    for each in list(host.renewals):
+        each.lose()
+    end = time.monotonic() + 10
+    while host.netd.mirror.view()[1] == 1:
+        assert time.monotonic() < end, "the mirror does not notice"
+        time.sleep(0.002)
+    host.settle()
+    text, remark = _plan(host)
+    assert (text, "there is none" in remark) == ("", True), "the peer is kept, and not to be removed"
+    host.store.faults.set_down(True)
+    seen = look(host.store, host.kernel, HostSettings(), host.folder, lambda: ())
+    assert (str(seen.plan()), "the store is down" in seen.store_error) == ("", True)
+    host.store.faults.set_down(False)
 
 
 def test_after_a_reboot_without_the_store_the_overlay_comes_up_from_memory(host: Host) -> None:
