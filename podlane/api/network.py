@@ -203,7 +203,7 @@ def parse_config(data: bytes | str, where: str = "network config") -> NetworkCon
     try:
         raw = load_json(data)
     except ValueError as e:
-        raise Invalid(where, [FieldError("", f"not JSON: {e}")]) from None
+        raise Invalid(where, [FieldError("", str(e))]) from None
     if not isinstance(raw, dict):
         raise Invalid(where, [FieldError("", "expected a JSON object")])
     errors: list[FieldError] = []

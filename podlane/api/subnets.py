@@ -41,7 +41,7 @@ def load_json(data: bytes | str) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("not JSON: nested too deep") from None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
 

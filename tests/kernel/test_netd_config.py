@@ -106,7 +106,7 @@ def test_a_config_that_cannot_be_followed_leaves_the_one_in_use_and_is_said_once
     a, b = nodes
     before = a.state(), b.state()
     for text, said in (
-        ("{nonsense", "not JSON"),
+        ("{nonsense", "config: not JSON: Expecting"),
         (config('"Type":"udp"'), 'this netd builds vxlan and host-gw, got \\"udp\\"'),
         (config(f'{VXLAN},"VNI":9', "10.77.0.0/16"), "no longer allows this host's"),
         ("", f"network config {PREFIX}/config is gone"),
