@@ -109,7 +109,7 @@ def lease_value(config: NetworkConfig, underlay: Underlay, macs: Mapping[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """One peer's entries, or why it has none; neither for this host's own lease and for reservations."""
+    """One peer's entries, and why some or all are missing; neither for this host's own lease and for reservations."""
 
     neighbours: tuple[tuple[NeighbourKey, Neighbour], ...] = ()
     fdb: tuple[tuple[FdbKey, FdbEntry], ...] = ()
@@ -133,9 +133,11 @@ class _Entries:
         )
 
     def add(self, key: str, needs: _Needs) -> None:
-        if problem := needs.problem or self._clash(needs):
+        clash = self._clash(needs)
+        if problem := clash or needs.problem:
             self.problems[key] = problem
-            self.disjoint &= bool(needs.problem)
+        if clash:
+            self.disjoint = False
             return
         self.disjoint &= not any(fdb_key in self.fdb for fdb_key, _ in needs.fdb)
         self.neighbours.update(needs.neighbours)
@@ -144,8 +146,7 @@ class _Entries:
 
     def remove(self, key: str, needs: _Needs) -> None:
         """Of a peer that was added; they must be disjoint."""
-        if self.problems.pop(key, None) is not None:
-            return
+        self.problems.pop(key, None)
         for neighbour_key, _ in needs.neighbours:
             del self.neighbours[neighbour_key]
         for fdb_key, _ in needs.fdb:
@@ -277,8 +278,12 @@ class _Host:
         neighbours: list[tuple[NeighbourKey, Neighbour]] = []
         fdb: dict[FdbKey, FdbEntry] = {}
         routes: list[tuple[Network, Route]] = []
+        problem = ""
         for subnet in map(interned, lease.subnets):
             family: Family = 4 if subnet.version == 4 else 6
+            if family not in self._networks:
+                problem = f"it has the subnet {subnet}, and the network has no IPv{family}"
+                continue
             gateway = self._gateway(addresses, family) if self._how else None
             if gateway is not None:
                 routes.append((subnet, Route(gateway, self._underlay.name, False, route_protocol(subnet))))
@@ -286,12 +291,13 @@ class _Host:
             try:
                 name, mac, remote = self._tunnel(lease.value, addresses, family)
             except ValueError as error:
-                return _Needs(problem=str(error))
+                problem = problem or str(error)
+                continue
             vtep = subnet.network_address
             neighbours.append(((name, vtep), Neighbour(mac)))
             fdb[name, mac] = FdbEntry(remote)
             routes.append((subnet, Route(vtep, name, True, route_protocol(subnet))))
-        return _Needs(tuple(neighbours), tuple(fdb.items()), tuple(routes))
+        return _Needs(tuple(neighbours), tuple(fdb.items()), tuple(routes), problem)
 
     def _tunnel(self, value: LeaseValue, addresses: Sequence[Address], family: Family) -> tuple[str, str, Address]:
         """Our device, the peer's MAC address, and its public address. Raises ValueError."""
@@ -317,10 +323,8 @@ class _Host:
             return f'backend type "{lease.value.backend_type}" is not {self._backend.type}'
         for subnet in lease.subnets:
             network = self._networks.get(subnet.version)
-            if network is None:
-                return f"it has the subnet {subnet}, and the network has no IPv{subnet.version}"
             # subnet_of() costs ten times as much
-            if subnet.prefixlen < network.prefixlen or subnet.network_address not in network:
+            if network is not None and (subnet.prefixlen < network.prefixlen or subnet.network_address not in network):
                 return f"it is not in the network {network}"
         return ""
 

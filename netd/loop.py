@@ -232,7 +232,7 @@ class Netd:
             error = failed
         self.want = want
         self._write_subnet_file(place, want)
-        programmed = [lease for lease in known.values() if all(subnet in want.routes for subnet in lease.subnets)]
+        programmed = [lease for lease in known.values() if any(subnet in want.routes for subnet in lease.subnets)]
         self.peers_programmed = len(programmed)
         self._count(want, steps, drift)
         if steps:

@@ -210,7 +210,7 @@ BAD = {
         "it overlaps this host's 10.5.1.0/24",
     ),
     "a family the network has not": (
-        lease(2, "dual"),
+        lease(2, "v6"),
         "it has the subnet fd00:10:5:2::/64, and the network has no IPv6",
     ),
     "no address to send to": (
@@ -238,6 +238,25 @@ def test_a_lease_that_cannot_be_used_costs_nobody_else_anything(bad: Lease, why:
     target = want(bad, lease(3))
     assert target.problems == {bad.key: why}
     assert replace(target, problems={}) == want(lease(3))
+
+
+@pytest.mark.parametrize(
+    ("bad", "families", "why"),
+    [
+        (lease(2, "dual"), "v4", "it has the subnet fd00:10:5:2::/64, and the network has no IPv6"),
+        (lease(2, "dual", hosts="v4"), "dual", "it has no public IPv6 address, over which this host sends"),
+        (lease(2, "dual", backend_v6_data={"VtepMAC": "x"}), "dual", 'expected a MAC address, got "x"'),
+    ],
+)
+def test_what_is_wrong_with_one_family_of_a_peer_costs_the_other_nothing(
+    bad: Lease, families: Families, why: str
+) -> None:
+    """As on the way to dual-stack, where hosts get there one by one."""
+    peers = Peers()
+    target = want(bad, lease(3, families), families=families, peers=peers)
+    assert target.problems == {bad.key: why}
+    assert entries(target) == entries(want(lease(2), lease(3, families), families=families))
+    assert want(lease(3, families), families=families, peers=peers) == want(lease(3, families), families=families)
 
 
 def test_two_leases_of_one_host_share_its_fdb_entry() -> None:
@@ -328,5 +347,9 @@ def test_one_more_lease_changes_nothing_for_the_older_ones(
     assert after.fdb.items() >= before.fdb.items()
     assert after.routes.items() >= before.routes.items()
     assert {key: after.problems[key] for key in before.problems} == before.problems
-    if youngest.key in after.problems:
+    more = after.routes.keys() - before.routes.keys()
+    assert more <= set(youngest.subnets)
+    if not more:
         assert entries(after) == entries(before)
+    if youngest.key not in after.problems:
+        assert more in (set(youngest.subnets), set())  # none of this host's own
