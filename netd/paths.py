@@ -54,7 +54,7 @@ class Timing:
     hold: float = 10.0
     longest_hold: float = 3600.0
     stable: float = 60.0
-    rate: float = 400.0
+    rate: float = 300.0
     tries: float = 50.0
     gains: float = 1.0
     losses: float = 0.2

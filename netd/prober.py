@@ -120,8 +120,8 @@ class _OverlayProbe:
 class Prober:
     """`run` is a thread's body; everything else may be called from any thread.
 
-    `on_change` is called, from the probing thread, when `direct` has changed; it
-    should only trigger. `interval`: seconds between two rounds over the overlay,
+    `on_change` is called, from the probing thread or by `set_peers`, when `direct`
+    has changed; it should only trigger. `interval`: seconds between two rounds over the overlay,
     0 for none; `per_round`: addresses asked in one.
     """
 
@@ -174,12 +174,14 @@ class Prober:
         """
         wanted = _Wanted(own, tuple(leases), underlay, auto, frozenset(devices))
         with self._lock:
-            before = self._wanted
+            before, withdrawn = self._wanted, False
             if before is None or before.context != wanted.context:
-                self._direct = frozenset()
+                withdrawn, self._direct = bool(self._direct), frozenset()
             elif before.leases == wanted.leases and before.devices == wanted.devices:
                 return
             self._wanted = wanted
+        if withdrawn:
+            self._on_change()
 
     def run(self, stop: threading.Event) -> None:
         """Probe until `stop`, which is seen within a second."""
