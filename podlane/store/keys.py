@@ -27,6 +27,7 @@ REGISTRY = "/registry/"
 CLUSTER_CONFIG = "/podlane/config"
 ELECTION_SCHEDULER = "/podlane/election/scheduler"
 BINDINGS = "/podlane/bindings/"
+PROXIES = "/podlane/proxies/"
 SERVICE_IPS = "/registry/ranges/serviceips/"
 
 _PREFIXES: dict[type[Object], str] = {
@@ -83,6 +84,11 @@ def bindings_prefix(node: str) -> str:
 
 def binding_key(node: str, namespace: str, name: str) -> str:
     return f"{bindings_prefix(node)}{_part(namespace)}/{_part(name)}"
+
+
+def proxy_key(node: str) -> str:
+    """What the proxyd of a node has told of itself; see podlane.store.proxies."""
+    return f"{PROXIES}{_part(node)}"
 
 
 def service_ip_key(ip: str) -> str:
