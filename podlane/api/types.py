@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-Protocol = Literal["TCP", "UDP"]
+Protocol = Literal["TCP", "UDP", "SCTP"]
+IPFamily = Literal["IPv4", "IPv6"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 
@@ -251,28 +252,68 @@ class ReplicationController(Object, frozen=True, kw_only=True):
 
 
 class ServicePort(Struct, frozen=True, kw_only=True):
-    """`target_port` is a number, a container port's name, or 0 for "the same as port"."""
+    """`target_port` is a number, a container port's name, or 0 for "the same as port"; `node_port` 0 is none yet."""
 
     port: int
     name: str = ""
     protocol: Protocol = "TCP"
     target_port: int | str = 0
+    node_port: int = 0
+    app_protocol: str = ""
+
+
+class ClientIPConfig(Struct, frozen=True, kw_only=True):
+    """How long an idle client stays with its pod: 1 to 86,400 seconds."""
+
+    timeout_seconds: int = 10800
+
+
+class SessionAffinityConfig(Struct, frozen=True, kw_only=True):
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
 
 
 class ServiceSpec(Struct, frozen=True, kw_only=True):
-    """`cluster_ip` is "" until allocated, "None" for a headless service."""
+    """`cluster_ip` is "" until allocated, "None" for a headless service, and always the first of `cluster_ips`.
+
+    `cluster_ips` has one address a family, in the order of `ip_families`.
+    """
 
     ports: tuple[ServicePort, ...] = ()
     selector: dict[str, str] = {}
-    type: Literal["ClusterIP"] = "ClusterIP"
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: tuple[str, ...] = msgspec.field(default=(), name="clusterIPs")
-    session_affinity: Literal["None"] = "None"
+    ip_families: tuple[IPFamily, ...] = msgspec.field(default=(), name="ipFamilies")
+    ip_family_policy: Literal["", "SingleStack", "PreferDualStack", "RequireDualStack"] = ""
+    external_ips: tuple[str, ...] = msgspec.field(default=(), name="externalIPs")
+    external_name: str = ""
+    session_affinity: Literal["None", "ClientIP"] = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    external_traffic_policy: Literal["", "Cluster", "Local"] = ""
+    health_check_node_port: int = 0
+    load_balancer_ip: str = msgspec.field(default="", name="loadBalancerIP")
+    load_balancer_class: str = ""
+    load_balancer_source_ranges: tuple[str, ...] = ()
+    allocate_load_balancer_node_ports: bool = True
+    traffic_distribution: Literal["", "PreferClose", "PreferSameZone", "PreferSameNode"] = ""
     publish_not_ready_addresses: bool = False
 
 
+class LoadBalancerIngress(Struct, frozen=True, kw_only=True):
+    """An address at which a load balancer serves; with `ip_mode` "Proxy" it sends on to node ports itself."""
+
+    ip: str = ""
+    hostname: str = ""
+    ip_mode: Literal["", "VIP", "Proxy"] = ""
+
+
+class LoadBalancerStatus(Struct, frozen=True, kw_only=True):
+    ingress: tuple[LoadBalancerIngress, ...] = ()
+
+
 class ServiceStatus(Struct, frozen=True, kw_only=True):
-    """Nothing yet: only load-balancer services have a status."""
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
 class Service(Object, frozen=True, kw_only=True):
@@ -299,10 +340,28 @@ class ObjectReference(Struct, frozen=True, kw_only=True):
     field_path: str = ""
 
 
+class ForZone(Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class ForNode(Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class EndpointHints(Struct, frozen=True, kw_only=True):
+    """Whose clients should use this endpoint; a proxy heeds it if all endpoints of the service have such hints."""
+
+    for_zones: tuple[ForZone, ...] = ()
+    for_nodes: tuple[ForNode, ...] = ()
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
     node_name: str = ""
+    zone: str = ""
+    hostname: str = ""
+    hints: EndpointHints | None = None
     target_ref: ObjectReference | None = None
 
 
@@ -310,6 +369,7 @@ class EndpointPort(Struct, frozen=True, kw_only=True):
     port: int
     name: str = ""
     protocol: Protocol = "TCP"
+    app_protocol: str = ""
 
 
 class EndpointSlice(Object, frozen=True, kw_only=True):
@@ -324,6 +384,10 @@ class EndpointSlice(Object, frozen=True, kw_only=True):
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+BALANCE_ANNOTATION = "podlane.io/balance"
 
 # --- nodes -----------------------------------------------------------------------
 
@@ -431,11 +495,14 @@ class Namespace(Object, frozen=True, kw_only=True):
 class ClusterConfig(Struct, frozen=True, kw_only=True):
     """The value of `/podlane/config`. Times in seconds.
 
+    `service_cidr`: the service range, or one range a family separated by a comma.
+    `service_node_port_range`: from and to, both included.
     `node_lease_seconds`: how long a silent node counts as alive (etcd refuses
     less than 2); `node_grace_seconds`: how long after that its pods are replaced.
     """
 
     service_cidr: str = msgspec.field(default="10.96.0.0/16", name="serviceCIDR")
+    service_node_port_range: str = "30000-32767"
     cluster_domain: str = "cluster.local"
     node_lease_seconds: int = 10
     node_grace_seconds: int = 5

@@ -138,24 +138,7 @@ UNSUPPORTED: dict[type[types.Struct], dict[str, Accepts]] = {
     types.EnvVar: _fields("valueFrom"),
     types.ResourceRequirements: _fields("claims"),
     types.Probe: _fields("grpc", "terminationGracePeriodSeconds"),
-    types.ServiceSpec: _fields(
-        "externalIPs",
-        "externalName",
-        "loadBalancerClass",
-        "loadBalancerIP",
-        "loadBalancerSourceRanges",
-        "sessionAffinityConfig",
-        "trafficDistribution",
-        allocateLoadBalancerNodePorts=_only(True, False),
-        externalTrafficPolicy=_only("Cluster"),
-        healthCheckNodePort=_only(0),
-        internalTrafficPolicy=_only("Cluster"),
-        ipFamilies=_only(["IPv4"]),
-        ipFamilyPolicy=_only("SingleStack"),
-    ),
-    types.ServicePort: _fields("appProtocol", nodePort=_only(0)),
-    types.Endpoint: _fields("deprecatedTopology", "hints", "hostname", "zone"),
-    types.EndpointPort: _fields("appProtocol"),
+    types.Endpoint: _fields("deprecatedTopology"),
     types.NodeSpec: _fields("configSource", "externalID", "providerID", "taints", podCIDRs=_anything),
     types.LeaseSpec: _fields("preferredHolder", "strategy"),
     types.Event: _fields(
@@ -165,11 +148,6 @@ UNSUPPORTED: dict[type[types.Struct], dict[str, Accepts]] = {
 }
 
 VALUES: dict[tuple[type[types.Struct], str], frozenset[str]] = {
-    (types.ContainerPort, "protocol"): frozenset({"SCTP"}),
-    (types.ServicePort, "protocol"): frozenset({"SCTP"}),
-    (types.EndpointPort, "protocol"): frozenset({"SCTP"}),
-    (types.ServiceSpec, "type"): frozenset({"NodePort", "LoadBalancer", "ExternalName"}),
-    (types.ServiceSpec, "sessionAffinity"): frozenset({"ClientIP"}),
     (types.EndpointSlice, "addressType"): frozenset({"FQDN"}),
 }
 """Values of supported fields that Kubernetes has and Podlane does not."""
