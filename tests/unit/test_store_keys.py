@@ -27,6 +27,7 @@ def test_the_public_layout() -> None:
     assert keys.prefix_for(Pod, "a") == "/registry/pods/a/"
     assert keys.prefix_for(Node, "a") == "/registry/minions/"
     assert keys.binding_key("n1", "default", "a") == "/podlane/bindings/n1/default/a"
+    assert keys.proxy_key("n1") == "/podlane/proxies/n1"
     assert keys.service_ip_key("10.96.0.1") == "/registry/ranges/serviceips/10.96.0.1"
 
 

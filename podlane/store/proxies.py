@@ -1,0 +1,99 @@
+"""What each node's proxyd has in its kernel: the acknowledgement a draining pod waits for.
+
+Owns: `/podlane/proxies/{node}` = `{"revision": N}`, which says "every change of
+an endpoint slice up to store revision N is in this node's kernel". Invariants:
+a key is not bound to a lease, for the table of a proxyd that died goes on
+serving, so it counts for as long as its node lives; only `withdraw` removes
+it, when the table is removed. Reading never writes. Kubernetes has nothing of
+the kind: there a pod sleeps before it ends and hopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from podlane.api.types import NODE_LEASE_NAMESPACE, Lease
+from podlane.store import keys
+from podlane.store.interface import Delete, Get, KeyValue, Put, Store, Watch
+
+MAX_GETS = 128
+"""Keys read in one transaction: etcd's --max-txn-ops."""
+
+
+class _Value(msgspec.Struct, frozen=True):
+    revision: int
+
+
+def acknowledge(store: Store, node: str, revision: int) -> None:
+    """Say that this node's kernel has everything up to `revision`. Raises StoreUnavailable."""
+    store.txn([], [Put(keys.proxy_key(node), msgspec.json.encode(_Value(revision)))])
+
+
+def withdraw(store: Store, node: str) -> None:
+    """Say that this node's kernel serves no more: nobody is to wait for it. Raises StoreUnavailable."""
+    store.txn([], [Delete(keys.proxy_key(node))])
+
+
+def living(store: Store, nodes: Collection[str]) -> frozenset[str]:
+    """Those of the nodes that have a heartbeat, read key by key: it is meant for few. Raises StoreUnavailable."""
+    found: set[str] = set()
+    names = sorted(nodes)
+    for start in range(0, len(names), MAX_GETS):
+        some = names[start : start + MAX_GETS]
+        reads = store.txn([], [Get(keys.key_for(Lease, NODE_LEASE_NAMESPACE, name)) for name in some]).reads
+        found.update(name for name, read in zip(some, reads, strict=True) if read)
+    return frozenset(found)
+
+
+class Acknowledgements:
+    """All nodes' revisions, followed from the first `look` until `close`. For one thread.
+
+    A list and a watch, and not a Mirror: it lives for seconds, and a Mirror's
+    witness would leave a lease behind each time.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._watch: Watch | None = None
+        self._revisions: dict[str, int] = {}
+
+    def look(self) -> dict[str, int]:
+        """Revision by node, as new as what the watch has brought; waits for nothing once it is open.
+
+        Raises what a list and a watch raise; then the next call begins anew.
+        """
+        if self._watch is None:
+            listing = self._store.list(keys.PROXIES)
+            self._revisions = {_node(kv): _revision(kv) for kv in listing.items}
+            self._watch = self._store.watch(keys.PROXIES, start_revision=listing.revision)
+        try:
+            while (batch := self._watch.next(0.0)) is not None:
+                for event in batch.events:
+                    if event.type == "put":
+                        self._revisions[_node(event.kv)] = _revision(event.kv)
+                    else:
+                        self._revisions.pop(_node(event.kv), None)
+        except Exception:
+            self.close()
+            raise
+        return dict(self._revisions)
+
+    def close(self) -> None:
+        """Follow no longer. `look` begins again."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = None
+
+
+def _node(kv: KeyValue) -> str:
+    return kv.key.removeprefix(keys.PROXIES)
+
+
+def _revision(kv: KeyValue) -> int:
+    """0, so that it is waited for and named, where the value cannot be read."""
+    try:
+        return msgspec.json.decode(kv.value, type=_Value).revision
+    except msgspec.DecodeError:
+        return 0
