@@ -1,56 +1,72 @@
-"""Conntrack entries that would keep flows away from where they now belong.
+"""Conntrack entries that would keep flows away from where they now belong, and what entries say of the flows.
 
-Owns: which entries are stale, and their deletion. Invariant: an entry is
-deleted only when its original destination is a frontend of ours and
+Owns: which entries are stale, and their deletion; the count of flows for each
+frontend and target. Invariant: an entry is deleted only when its original
+destination is a frontend of ours, it is no established connection, and
   - it was never translated (its replies come from the service address itself):
     it began while nothing was served, and conntrack remembers "no translation"; or
   - its replies would come from an address and port that no longer serve, and it is
-    UDP, or TCP that was never answered: a client whose pod or host died under its SYN
-    reaches another pod with the next one (after 1 s), and a source port is not
-    poisoned for the two minutes conntrack keeps such an entry.
-Established TCP is left to end by itself: the pod may still be draining.
+    UDP, or TCP or SCTP that was never answered: a client whose pod or host died under
+    its SYN reaches another pod with the next one (after 1 s), and a source port is
+    not poisoned for the two minutes conntrack keeps such an entry.
+Established TCP is always left to end by itself: the pod may still be draining,
+and what is connected to an address that has become a node port's or an external
+one was not made by us.
+
+What is asked of the kernel (`requests`): a change touches few frontends, so the
+kernel selects by them and user space sees only their entries. Each such dump
+walks the kernel's whole hash table, though (7 ms at the usual 262,144 buckets),
+as long as it takes to read some 500 entries: of a table with few entries, or for
+many frontends, one dump a protocol is cheaper. The kernel's filter has
+gaps (ctmsg.py), so every entry is judged again by what it says.
+A kernel without the filter lists everything, which is slower but not wrong.
 
 Why not pyroute2: importing it costs 10 MB, and its decoder some 60 µs an
-entry; the two messages needed here are forty lines on runtime.netlink. The
-kernel selects by protocol before it answers.
-Source: linux/net/netfilter/nf_conntrack_netlink.c; kube-proxy's
-pkg/proxy/conntrack/cleanup.go.
+entry; the few messages needed here are short on runtime.netlink.
+Source: kube-proxy's pkg/proxy/conntrack/cleanup.go.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import struct
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from socket import AF_INET, inet_ntop
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
+from typing import Protocol
 
 from podlane.runtime import netlink as nl
 from podlane.runtime.netlink import DumpInterrupted, Message, NetlinkError, NetlinkSocket
+from proxyd.ctmsg import (
+    DST_NAT,
+    PROTOCOLS,
+    Flow,
+    Request,
+    delete_message,
+    entries_message,
+    list_message,
+    read_counters,
+    read_entries,
+    read_flow,
+)
 from proxyd.tables import Frontend, Target
 
-_SUBSYSTEM = 1 << 8
-_GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _FILTER = 1, 2, 3, 12, 25
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_IP_SRC, _IP_DST = 1, 2
-_PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
-_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
-_FILTER_PROTO_NUM = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM
-_SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
-_GENMSG = struct.pack(">BBH", AF_INET, 0, 0)
-_PROTOCOLS = {6: "TCP", 17: "UDP"}
-_NUMBERS = {"TCP": 6, "UDP": 17}
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+FEW = 64
+"""Frontends for which the kernel is asked one by one, if its table is large enough for that to pay."""
+
+_ENTRIES_A_DUMP = 500  # reading so many takes as long as one walk through the kernel's table
 
 
-class Flow(NamedTuple):
-    """One conntrack entry: where the client meant to go, where replies come from, whether one came."""
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Open flows of one kind. Bytes and packets of both directions; None unless nf_conntrack_acct is on."""
 
-    frontend: Frontend
-    replies_from: Target
-    answered: bool
+    connections: int
+    bytes: int | None
+    packets: int | None
 
 
 class Conntrack(Protocol):
@@ -59,26 +75,66 @@ class Conntrack(Protocol):
     def clean(self, wanted: Mapping[Frontend, Collection[Target]], ranges: Sequence[str] = ()) -> int:
         """Delete the stale entries of these frontends and return how many there were.
 
-        `ranges`: networks in CIDR form in which an address and port that is
-        not in `wanted` is served by nobody, so its UDP entries are stale too.
-        Raises PodlaneError.
+        `ranges`: networks in CIDR form, of either family, in which an address
+        and port that is not in `wanted` is served by nobody, so its UDP
+        entries are stale too. Raises PodlaneError.
         """
+        ...
+
+    def counts(self) -> dict[tuple[Frontend, Target], Flows]:
+        """Count the translated flows by where they were meant to go and where they go. Raises PodlaneError."""
         ...
 
     def close(self) -> None: ...
 
 
-def is_stale(
-    flow: Flow, wanted: Mapping[Frontend, Collection[Target]], ranges: Sequence[ipaddress.IPv4Network] = ()
-) -> bool:
+# --- pure ------------------------------------------------------------------------------
+
+
+def is_stale(flow: Flow, wanted: Mapping[Frontend, Collection[Target]], ranges: Sequence[Network] = ()) -> bool:
     """Whether the entry leads new packets astray."""
     targets = wanted.get(flow.frontend)
     if targets is None:
-        address = ipaddress.IPv4Address(flow.frontend.address)
-        return flow.frontend.protocol == "UDP" and any(address in network for network in ranges)
+        if flow.frontend.protocol != "UDP" or not ranges:
+            return False
+        address = ipaddress.ip_address(flow.frontend.address)
+        return any(address in network for network in ranges)
     untranslated = flow.replies_from == (flow.frontend.address, flow.frontend.port)
     endless = flow.frontend.protocol == "UDP" or not flow.answered
-    return untranslated or (endless and flow.replies_from not in targets)
+    return not flow.established and (untranslated or (endless and flow.replies_from not in targets))
+
+
+def requests(frontends: Iterable[Frontend], ranges: Sequence[Network], entries: int) -> list[Request]:
+    """Which dumps show every entry of the frontends, and of UDP in the ranges, at the least cost.
+
+    `entries`: how many entries of any kind the kernel has.
+    """
+    whole = {Request(_family_of(each), "UDP") for each in ranges}
+    single: dict[Request, set[Request]] = {}
+    for frontend in frontends:
+        family = AF_INET6 if ":" in frontend.address else AF_INET
+        kind = Request(family, frontend.protocol)
+        if kind not in whole:
+            single.setdefault(kind, set()).add(_narrow(family, frontend))
+    found = [each for narrow in single.values() for each in narrow]
+    if len(found) > min(FEW, len(single) + entries // _ENTRIES_A_DUMP):
+        found = list(single)
+    return sorted([*whole, *found])
+
+
+def _narrow(family: int, frontend: Frontend) -> Request:
+    """The narrowest dump the kernel does right; see the module's docstring."""
+    if frontend.protocol == "SCTP":
+        # without its port: what the kernel ignores today it may look at tomorrow, so all of a kind are one request
+        return Request(family, "SCTP", 0, frontend.address if family == AF_INET else "")
+    return Request(family, frontend.protocol, frontend.port, frontend.address if family == AF_INET else "")
+
+
+def _family_of(network: Network) -> int:
+    return AF_INET if network.version == 4 else AF_INET6
+
+
+# --- the kernel ------------------------------------------------------------------------
 
 
 class KernelConntrack:
@@ -93,12 +149,11 @@ class KernelConntrack:
             self._socket.close()
 
     def clean(self, wanted: Mapping[Frontend, Collection[Target]], ranges: Sequence[str] = ()) -> int:
-        protocols = {frontend.protocol for frontend in wanted} | ({"UDP"} if ranges else set())
-        networks = [ipaddress.IPv4Network(each) for each in ranges]
+        networks = [ipaddress.ip_network(each) for each in ranges]
         with self._lock:
             stale: list[Message] = []
-            for protocol in sorted(protocols):
-                for body in self._list(_NUMBERS[protocol]):
+            for request in requests(wanted, networks, self._entries()):
+                for body in self._list(list_message(request)):
                     flow = read_flow(body)
                     if flow is not None and is_stale(flow, wanted, networks):
                         stale.append(delete_message(body))
@@ -108,48 +163,39 @@ class KernelConntrack:
             raise NetlinkError(f"delete {len(failures)} conntrack entries: {failures[0]}", failures[0].errno)
         return len(stale)
 
-    def flows(self, protocol: str) -> list[Flow]:
-        """Every IPv4 entry of the protocol ("TCP" or "UDP")."""
+    def counts(self) -> dict[tuple[Frontend, Target], Flows]:
+        connections: dict[tuple[Frontend, Target], int] = {}
+        traffic: dict[tuple[Frontend, Target], list[int]] = {}
         with self._lock:
-            found = [read_flow(body) for body in self._list(_NUMBERS[protocol])]
+            for family in (AF_INET, AF_INET6):
+                for protocol in PROTOCOLS:
+                    for body in self._list(list_message(Request(family, protocol), status=DST_NAT)):
+                        flow = read_flow(body)
+                        # a kernel that does not select by status lists the untranslated too
+                        if flow is None or flow.replies_from == (flow.frontend.address, flow.frontend.port):
+                            continue
+                        key = flow.frontend, flow.replies_from
+                        connections[key] = connections.get(key, 0) + 1
+                        if (seen := read_counters(body)) is not None:
+                            sums = traffic.setdefault(key, [0, 0])
+                            sums[0] += seen[0]
+                            sums[1] += seen[1]
+        return {key: Flows(number, *traffic.get(key, (None, None))) for key, number in connections.items()}
+
+    def flows(self, protocol: str, family: int = AF_INET) -> list[Flow]:
+        """Every entry of the protocol ("TCP", "UDP" or "SCTP") and address family."""
+        with self._lock:
+            found = [read_flow(body) for body in self._list(list_message(Request(family, protocol)))]
         return [flow for flow in found if flow is not None]
 
-    def _list(self, protocol: int) -> Iterator[memoryview]:
+    def _entries(self) -> int:
+        """How many entries this namespace has."""
+        return read_entries(self._socket.ask(entries_message()))
+
+    def _list(self, message: Message) -> Iterator[memoryview]:
         try:
-            for _, body in self._socket.dump(list_message(protocol)):
+            for _, body in self._socket.dump(message):
                 yield body
         except DumpInterrupted:
             # the table is never still; what it had when we began was listed
             return
-
-
-def list_message(protocol: int) -> Message:
-    """List the IPv4 entries of one protocol (Linux 5.8 and later select in the kernel)."""
-    selected = nl.nest(_TUPLE_ORIG, nl.nest(_TUPLE_IP), nl.nest(_TUPLE_PROTO, nl.u8(_PROTO_NUM, protocol)))
-    flags = nl.nest(_FILTER, nl.u32(_FILTER_ORIG_FLAGS, _FILTER_PROTO_NUM), nl.u32(_FILTER_REPLY_FLAGS, 0))
-    return Message(_SUBSYSTEM | _GET, 0, _GENMSG + selected + flags)
-
-
-def delete_message(body: memoryview) -> Message:
-    """Delete exactly the listed entry: by its tuple and its id, lest a successor be hit."""
-    found = nl.attribute_map(body[4:])
-    named = nl.attr(_TUPLE_ORIG | nl.NLA_F_NESTED, found[_TUPLE_ORIG])
-    return Message(_SUBSYSTEM | _DELETE, 0, _GENMSG + named + nl.attr(_ID, found[_ID]))
-
-
-def read_flow(body: memoryview) -> Flow | None:
-    """Decode a listed entry; None when it is neither TCP nor UDP over IPv4."""
-    found = nl.attribute_map(body[4:])
-    if _TUPLE_ORIG not in found or _TUPLE_REPLY not in found:
-        return None
-    original, reply = nl.attribute_map(found[_TUPLE_ORIG]), nl.attribute_map(found[_TUPLE_REPLY])
-    addresses, ports = nl.attribute_map(original[_TUPLE_IP]), nl.attribute_map(original[_TUPLE_PROTO])
-    protocol = _PROTOCOLS.get(ports[_PROTO_NUM][0])
-    if protocol is None or _IP_DST not in addresses:
-        return None
-    source = nl.attribute_map(reply[_TUPLE_IP])[_IP_SRC]
-    return Flow(
-        Frontend(inet_ntop(AF_INET, addresses[_IP_DST]), protocol, nl.get_be16(ports[_PROTO_DST_PORT])),
-        Target(inet_ntop(AF_INET, source), nl.get_be16(nl.attribute_map(reply[_TUPLE_PROTO])[_PROTO_SRC_PORT])),
-        answered=bool(nl.get_be32(found[_STATUS]) & _SEEN_REPLY),
-    )
