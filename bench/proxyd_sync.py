@@ -1,0 +1,201 @@
+"""What proxyd's sync costs as services grow: everything at once, one change, a resync."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from bench import kubeproxy_shape as shape
+from bench.proxyd_objects import Objects, changed, objects
+from bench.proxyd_world import KubeProxyShaped, Synced, check, namespace, synced
+from bench.rows import Benchmark, Declared, Measured, Progress
+from podlane.runtime.runner import Runner
+
+SIZES = ((1000, 5), (5000, 5), (10_000, 5), (45_000, 1))
+FULL_AIMS = {(10_000, 5): 0.4, (45_000, 1): 0.8}
+MAIN = (10_000, 5)
+
+FULL_ROUNDS, PEER_FULL_ROUNDS = 5, 3
+CHANGES, PEER_CHANGES = 40, 7
+PERCENT_ROUNDS, PEER_PERCENT_ROUNDS = 10, 3
+RESYNCS, PEER_LISTS = 7, 3
+PERCENT = 100  # services
+PEER = "nft -f of kube-proxy's shape"
+PEER_LIST = "nft list of kube-proxy's shape"
+RUNNER_INTERVAL = 0.01  # what the daemon uses
+
+
+def measure_size(size: tuple[int, int], say: Progress) -> Iterator[Measured]:
+    """Of one size: everything from nothing, then one endpoint. The main size: also the other changes."""
+    label = "{}x{}".format(*size)
+    some = objects(*size)
+    yield full(f"proxyd.full_{label}", some, say)
+    rng = random.Random(0)
+    with synced(some) as (proxy, _):
+        ours = Ours(proxy, some, rng)
+        samples = [ours.one_endpoint() for _ in range(CHANGES)]
+        deleted = [ours.one_service_deleted() for _ in range(CHANGES)] if size == MAIN else []
+        percent = [ours.percent() for _ in range(PERCENT_ROUNDS)] if size == MAIN else []
+        resyncs = [proxy.resync() for _ in range(RESYNCS)] if size == MAIN else []
+        meanwhile = during_resync(ours) if size == MAIN else []
+        check((e.addresses[0] for each in ours.slices for e in each.endpoints), f"after the changes to {label}")
+    for what, values in (("endpoint", samples), ("service deleted", deleted), ("1 %", percent), ("resync", resyncs)):
+        if values:
+            say(f"{label} {what}: {min(values) * 1e3:.2f} to {max(values) * 1e3:.2f} ms")
+    with namespace():
+        theirs = Theirs(some, rng)
+        yield Measured.median(
+            f"proxyd.one_endpoint_{label}",
+            samples,
+            peer=PEER,
+            peer_samples=[theirs.percent(1) for _ in range(PEER_CHANGES)],
+        )
+        if size != MAIN:
+            return
+        yield Measured.median(
+            f"proxyd.one_service_deleted_{label}",
+            deleted,
+            peer=PEER,
+            peer_samples=[theirs.peer.delete(n) for n in range(PEER_CHANGES)],
+        )
+        yield Measured.median(
+            f"proxyd.one_percent_{label}",
+            percent,
+            peer=PEER,
+            peer_samples=[theirs.percent(PERCENT) for _ in range(PEER_PERCENT_ROUNDS)],
+        )
+        lists = [theirs.peer.list() for _ in range(PEER_LISTS)]
+        yield Measured.median(f"proxyd.resync_{label}", resyncs, peer=PEER_LIST, peer_samples=lists)
+        yield Measured.median("proxyd.change_during_resync", meanwhile)
+
+
+def full(name: str, some: Objects, say: Progress) -> Measured:
+    """By turns, each in a fresh namespace."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(FULL_ROUNDS):
+        with synced(some) as (_, seconds):
+            ours.append(seconds)
+            if not turn:
+                check((e.addresses[0] for each in some.slices for e in each.endpoints), name)
+        if turn < PEER_FULL_ROUNDS:
+            with namespace():
+                theirs.append(KubeProxyShaped(some).full())
+        say(f"{name} round {turn + 1} of {FULL_ROUNDS}: {ours[-1]:.3f} s, peer {theirs[-1]:.2f} s")
+    return Measured.median(name, ours, peer=PEER, peer_samples=theirs)
+
+
+class Ours:
+    """Changes to what a proxy has, and what each took it."""
+
+    def __init__(self, proxy: Synced, some: Objects, rng: random.Random) -> None:
+        self.proxy = proxy
+        self.services, self.slices = some.services, list(some.slices)
+        self._rng = rng
+
+    def _numbers(self, count: int) -> Sequence[int]:
+        return self._rng.sample(range(len(self.slices)), count)
+
+    def change(self, count: int) -> None:
+        """Change that many slices without telling the proxy."""
+        for number in self._numbers(count):
+            self.slices[number] = changed(number, self.slices[number])
+
+    def one_endpoint(self) -> float:
+        return self._replaced(1)
+
+    def percent(self) -> float:
+        return self._replaced(PERCENT)
+
+    def _replaced(self, count: int) -> float:
+        """A pod of `count` services was replaced by another."""
+        numbers = self._numbers(count)
+        for number in numbers:
+            self.slices[number] = changed(number, self.slices[number])
+        seconds = self.proxy.put(*(self.slices[number] for number in numbers))
+        self.proxy.settle()
+        return seconds
+
+    def one_service_deleted(self) -> float:
+        (number,) = self._numbers(1)
+        mine = self.services[number], self.slices[number]
+        seconds = self.proxy.drop(*mine)
+        self.proxy.settle()
+        self.proxy.put(*mine)
+        self.proxy.settle()
+        return seconds
+
+
+class Theirs:
+    """The same changes to kube-proxy's shape."""
+
+    def __init__(self, some: Objects, rng: random.Random) -> None:
+        self._services, self._slices, self._rng = some.services, list(some.slices), rng
+        self.peer = KubeProxyShaped(some)
+        self.peer.full()
+
+    def percent(self, count: int) -> float:
+        news: list[tuple[int, shape.Port]] = []
+        for number in self._rng.sample(range(len(self._slices)), count):
+            self._slices[number] = changed(number, self._slices[number])
+            news.append((number, shape.ports(self._services[number], [self._slices[number]])[0]))
+        return self.peer.change(news)
+
+
+def during_resync(ours: Ours) -> list[float]:
+    """A change that comes at some moment of a resync: seconds until the kernel has it. The runner is the daemon's."""
+    proxy = ours.proxy
+    runner = Runner(proxy.proxy.sync, name="bench", clock=proxy.clock, min_interval=RUNNER_INTERVAL, resync=3600)
+    stop = threading.Event()
+    thread = threading.Thread(target=runner.run, args=(stop,), daemon=True)
+    thread.start()  # in this thread's namespace
+    samples = []
+    rng = random.Random(1)
+    took = proxy_idle(proxy)
+    try:
+        for _ in range(RESYNCS):
+            number = rng.randrange(len(ours.slices))
+            new = ours.slices[number] = changed(number, ours.slices[number])
+            proxy.clock.skipped += 60.0
+            runner.trigger()
+            time.sleep(rng.uniform(0.1, 0.8) * took)
+            commits, begin = proxy.nft.commits, time.perf_counter()
+            proxy.source.put(new)
+            runner.trigger()
+            while proxy.nft.commits == commits:
+                time.sleep(0.0005)
+            samples.append(proxy.nft.acknowledged - begin)
+            time.sleep(took + 1.0)
+    finally:
+        stop.set()
+        thread.join(30)
+    return samples
+
+
+def proxy_idle(proxy: Synced) -> float:
+    """Seconds a resync takes here; nothing is left to do afterwards."""
+    gc.collect()
+    return proxy.resync()
+
+
+def _rows(size: tuple[int, int]) -> tuple[Declared, ...]:
+    label, what = "{}x{}".format(*size), "{:,} services × {} endpoints".format(*size)
+    rows = [
+        Declared(f"proxyd.full_{label}", "seconds", f"{what} into an empty kernel", aim=FULL_AIMS.get(size)),
+        Declared(f"proxyd.one_endpoint_{label}", "seconds", f"a pod of {what} is replaced → kernel", aim=0.002),
+    ]
+    if size == MAIN:
+        rows += [
+            Declared(f"proxyd.one_service_deleted_{label}", "seconds", f"one of {what} goes → kernel", aim=0.002),
+            Declared(f"proxyd.one_percent_{label}", "seconds", f"{PERCENT} of {what} change → kernel", aim=0.05),
+            Declared(f"proxyd.resync_{label}", "seconds", f"{what} compared with the kernel", aim=1.0),
+            Declared("proxyd.change_during_resync", "seconds", "a change that comes during a resync → kernel"),
+        ]
+    return tuple(rows)
+
+
+BENCHMARKS = tuple(Benchmark("proxyd", _rows(size), partial(measure_size, size)) for size in SIZES)
