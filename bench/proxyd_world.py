@@ -33,6 +33,7 @@ from proxyd.source import View
 from proxyd.tables import TABLE, Transaction
 
 NFT_TIMEOUT = 600.0
+PART = 1000  # ports
 _serial = count(1)
 
 
@@ -209,6 +210,11 @@ class KubeProxyShaped:
 
     def full(self) -> float:
         return self.load(shape.full(self.ports, pod_network=POD_NETWORK, service_range=SERVICE_RANGE))
+
+    def full_in_parts(self) -> float:
+        """Faster for the kernel than in one; see `parts`. Returns the sum of the seconds."""
+        parts = shape.parts(self.ports, PART, pod_network=POD_NETWORK, service_range=SERVICE_RANGE)
+        return sum(self.load(part) for part in parts)
 
     def change(self, changed: Sequence[tuple[int, shape.Port]]) -> float:
         """Bring in the new ports of these numbers; chains left over are deleted, which is not counted."""

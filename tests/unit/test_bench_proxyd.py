@@ -127,6 +127,13 @@ def test_rules_grow_with_services_and_endpoints() -> None:
         assert len(about(script, "add element ip kube-proxy service-ips")) == count
 
 
+def test_parts_are_together_what_the_whole_is() -> None:
+    some = [ports(n, each=1) for n in range(5)]
+    parts = list(shape.parts(some, 2, pod_network="10.128.0.0/9", service_range="10.96.0.0/16"))
+    assert len(parts) == 3
+    assert "".join(parts) == full(*some)
+
+
 def test_the_rules_of_one_service() -> None:
     port = ports(each=2)
     first, second = port.endpoint_chains
