@@ -16,13 +16,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from podlane.api.types import Object, Struct
+from podlane.api.types import Object, ServiceSpec, Struct
 from podlane.errors import PodlaneError
 
 S = TypeVar("S", bound=Struct)
 
 # Kubernetes' types without `omitempty`: shown also when zero or false
 ALWAYS_SHOWN = frozenset({"replicas", "readyReplicas", "ready", "restartCount", "exitCode", "serving", "terminating"})
+
+# defaults of some types of services, which Kubernetes refuses or does not have in the others
+_OF_OTHER_TYPES = {
+    "ClusterIP": ("allocateLoadBalancerNodePorts",),
+    "NodePort": ("allocateLoadBalancerNodePorts",),
+    "ExternalName": ("allocateLoadBalancerNodePorts", "internalTrafficPolicy"),
+}
 
 _encoder = msgspec.json.Encoder()
 
@@ -82,6 +89,8 @@ def to_builtins(obj: Struct, *, defaults: bool = True) -> dict[str, Any]:
         if name in result:
             continue
         value = getattr(obj, field.name)
+        if isinstance(obj, ServiceSpec) and name in _OF_OTHER_TYPES.get(obj.type, ()) and value == field.default:
+            continue
         default = field.default
         if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
             default = field.default_factory()

@@ -7,11 +7,14 @@ Source: Kubernetes' pkg/apis/core/v1/defaults.go.
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+from podlane.api import services
+from podlane.api.service_update import carry_over
 from podlane.api.types import (
+    ClientIPConfig,
     Container,
     Node,
     Object,
@@ -21,6 +24,8 @@ from podlane.api.types import (
     ReplicationController,
     Service,
     ServicePort,
+    ServiceSpec,
+    SessionAffinityConfig,
 )
 
 DEFAULT_NAMESPACE = "default"
@@ -40,8 +45,7 @@ def apply_defaults(obj: O, *, namespace: str = DEFAULT_NAMESPACE) -> O:
     elif isinstance(filled, ReplicationController):
         filled = _controller(filled)
     elif isinstance(filled, Service):
-        ports = tuple(_service_port(port) for port in filled.spec.ports)
-        filled = msgspec.structs.replace(filled, spec=msgspec.structs.replace(filled.spec, ports=ports))
+        filled = msgspec.structs.replace(filled, spec=service_spec(filled.spec))
     return cast(O, filled)
 
 
@@ -103,7 +107,7 @@ def inherit(old: O, new: O) -> O:
     """What an update leaves unsaid and therefore keeps: what the server or a daemon has set.
 
     These are the status, uid, creation and deletion times, generation and
-    resourceVersion, a service's address and a pod's node.
+    resourceVersion, a service's addresses and node ports and a pod's node.
     """
     metadata = msgspec.structs.replace(
         new.metadata,
@@ -117,14 +121,23 @@ def inherit(old: O, new: O) -> O:
     kept: Object = msgspec.structs.replace(new, metadata=metadata)
     if hasattr(old, "status"):
         kept = msgspec.structs.replace(kept, status=old.status)
-    if isinstance(kept, Service) and isinstance(old, Service) and not kept.spec.cluster_ip:
-        spec = msgspec.structs.replace(kept.spec, cluster_ip=old.spec.cluster_ip, cluster_ips=old.spec.cluster_ips)
-        kept = msgspec.structs.replace(kept, spec=spec)
+    if isinstance(kept, Service) and isinstance(old, Service):
+        kept = carry_over(old, kept)
     elif isinstance(kept, Pod) and isinstance(old, Pod) and not kept.spec.node_name:
         kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, node_name=old.spec.node_name))
     elif isinstance(kept, Node) and isinstance(old, Node) and not kept.spec.pod_cidr:
         kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=old.spec.pod_cidr))
     return cast(O, kept)
+
+
+def service_spec(spec: ServiceSpec) -> ServiceSpec:
+    changes: dict[str, Any] = {"ports": tuple(_service_port(port) for port in spec.ports)}
+    if services.is_external(spec) and not spec.external_traffic_policy:
+        changes["external_traffic_policy"] = "Cluster"
+    config = spec.session_affinity_config
+    if spec.session_affinity == "ClientIP" and (config is None or config.client_ip is None):
+        changes["session_affinity_config"] = SessionAffinityConfig(client_ip=ClientIPConfig())
+    return msgspec.structs.replace(spec, **changes)
 
 
 def _service_port(port: ServicePort) -> ServicePort:

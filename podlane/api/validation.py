@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from podlane.api import names, quantity, types
 from podlane.api.fields import Errors, join
 from podlane.api.validation_pod import check_pod_spec
-from podlane.api.validation_service import check_endpoint_slice, check_service
+from podlane.api.validation_service import check_service
+from podlane.api.validation_slice import check_endpoint_slice
 from podlane.api.validation_update import validate_update
 from podlane.errors import FieldError
 
@@ -41,7 +42,7 @@ def validate(obj: types.Object, path: str = "") -> list[FieldError]:
         case types.ReplicationController():
             _check_controller(obj.spec, spec, errors)
         case types.Service():
-            check_service(obj.spec, spec, errors)
+            check_service(obj, path, errors)
         case types.EndpointSlice():
             check_endpoint_slice(obj, path, errors)
         case types.Node():

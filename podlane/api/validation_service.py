@@ -1,45 +1,81 @@
-"""Kubernetes' rules for services and endpoint slices.
+"""Kubernetes' rules for services.
 
-Owns: ports, addresses, selectors of services. Invariant: as in validation.py.
-Whether an address lies in the service range and is free is the registry's to
+Owns: types, ports, policies, selectors of services; their addresses are
+checked in validation_addresses.py. Invariant: as in validation.py. Whether an
+address or a node port lies in its range and is free is the registry's to
 decide, in the transaction that stores the service. Source: ValidateService in
-pkg/apis/core/validation and pkg/apis/discovery/validation of Kubernetes.
+pkg/apis/core/validation of Kubernetes.
 """
 
 from __future__ import annotations
 
-import ipaddress
-
-from podlane.api import names, types
+from podlane.api import names, services, types
 from podlane.api.fields import Errors, join
+from podlane.api.services import HEADLESS
+from podlane.api.validation_addresses import check_addresses, check_ingress, check_source_ranges
 
-HEADLESS = "None"
-MAX_ENDPOINTS = 1000
-MAX_ADDRESSES = 100
-MAX_PORTS = 20000
+KUBELET_PORT = 10250
+TOPOLOGY_ANNOTATIONS = ("service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints")
+BALANCES = ("random", "affinity-hash", "maglev")
 
 
-def check_service(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
-    if not spec.ports and spec.cluster_ip != HEADLESS:
-        errors.add(join(path, "ports"), "required: at least one port, unless clusterIP is None")
-    _check_service_ports(spec.ports, join(path, "ports"), errors)
+def check_service(service: types.Service, path: str, errors: Errors) -> None:
+    spec, at = service.spec, join(path, "spec")
+    _check_annotations(service, path, errors)
+    if not spec.ports and not services.is_headless(spec) and spec.type != "ExternalName":
+        errors.add(join(at, "ports"), "required: at least one port, unless clusterIP is None")
+    _check_type(spec, at, errors)
+    _check_ports(spec.ports, join(at, "ports"), errors)
+    _check_node_ports(spec, at, errors)
     for key, value in spec.selector.items():
-        errors.check(f"{join(path, 'selector')}[{key}]", names.label_key_error(key) or names.label_value_error(value))
-    if spec.cluster_ip not in {"", HEADLESS}:
-        errors.check(join(path, "clusterIP"), _cluster_ip_error(spec.cluster_ip))
-    if len(spec.cluster_ips) > 1:
-        errors.add(
-            join(path, "clusterIPs"),
-            f"expected one address, for Podlane's services have one family, got {len(spec.cluster_ips)}",
-        )
-    elif spec.cluster_ips and spec.cluster_ips[0] != spec.cluster_ip:
-        errors.add(
-            f"{join(path, 'clusterIPs')}[0]",
-            f'expected the same as clusterIP, "{spec.cluster_ip}", got "{spec.cluster_ips[0]}"',
-        )
+        errors.check(f"{join(at, 'selector')}[{key}]", names.label_key_error(key) or names.label_value_error(value))
+    check_addresses(spec, at, errors)
+    _check_affinity(spec, at, errors)
+    _check_external(spec, at, errors)
+    check_ingress(service.status.load_balancer, join(path, "status.loadBalancer.ingress"), errors)
 
 
-def _check_service_ports(ports: tuple[types.ServicePort, ...], path: str, errors: Errors) -> None:
+def _check_annotations(service: types.Service, path: str, errors: Errors) -> None:
+    annotations = service.metadata.annotations
+    balance = annotations.get(types.BALANCE_ANNOTATION)
+    if balance is not None and balance not in BALANCES:
+        expected = " or ".join(f'"{word}"' for word in BALANCES)
+        errors.add(
+            join(path, f"metadata.annotations[{types.BALANCE_ANNOTATION}]"), f'expected {expected}, got "{balance}"'
+        )
+    distribution = service.spec.traffic_distribution
+    for key in TOPOLOGY_ANNOTATIONS:
+        if distribution and annotations.get(key, "").lower() == "auto":
+            errors.add(join(path, "spec.trafficDistribution"), f"not together with the annotation {key}")
+
+
+def _check_type(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
+    if spec.type == "ExternalName":
+        # the dot at the end of a name that is complete is allowed
+        name = spec.external_name.removesuffix(".")
+        errors.check(
+            join(path, "externalName"),
+            names.dns_subdomain_error(name) if name else 'required: a DNS name, where type is "ExternalName"',
+        )
+    elif services.is_headless(spec) and services.may_have_node_ports(spec):
+        errors.add(join(path, "clusterIP"), f'expected an address, for type is "{spec.type}", got "{HEADLESS}"')
+    if spec.type != "LoadBalancer":
+        for name, said in (
+            ("loadBalancerSourceRanges", bool(spec.load_balancer_source_ranges)),
+            ("loadBalancerClass", bool(spec.load_balancer_class)),
+            ("allocateLoadBalancerNodePorts", not spec.allocate_load_balancer_node_ports),
+        ):
+            if said:
+                errors.add(join(path, name), f'only where type is "LoadBalancer", it is "{spec.type}"')
+        return
+    for index, port in enumerate(spec.ports):
+        if port.port == KUBELET_PORT:
+            errors.add(f"{join(path, 'ports')}[{index}].port", f"the nodes' own port {KUBELET_PORT} is not for outside")
+    if spec.load_balancer_class:
+        errors.check(join(path, "loadBalancerClass"), names.label_key_error(spec.load_balancer_class))
+
+
+def _check_ports(ports: tuple[types.ServicePort, ...], path: str, errors: Errors) -> None:
     by_name: dict[str, int] = {}
     by_port: dict[tuple[int, str], int] = {}
     for index, port in enumerate(ports):
@@ -58,55 +94,61 @@ def _check_service_ports(ports: tuple[types.ServicePort, ...], path: str, errors
                 f"{place}.targetPort",
                 names.port_number_error(target) if isinstance(target, int) else names.port_name_error(target),
             )
+        if port.app_protocol:
+            errors.check(f"{place}.appProtocol", names.label_key_error(port.app_protocol))
         key = (port.port, port.protocol)
         if key in by_port:
             errors.add(f"{place}.port", f"duplicate port {port.port}/{port.protocol}, also ports[{by_port[key]}]")
         by_port.setdefault(key, index)
 
 
-def _cluster_ip_error(text: str) -> str | None:
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return f'expected an IPv4 address, "None" or nothing, got "{text}"'
-    return None
+def _check_node_ports(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
+    by_port: dict[tuple[int, str], int] = {}
+    for index, port in enumerate(spec.ports):
+        if not port.node_port:
+            continue
+        place = f"{join(path, 'ports')}[{index}].nodePort"
+        errors.check(place, names.port_number_error(port.node_port))
+        if not services.may_have_node_ports(spec):
+            errors.add(place, f'only where type is "NodePort" or "LoadBalancer", it is "{spec.type}"')
+        key = (port.node_port, port.protocol)
+        if key in by_port:
+            errors.add(place, f"duplicate node port {port.node_port}/{port.protocol}, also ports[{by_port[key]}]")
+        by_port.setdefault(key, index)
 
 
-def check_endpoint_slice(endpoint_slice: types.EndpointSlice, path: str, errors: Errors) -> None:
-    endpoints = join(path, "endpoints")
-    if len(endpoint_slice.endpoints) > MAX_ENDPOINTS:
-        errors.add(endpoints, f"expected at most {MAX_ENDPOINTS} endpoints, got {len(endpoint_slice.endpoints)}")
-    for index, endpoint in enumerate(endpoint_slice.endpoints):
-        place = f"{endpoints}[{index}]"
-        if not 1 <= len(endpoint.addresses) <= MAX_ADDRESSES:
-            errors.add(
-                f"{place}.addresses",
-                f"expected 1 to {MAX_ADDRESSES} addresses, got {len(endpoint.addresses)}",
-            )
-        for position, address in enumerate(endpoint.addresses):
-            errors.check(f"{place}.addresses[{position}]", _endpoint_ip_error(address, endpoint_slice.address_type))
-        if endpoint.node_name:
-            errors.check(f"{place}.nodeName", names.dns_subdomain_error(endpoint.node_name))
-    ports = join(path, "ports")
-    if len(endpoint_slice.ports) > MAX_PORTS:
-        errors.add(ports, f"expected at most {MAX_PORTS} ports, got {len(endpoint_slice.ports)}")
-    by_name: dict[str, int] = {}
-    for index, port in enumerate(endpoint_slice.ports):
-        errors.check(f"{ports}[{index}].port", names.port_number_error(port.port))
-        if port.name:
-            errors.check(f"{ports}[{index}].name", names.dns_label_error(port.name))
-        if port.name in by_name:
-            errors.add(f"{ports}[{index}].name", f'duplicate name "{port.name}", also of ports[{by_name[port.name]}]')
-        by_name.setdefault(port.name, index)
+def _check_affinity(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
+    place, config = join(path, "sessionAffinityConfig"), spec.session_affinity_config
+    if spec.session_affinity == "None":
+        if config is not None:
+            errors.add(place, 'only where sessionAffinity is "ClientIP", it is "None"')
+    elif config is None or config.client_ip is None:
+        errors.add(f"{place}.clientIP", 'required where sessionAffinity is "ClientIP"')
+    else:
+        errors.integer(
+            types.ClientIPConfig,
+            "timeout_seconds",
+            config.client_ip.timeout_seconds,
+            f"{place}.clientIP.timeoutSeconds",
+        )
 
 
-def _endpoint_ip_error(text: str, family: str) -> str | None:
-    """Addresses that mean something else on every host (loopback, link-local) can be no endpoints."""
-    try:
-        address = ipaddress.IPv4Address(text) if family == "IPv4" else ipaddress.IPv6Address(text)
-    except ValueError:
-        return f'expected an {family} address, got "{text}"'
-    for kind in ("unspecified", "loopback", "link_local", "multicast"):
-        if getattr(address, f"is_{kind}"):
-            return f"expected an address that can be reached from elsewhere, got {text} ({kind.replace('_', '-')})"
-    return None
+def _check_external(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
+    policy = spec.external_traffic_policy
+    if policy and not services.is_external(spec):
+        errors.add(
+            join(path, "externalTrafficPolicy"),
+            'only where traffic comes from outside: type "NodePort" or "LoadBalancer", or with externalIPs',
+        )
+    elif not policy and services.is_external(spec):
+        errors.add(join(path, "externalTrafficPolicy"), 'required: "Cluster" or "Local"')
+    health = spec.health_check_node_port
+    if health:
+        place = join(path, "healthCheckNodePort")
+        errors.check(place, names.port_number_error(health))
+        if not services.has_health_check(spec):
+            errors.add(place, 'only where type is "LoadBalancer" and externalTrafficPolicy is "Local"')
+        taken = [index for index, port in enumerate(spec.ports) if port.node_port == health]
+        if taken:
+            errors.add(place, f"duplicate node port {health}, also of ports[{taken[0]}]")
+    check_source_ranges(spec.load_balancer_source_ranges, join(path, "loadBalancerSourceRanges"), errors)

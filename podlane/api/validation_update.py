@@ -16,6 +16,7 @@ import msgspec
 
 from podlane.api import types
 from podlane.api.fields import Errors, join
+from podlane.api.validation_service_update import check_service_update
 from podlane.errors import FieldError
 
 _POD_MUTABLE = re.compile(r"spec\.containers\[\d+\]\.image")
@@ -44,7 +45,7 @@ def validate_update(old: types.Object, new: types.Object) -> list[FieldError]:
         case types.Pod(), types.Pod():
             _check_pod(old, new, errors)
         case types.Service(), types.Service():
-            _check_fixed("spec.clusterIP", old.spec.cluster_ip, new.spec.cluster_ip, errors)
+            check_service_update(old, new, errors)
         case types.EndpointSlice(), types.EndpointSlice():
             _check_fixed("addressType", old.address_type, new.address_type, errors)
         case types.Node(), types.Node():

@@ -148,7 +148,7 @@ def test_what_is_wrong_with_a_pod(line: str, want: str) -> None:
         ),
         ("sessionAffinity: Cookie", 'sessionAffinity: expected "None" or "ClientIP", got "Cookie"'),
         ("externalTrafficPolicy: Global", 'externalTrafficPolicy: expected "Cluster" or "Local", got "Global"'),
-        ("ipFamilies: [IPv4, IPv5]", 'ipFamilies[1]: expected "IPv4" or "IPv6", got "IPv5"'),
+        ("ipFamilies: [IPv5]", 'ipFamilies[0]: expected "IPv4" or "IPv6", got "IPv5"'),
         (
             "ipFamilyPolicy: DualStack",
             'ipFamilyPolicy: expected "SingleStack" or "PreferDualStack" or "RequireDualStack", got "DualStack"',
