@@ -36,8 +36,10 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from typing import Protocol
 
+from podlane.api.types import IPFamily
 from podlane.runtime import netlink as nl
 from podlane.runtime.netlink import DumpInterrupted, Message, NetlinkError, NetlinkSocket
+from proxyd import proxymetrics
 from proxyd.ctmsg import (
     DST_NAT,
     PROTOCOLS,
@@ -57,6 +59,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FEW = 64
 """Frontends for which the kernel is asked one by one, if its table is large enough for that to pay."""
 
+_FAMILIES: tuple[tuple[int, IPFamily], ...] = ((AF_INET, "IPv4"), (AF_INET6, "IPv6"))
 _ENTRIES_A_DUMP = 500  # reading so many takes as long as one walk through the kernel's table
 
 
@@ -161,13 +164,15 @@ class KernelConntrack:
             failures = [f for f in self._socket.batch(stale) if f.errno != errno.ENOENT]
         if failures:
             raise NetlinkError(f"delete {len(failures)} conntrack entries: {failures[0]}", failures[0].errno)
+        for family, name in _FAMILIES:
+            proxymetrics.conntrack_deleted(name, sum(message.body[0] == family for message in stale))
         return len(stale)
 
     def counts(self) -> dict[tuple[Frontend, Target], Flows]:
         connections: dict[tuple[Frontend, Target], int] = {}
         traffic: dict[tuple[Frontend, Target], list[int]] = {}
         with self._lock:
-            for family in (AF_INET, AF_INET6):
+            for family, _ in _FAMILIES:
                 for protocol in PROTOCOLS:
                     for body in self._list(list_message(Request(family, protocol), status=DST_NAT)):
                         flow = read_flow(body)

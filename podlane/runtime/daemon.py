@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from podlane.runtime.clock import Clock, SystemClock
-from podlane.runtime.health import Check, Checks, HealthServer, Provider
+from podlane.runtime.health import Check, Checks, HealthServer, Provider, Reporter
 from podlane.runtime.log import get_logger
 from podlane.runtime.notify import Notifier
 
@@ -85,6 +85,11 @@ class Daemon:
         """Serve a document beside the checks, for example under `/status`; without a health port nobody sees it."""
         if self._health_server is not None:
             self._health_server.add_document(path, provider, content_type)
+
+    def add_report(self, path: str, reporter: Reporter) -> None:
+        """Answer /healthz, /livez or /readyz in a form of the daemon's own; the checks count as before."""
+        if self._health_server is not None:
+            self._health_server.add_report(path, reporter)
 
     def on_stop(self, callback: Callable[[], object]) -> None:
         """Call it when the threads have ended, last added first. It must have a deadline of its own."""

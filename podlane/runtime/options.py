@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 
@@ -23,15 +23,21 @@ from podlane.runtime.health import Checks, HealthServer
 
 _M_ARENA_MAX = -8
 
+Clients = Literal["all", "loopback"]
+
 
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
-    """What the operator asked for. `healthz_port` None serves nothing, 0 takes any free port."""
+    """What the operator asked for. `healthz_port` None serves nothing, 0 takes any free port.
+
+    `metrics_clients`: whether metrics and documents are answered to "all", or to "loopback" clients only.
+    """
 
     log_level: str = "info"
     log_format: log.Format = "logfmt"
     healthz_ip: str = "127.0.0.1"
     healthz_port: int | None = None
+    metrics_clients: Clients = "all"
 
     def make_daemon(self, name: str, *, clock: Clock | None = None) -> Daemon:
         """Configure the logs, open the health port and return the frame to fill.
@@ -42,7 +48,9 @@ class DaemonOptions:
         log.configure(self.log_level, self.log_format)
         ready = Checks()
         ready.add("started", lambda: "not yet")  # the daemon puts its own in place of it
-        return Daemon(name, clock=clock, health=HealthServer(self.healthz_ip, self.healthz_port, ready=ready))
+        local_only = self.metrics_clients == "loopback"
+        health = HealthServer(self.healthz_ip, self.healthz_port, ready=ready, local_only=local_only)
+        return Daemon(name, clock=clock, health=health)
 
 
 _NO_PORT = -1  # click keeps None for itself
@@ -88,13 +96,19 @@ class _Address(click.ParamType[str]):
 
 
 def daemon_options(
-    daemon: str, *, healthz_port: int, also_from: tuple[str, ...] = (), zero_is_none: bool = False
+    daemon: str,
+    *,
+    healthz_port: int,
+    also_from: tuple[str, ...] = (),
+    zero_is_none: bool = False,
+    metrics_clients: Clients | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command the common options; it receives them as `daemon_options: DaemonOptions`.
 
     `daemon` is the prefix of the environment variables (`netd`: NETD_LOG_LEVEL, ...).
     Those of the health options may have another, of `also_from`, as well.
     `zero_is_none`: as for flanneld, a port of 0 serves nothing.
+    `metrics_clients`: the default of an option of that name; None leaves it out, and answers all.
     """
     prefix = daemon.upper().replace("-", "_")
     health_prefixes = (prefix, *also_from)
@@ -138,6 +152,7 @@ def daemon_options(
             help="Port for the same; "
             + ("0 or 'none' serves nothing." if zero_is_none else "0 takes any free one, 'none' serves nothing."),
         )
+        @_metrics_clients_option(prefix, metrics_clients)
         @wraps(command)
         def with_options(
             *args: Any,
@@ -145,11 +160,27 @@ def daemon_options(
             log_format: log.Format,
             healthz_ip: str,
             healthz_port: int,
+            metrics_clients: Clients = "all",
             **kwargs: Any,
         ) -> Any:
-            options = DaemonOptions(log_level, log_format, healthz_ip, None if healthz_port < 0 else healthz_port)
+            port = None if healthz_port < 0 else healthz_port
+            options = DaemonOptions(log_level, log_format, healthz_ip, port, metrics_clients)
             return command(*args, daemon_options=options, **kwargs)
 
         return with_options
 
     return decorate
+
+
+def _metrics_clients_option(prefix: str, default: Clients | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if default is None:
+        return lambda command: command
+    return click.option(
+        "--metrics-clients",
+        type=click.Choice(get_args(Clients)),
+        default=default,
+        show_default=True,
+        envvar=f"{prefix}_METRICS_CLIENTS",
+        show_envvar=True,
+        help="Whom /metrics and debug pages are answered to; health checks are answered to all.",
+    )

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from podlane.errors import PodlaneError
-from podlane.runtime.health import Checks, HealthServer
+from podlane.runtime.health import Answer, Checks, HealthServer
 
 pytestmark = pytest.mark.unit
 
@@ -156,3 +156,43 @@ def test_checks_can_be_replaced() -> None:
     checks.add("a", lambda: None)
     assert checks.failing() == {}
     assert list(checks.run()) == ["a", "b"]
+
+
+def test_a_daemon_can_answer_its_checks_in_its_own_form(server: HealthServer) -> None:
+    server.add_report(
+        "/livez", lambda failing: Answer(503 if failing else 200, "application/json", b'{"n": %d}' % len(failing))
+    )
+    assert ask(server, "/livez") == (200, '{"n": 0}', "application/json")
+    server.health.add("loop", lambda: "stuck")
+    assert ask(server, "/livez") == (503, '{"n": 1}', "application/json")
+    assert ask(server, "/healthz")[1] == "[-]loop failed: stuck\nhealthz check failed\n"
+    server.add_report("/healthz", lambda _: 1 // 0)  # type: ignore[arg-type, return-value]
+    assert ask(server, "/healthz")[0] == 500
+    with pytest.raises(ValueError, match="add report"):
+        server.add_report("/metrics", lambda _: Answer(200, "", b""))
+
+
+@pytest.mark.parametrize(
+    ("client", "local"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True)]
+    + [(each, False) for each in ("192.0.2.1", "::ffff:192.0.2.1", "fe80::1%eth0", "::", "10.5.1.2")],
+)
+def test_what_tells_of_the_node_can_be_for_its_own_clients_only(client: str, local: bool) -> None:
+    health = HealthServer("127.0.0.1", None, CollectorRegistry(), local_only=True)
+    health.add_document("/status", lambda: b"{}")
+    for path in ("/metrics", "/status"):
+        assert health.answer(path, client).status == (200 if local else 403)
+    for path in ("/healthz", "/livez", "/readyz"):
+        assert health.answer(path, client).status == 200
+    assert HealthServer("127.0.0.1", None, CollectorRegistry()).answer("/metrics", client).status == 200
+
+
+def test_all_addresses_of_both_families() -> None:
+    """Who asks over IPv4 is a loopback client too, though the socket shows it as an IPv6 one."""
+    health = HealthServer("::", 0, CollectorRegistry(), local_only=True)
+    try:
+        for address in ("127.0.0.1", "[::1]"):
+            with urllib.request.urlopen(f"http://{address}:{health.port}/metrics", timeout=10) as answer:
+                assert answer.status == 200
+    finally:
+        health.close()

@@ -86,3 +86,20 @@ def test_the_daemon_it_makes_listens_and_logs_as_asked(capsys: pytest.CaptureFix
         assert "unheard" not in capsys.readouterr().err
     finally:
         log.configure()
+
+
+@click.command()
+@daemon_options("proxyd", healthz_port=1, metrics_clients="loopback")
+def private(daemon_options: DaemonOptions) -> None:
+    click.echo(daemon_options)
+
+
+def test_metrics_can_be_for_clients_on_the_node() -> None:
+    runner = CliRunner()
+    assert DaemonOptions().metrics_clients == "all"
+    asked = DaemonOptions(healthz_port=1, metrics_clients="loopback")
+    assert runner.invoke(private, []).output == f"{asked}\n"
+    open_to_all = f"{DaemonOptions(healthz_port=1)}\n"
+    assert runner.invoke(private, ["--metrics-clients=all"]).output == open_to_all
+    assert runner.invoke(private, env={"PROXYD_METRICS_CLIENTS": "all"}).output == open_to_all
+    assert runner.invoke(command, ["--metrics-clients=all"]).exit_code == 2  # only where the daemon has it
