@@ -1,7 +1,7 @@
 """Bridge ports that must be able to give a packet back to the pod it came from.
 
-Owns: the hairpin flag of the ports of bridges that have an address in the pod
-networks. Invariant: only such ports are changed, and only to on.
+Owns: the hairpin flag of the ports of bridges that have an address, of either
+family, in the pod networks. Invariant: only such ports are changed, and only to on.
 
 Why: with bridge traffic in netfilter, a pod's packet to a service is translated
 in the bridge itself; when the pick is a pod on the same bridge it is bridged
@@ -27,18 +27,18 @@ from podlane.runtime.netlink import NETLINK_ROUTE, Message, NetlinkError, Netlin
 
 _RTM_GETLINK, _RTM_SETLINK, _RTM_GETADDR = 18, 19, 22
 _GROUP_LINK = 1
-_AF_INET, _AF_BRIDGE = 2, 7
+_AF_UNSPEC, _AF_BRIDGE = 0, 7
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _IFLA_MASTER, _IFLA_PROTINFO, _BRPORT_MODE = 10, 12, 4
-_IFA_LOCAL = 2
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2  # IPv6 has the first only; where both are, the second is this host's
 _WAIT = 1.0  # seconds a stop may go unnoticed
 
 
 class Hairpin:
     """For the network namespace of the thread that makes it. `sync` belongs to a Runner.
 
-    `pod_networks` gives the networks in CIDR form, or raises NotReady.
+    `pod_networks` gives the networks of both families in CIDR form, or raises NotReady.
     """
 
     def __init__(self, pod_networks: Callable[[], Sequence[str]], *, timeout: float = 10.0) -> None:
@@ -53,7 +53,7 @@ class Hairpin:
 
     def sync(self) -> None:
         """Set the flag where it is missing. Raises NetlinkError, NotReady."""
-        bridges = self._bridges([ipaddress.IPv4Network(each) for each in self._pod_networks()])
+        bridges = self._bridges([ipaddress.ip_network(each) for each in self._pod_networks()])
         ports = [index for index, master, on in self._ports() if master in bridges and not on]
         failures = self._socket.batch([_turn_on(index) for index in ports])
         # a port that left meanwhile needs nothing
@@ -73,13 +73,17 @@ class Hairpin:
             if changed:
                 trigger()
 
-    def _bridges(self, networks: Sequence[ipaddress.IPv4Network]) -> set[int]:
+    def _bridges(self, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> set[int]:
         """Links with an address in the networks. That they are bridges shows in their having ports."""
         found = set()
-        request = Message(_RTM_GETADDR, 0, _IFADDR.pack(_AF_INET, 0, 0, 0, 0))
+        request = Message(_RTM_GETADDR, 0, _IFADDR.pack(_AF_UNSPEC, 0, 0, 0, 0))
         for _, body in self._socket.dump(request):
-            address = nl.attribute_map(body[8:]).get(_IFA_LOCAL)
-            if address is not None and any(ipaddress.IPv4Address(bytes(address)) in each for each in networks):
+            attributes = nl.attribute_map(body[8:])
+            packed = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS))
+            if packed is None:
+                continue
+            address = ipaddress.ip_address(bytes(packed))
+            if any(address in network for network in networks):  # never in one of the other family
                 found.add(int(_IFADDR.unpack_from(body)[4]))
         return found
 
