@@ -32,9 +32,9 @@ from scheduler.agent import containers as c
 from scheduler.agent import status
 from scheduler.agent.actions import Create, Pull, Release, Stop
 from scheduler.agent.memory import Memory
-from scheduler.agent.model import Observed, Plan, PodPlan
+from scheduler.agent.model import Drain, Observed, Plan, PodPlan
 from scheduler.agent.nodenetwork import NodeNetwork
-from scheduler.agent.plan import NO_ADDRESS, attempts, live_infra, plan, wanted_images
+from scheduler.agent.plan import NO_ADDRESS, attempts, live_infra, plan, to_drain, wanted_images
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
@@ -68,6 +68,12 @@ class Bindings(Protocol):
     def snapshot(self) -> dict[str, Pod]: ...
 
 
+class Drains(Protocol):
+    """scheduler.agent.drain.Drainer, as far as it is used here."""
+
+    def look(self, pods: Mapping[str, Pod]) -> dict[str, Drain]: ...
+
+
 class Store(Protocol):
     """podlane.store.registry.Registry, as far as it is used here."""
 
@@ -77,7 +83,7 @@ class Store(Protocol):
 
 
 class Agent:
-    """Runs what `bindings` says on `runtime`. `bindings.on_change` must call `trigger`."""
+    """Runs what `bindings` says on `runtime`. `on_change` of `bindings` and of `drains` must call `trigger`."""
 
     def __init__(
         self,
@@ -90,16 +96,18 @@ class Agent:
         events: Events,
         subnet_file: Path,
         drain_delay: float = 1.0,
+        drain_timeout: float = 10.0,
         clock: Clock | None = None,
         check: Callable[[Target], tuple[bool, str]] | None = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.runtime = runtime
         self.bindings: Bindings | None = None
+        self.drains: Drains | None = None
         self._node_ip = node_ip
         self._files = files
         self._podnet = podnet
-        self._drain_delay = drain_delay
+        self._drain_delay, self._drain_timeout = drain_delay, drain_timeout
         self._events = events
         self._log = get_logger("agent")
         self.runner = Runner(self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL)
@@ -118,6 +126,7 @@ class Agent:
         self._unaddressed: set[str] = set()
         self._first_seen: dict[str, float] = {}
         self._backed_off: set[str] = set()
+        self._undrained: set[str] = set()
         self._stream: EventStream | None = None
         self.on_network_change: Callable[[], None] = lambda: None
 
@@ -144,6 +153,7 @@ class Agent:
     def sync(self) -> None:
         """Look, plan, set to work. Raises NotReady before the first list, RuntimeUnavailable, PodNetError."""
         assert self.bindings is not None
+        assert self.drains is not None
         busy = self._workers.busy()  # before looking: see the module
         pods = self._statuses.newest(self.bindings.snapshot().values())
         before = self.network()
@@ -152,6 +162,7 @@ class Agent:
             self.on_network_change()
         self._ensure_infra_image()
         records = self._network.with_addresses(self.runtime.list())
+        endings = self.memory.note_endings(_ending(pods, records))
         seen = Observed(
             now=self.clock.now(),
             pods=pods,
@@ -159,13 +170,15 @@ class Agent:
             images=self.memory.images(self.runtime, wanted_images(pods.values())),
             failures=self.memory.failures(),
             pulled=self.memory.pulled(),
-            endings=self.memory.note_endings(_ending(pods, records)),
+            endings=endings,
             busy=busy,
             network=self._network.problem,
             addresses=self._network.addresses(records, busy),
             stale=self._network.stale(records),
             files=self._files.paths(),
+            drains=self.drains.look(to_drain(pods, records, endings)),
             drain_delay=self._drain_delay,
+            drain_timeout=self._drain_timeout,
         )
         planned = plan(seen)
         self._apply(planned)
@@ -181,6 +194,9 @@ class Agent:
                 continue
             for step in pod.pulls:
                 self._pulls.submit((pod.uid, step.container), _after(self._steps.pull, pod, step))
+            if pod.undrained and pod.uid not in self._undrained:
+                self._undrained.add(pod.uid)
+                self._log.warning("ended undrained", pod=pod.ref, not_acknowledged=pod.undrained)
             if pod.steps:
                 self._log.debug("plan", bucket=pod.bucket, pod=pod.ref, steps=[str(step) for step in pod.steps])
                 waits = any(isinstance(step, Stop | Release) for step in pod.steps)
@@ -241,7 +257,7 @@ class Agent:
         for uid, pod in seen.pods.items():
             records = by_pod.get(uid, [])
             infra = live_infra(records)
-            if infra is None or not infra.ip or pod.metadata.deletion_timestamp is not None:
+            if infra is None or not infra.ip:
                 continue
             reported = {s.container_id: s.ready for s in pod.status.container_statuses}
             for ct in pod.spec.containers:
@@ -264,6 +280,7 @@ class Agent:
         self._statuses.keep(seen.pods.keys())
         self._backed_off &= {r.id for r in seen.records}
         self._unaddressed &= seen.pods.keys()
+        self._undrained &= seen.pods.keys()
         self._files.keep(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | self._workers.busy())
         self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}
 
@@ -323,13 +340,15 @@ class Agent:
             self._stream.close()
 
     def _unhealthy(self, target: Target, message: str) -> None:
+        if target.pod.metadata.deletion_timestamp is not None:
+            return  # it was told to end
         self._events.event(target.pod, "Warning", "Unhealthy", f"Readiness probe failed: {message}")
 
 
-def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> frozenset[str]:
-    """UIDs of pods that must go: being deleted, or with containers here and not bound here."""
-    deleted = {uid for uid, pod in pods.items() if pod.metadata.deletion_timestamp is not None}
-    return frozenset(deleted | {uid for uid in map(c.pod_uid, records) if uid not in pods})
+def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> dict[str, bool]:
+    """UIDs of pods that must go, and whether they are ready: being deleted, or with containers and not bound here."""
+    deleted = {uid: is_pod_ready(pod) for uid, pod in pods.items() if pod.metadata.deletion_timestamp is not None}
+    return deleted | {uid: False for uid in map(c.pod_uid, records) if uid not in pods}
 
 
 def _is_probed(pod: Pod, record: Record) -> bool:

@@ -192,7 +192,17 @@ def _lock(state_dir: Path) -> IO[str]:
     show_default=True,
     type=click.FloatRange(0, 60),
     metavar="SECONDS",
-    help="How long a pod goes on serving after it was taken out of its services; part of its grace period.",
+    help="How long a pod goes on after no node sends it new connections; part of its grace period.",
+)
+@click.option(
+    "--drain-timeout",
+    envvar="AGENT_DRAIN_TIMEOUT",
+    show_envvar=True,
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, 600),
+    metavar="SECONDS",
+    help="How long a pod may take to get out of its services on every node; half its grace period at most.",
 )
 @store_options
 @daemon_options("agent", healthz_port=HEALTHZ_PORT)
@@ -207,6 +217,7 @@ def agent(
     capacity: dict[str, str],
     node_labels: dict[str, str],
     drain_delay: float,
+    drain_timeout: float,
     store_config: StoreConfig,
     daemon_options: DaemonOptions,
 ) -> None:
@@ -217,6 +228,7 @@ def agent(
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
     from scheduler.agent.docker import DockerRuntime
+    from scheduler.agent.drain import Drainer
     from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
@@ -239,10 +251,11 @@ def agent(
         events=recorder,
         subnet_file=subnet_file,
         drain_delay=drain_delay,
+        drain_timeout=drain_timeout,
         clock=clock,
     )
-    bindings = registry.bindings(node_name, worker.trigger)
-    worker.bindings = bindings
+    worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
+    worker.drains = drains = Drainer(registry, worker.trigger, clock)
     server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
     facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
     registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
@@ -256,6 +269,7 @@ def agent(
 
     daemon.add_thread("cluster", cluster.run)
     daemon.add_thread("bindings", bindings.run)
+    daemon.add_thread("drain", drains.run)
     daemon.add_thread("docker-events", worker.follow_events)
     daemon.add_thread("pod-network", worker.follow_network)
     daemon.add_thread("prober", worker.prober.run)

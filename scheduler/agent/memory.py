@@ -9,7 +9,7 @@ the containers' labels. Thread-safe: workers write, the sync reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from podlane.runtime.clock import Clock
@@ -87,11 +87,11 @@ class Memory:
 
     # --- ends -----------------------------------------------------------------------------
 
-    def note_endings(self, uids: Collection[str]) -> dict[str, Ending]:
-        """These pods are to end; those not seen before end from now on."""
+    def note_endings(self, pods: Mapping[str, bool]) -> dict[str, Ending]:
+        """These pods (UID: ready) are to end; those not seen before end from now on."""
         now = self._clock.now()
         with self._lock:
-            self._endings = {uid: self._endings.get(uid, Ending(now)) for uid in uids}
+            self._endings = {uid: self._endings.get(uid, Ending(now, ready=ready)) for uid, ready in pods.items()}
             return dict(self._endings)
 
     def signalled(self, uid: str, container_id: str) -> None:

@@ -32,10 +32,24 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is remembered of a pod that must go: since when (Unix seconds), and who had SIGTERM (ids)."""
+    """What is remembered of a pod that must go: since when (Unix seconds), who had SIGTERM (ids), and whether
+    it was ready when this was first seen, so that connections may still come.
+    """
 
     since: float
     signalled: frozenset[str] = frozenset()
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How far a pod is out of its services. `quiet_at`: from when on (Unix seconds) no node sends it a new
+    connection, None while `waits_for` is missing; `served`: some service selects it.
+    """
+
+    quiet_at: float | None = None
+    served: bool = True
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,9 @@ class Observed:
     carried out for; `network` is "" when the pod network is usable, else why
     not, and then `addresses` may be None; `stale` are ids of infra containers
     whose address is of a network that must go. A running infra container with
-    no `ip` is not attached.
+    no `ip` is not attached. `drains` has the pods that are to be taken out of
+    their services before they are ended; `drain_delay` and `drain_timeout` are
+    seconds: after that, and for all of it.
     """
 
     now: float
@@ -64,13 +80,16 @@ class Observed:
     addresses: Addresses | None = None
     stale: frozenset[str] = frozenset()
     files: Paths = field(default_factory=Paths)
+    drains: Mapping[str, Drain] = field(default_factory=dict)
     drain_delay: float = 1.0
+    drain_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
     """`waiting` has a (reason, message) for each container that should run and does not; `pulls` go beside
-    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before.
+    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before;
+    `undrained` is what was waited for in vain before a pod is told to end.
     """
 
     uid: str
@@ -81,6 +100,7 @@ class PodPlan:
     pulls: tuple[Pull, ...] = ()
     waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     wake_at: float | None = None
+    undrained: str = ""
 
     @property
     def ref(self) -> str:

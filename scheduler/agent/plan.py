@@ -64,6 +64,16 @@ def should_run(pod: Pod, last: Record | None) -> bool:
     return policy == "Always" or (policy == "OnFailure" and last.exit_code != 0)
 
 
+def to_drain(pods: Mapping[str, Pod], records: Iterable[Record], endings: Mapping[str, Ending]) -> dict[str, Pod]:
+    """The pods `Observed.drains` must tell about, by UID: being deleted, were ready, and not told to end yet."""
+    running = {c.pod_uid(r) for r in records if r.running and c.container_name(r) != c.INFRA}
+    return {
+        uid: pods[uid]
+        for uid, ending in endings.items()
+        if uid in pods and uid in running and ending.ready and not ending.signalled and _grace(pods[uid]) > 0
+    }
+
+
 def attempts(records: Iterable[Record], name: str) -> list[Record]:
     """A container's records, the latest first."""
     mine = [r for r in records if c.container_name(r) == name]
@@ -303,7 +313,7 @@ def _plan_finish(pod: Pod, records: list[Record]) -> PodPlan:
 
 
 def _plan_end(seen: Observed, uid: str, pod: Pod | None, records: list[Record]) -> PodPlan:
-    """End a pod: drain, SIGTERM, grace, SIGKILL, remove, tell the store.
+    """End a pod: drain (see drain.py), SIGTERM, grace, SIGKILL, remove, tell the store.
 
     Containers of a pod that is not bound here (any more) are nobody's
     endpoints, so they are not drained, but they get their grace period.
@@ -320,18 +330,34 @@ def _plan_end(seen: Observed, uid: str, pod: Pod | None, records: list[Record]) 
         if pod is not None:
             steps.append(Release(pod.metadata.namespace, pod.metadata.name))
         return PodPlan(uid, pod, bucket, "ended", tuple(steps))
-    grace: float = max(c.grace_period(r) for r in running)
-    if pod is not None:
-        given = pod.metadata.deletion_grace_period_seconds
-        grace = given if given is not None else pod.spec.termination_grace_period_seconds
+    grace = float(_grace(pod) if pod is not None else max(c.grace_period(r) for r in running))
     deadline = ending.since + grace
     if seen.now >= deadline:
         return PodPlan(uid, pod, bucket, f"grace period of {grace:g} s is over", _signals(running, "SIGKILL"))
-    if pod is not None and (drained := ending.since + min(seen.drain_delay, grace)) > seen.now:
-        return PodPlan(uid, pod, bucket, "draining", wake_at=drained)
+    # the other half is for the ending itself
+    limit = ending.since + min(seen.drain_timeout, grace / 2)
+    drained_at, waits_for = _drained(seen, uid, limit)
+    if seen.now < drained_at:
+        why = "draining" + (f", waiting for {waits_for}" if waits_for else "")
+        return PodPlan(uid, pod, bucket, why, wake_at=drained_at)
     unasked = [r for r in running if r.id not in ending.signalled]
     why = "deleted" if pod else "not bound to this node"
-    return PodPlan(uid, pod, bucket, why, _signals(unasked, "SIGTERM"), wake_at=deadline)
+    return PodPlan(uid, pod, bucket, why, _signals(unasked, "SIGTERM"), wake_at=deadline, undrained=waits_for)
+
+
+def _drained(seen: Observed, uid: str, limit: float) -> tuple[float, str]:
+    """When a pod may be told to end, as far as is known now, and what is waited for until then."""
+    drain = seen.drains.get(uid)
+    if drain is None:
+        return seen.now, ""
+    if drain.quiet_at is None:
+        return limit, drain.waits_for
+    return min(limit, drain.quiet_at + (seen.drain_delay if drain.served else 0.0)), ""
+
+
+def _grace(pod: Pod) -> int:
+    given = pod.metadata.deletion_grace_period_seconds
+    return given if given is not None else pod.spec.termination_grace_period_seconds
 
 
 def _signals(records: list[Record], signal: str) -> tuple[Action, ...]:

@@ -1,9 +1,11 @@
 """What to report of a pod: its containers, probes and plan in, a PodStatus out. Pure.
 
 Owns: phase, conditions and container statuses. Invariants: a finished phase is
-final; Ready is never True for a pod that is being deleted or whose infra
-container is gone or not attached to the network; nothing changes but by a change of what was seen (times come
-from the containers or stay), so an unchanged status need not be written.
+final; Ready is never True for a pod whose infra container is gone or not
+attached to the network; a pod that is being deleted stays Ready for as long as
+it serves, since a proxy falls back on it when a service has nothing better;
+nothing changes but by a change of what was seen (times come from the containers
+or stay), so an unchanged status need not be written.
 Source: Kubernetes' getPhase and convertStatusToAPIStatus (pkg/kubelet/kubelet_pods.go)
 and status/generate.go.
 """
@@ -47,10 +49,9 @@ def compute(
     """The status of a pod. `ready` are ids of containers whose readiness probe passes (or who have none);
     `waiting` is the plan's reason for each container that should run and does not.
     """
-    deleted = pod.metadata.deletion_timestamp is not None
     infra = live_infra(records)
     statuses = tuple(
-        _container(pod, ct, attempts(records, ct.name), waiting, ready if infra and infra.ip and not deleted else ())
+        _container(pod, ct, attempts(records, ct.name), waiting, ready if infra and infra.ip else ())
         for ct in pod.spec.containers
     )
     old = pod.status

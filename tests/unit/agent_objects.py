@@ -8,15 +8,16 @@ from typing import Any
 
 import msgspec
 
-from podlane.api.types import Container, ObjectMeta, Pod, PodSpec
+from podlane.api.meta import is_pod_ready
+from podlane.api.types import Condition, Container, ObjectMeta, Pod, PodSpec, PodStatus
 from podlane.runtime.clock import FakeClock
 from scheduler.agent import containers as c
 from scheduler.agent.addresses import Addresses
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.memory import Memory
-from scheduler.agent.model import Observed, Plan
+from scheduler.agent.model import Drain, Observed, Plan
 from scheduler.agent.network import NetworkSpec
-from scheduler.agent.plan import plan, wanted_images
+from scheduler.agent.plan import plan, to_drain, wanted_images
 from scheduler.agent.podnet import Plug, is_attached
 from scheduler.agent.podnetfake import FakePodNet
 from scheduler.agent.runtime import Record
@@ -35,6 +36,11 @@ def pod(name: str = "p", *containers: Container, **spec: Any) -> Pod:
         metadata=ObjectMeta(name=name, namespace="default", uid=f"uid-{name}", resource_version="1"),
         spec=PodSpec(containers=containers or (container(),), node_name="n1", **spec),
     )
+
+
+def ready(obj: Pod) -> Pod:
+    status = PodStatus(phase="Running", conditions=(Condition(type="Ready", status="True"),), pod_ip="10.5.3.2")
+    return msgspec.structs.replace(obj, status=status)
 
 
 def deleted(obj: Pod, grace: int = 30) -> Pod:
@@ -84,6 +90,7 @@ class Host:
             self.runtime.add_image(image)
         self.pods = {p.metadata.uid: p for p in pods}
         self.network = ""
+        self.drains: dict[str, Drain] = {}
         self.told = Told()
         self.restart_agent()
 
@@ -112,8 +119,10 @@ class Host:
 
     def look(self, **changes: Any) -> Plan:
         records = self.records()
-        deleted_or_foreign = {u for u, p in self.pods.items() if p.metadata.deletion_timestamp is not None}
-        deleted_or_foreign |= {r.labels["podlane.io/pod-uid"] for r in records} - set(self.pods)
+        ending = {u: is_pod_ready(p) for u, p in self.pods.items() if p.metadata.deletion_timestamp is not None}
+        ending |= {u: False for u in map(c.pod_uid, records) if u not in self.pods}
+        endings = self.memory.note_endings(ending)
+        draining = to_drain(self.pods, records, endings)
         given: dict[str, Any] = {
             "now": self.clock.now(),
             "pods": dict(self.pods),
@@ -121,7 +130,8 @@ class Host:
             "images": self.memory.images(self.runtime, wanted_images(self.pods.values())),
             "failures": self.memory.failures(),
             "pulled": self.memory.pulled(),
-            "endings": self.memory.note_endings(deleted_or_foreign),
+            "endings": endings,
+            "drains": {uid: self.drains.get(uid, Drain(waits_for="the store")) for uid in draining},
             "network": self.network,
             "addresses": Addresses(SPEC, frozenset(map(c.pod_ip, records)) - {""}),
         }

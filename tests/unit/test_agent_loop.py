@@ -10,18 +10,36 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from agent_objects import IMAGE, SPEC, Told, container, name
 
-from podlane.api.meta import get_condition, is_pod_ready
-from podlane.api.types import Container, ObjectMeta, Pod, PodSpec, Probe, TCPSocketAction
+from podlane.api.meta import get_condition, is_pod_ready, reference_to
+from podlane.api.types import (
+    SERVICE_NAME_LABEL,
+    ClusterConfig,
+    Container,
+    Endpoint,
+    EndpointConditions,
+    EndpointSlice,
+    ObjectMeta,
+    Pod,
+    PodSpec,
+    Probe,
+    Service,
+    ServiceSpec,
+    TCPSocketAction,
+)
 from podlane.errors import NotFound
 from podlane.runtime.clock import SystemClock
+from podlane.store import proxies
 from podlane.store.bulk import Binding, bind
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.agent.agent import Agent
 from scheduler.agent.containers import INFRA
+from scheduler.agent.drain import Drainer
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.model import Drain
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnetfake import FakePodNet
 from scheduler.agent.probes import Target
@@ -47,6 +65,7 @@ class Cluster:
         self.serving: Callable[[Target], tuple[bool, str]] = lambda _target: (True, "")
         self.stop = threading.Event()
         self.threads: list[threading.Thread] = []
+        self.drain_timeout = 10.0
         self.agent: Agent | None = None
 
     def _check(self, target: Target) -> tuple[bool, str]:
@@ -63,11 +82,20 @@ class Cluster:
             events=self.told,
             subnet_file=self.subnet_file,
             drain_delay=0.1,
+            drain_timeout=self.drain_timeout,
             check=self._check,
         )
         bindings = self.registry.bindings("n1", agent.trigger)
         agent.bindings = bindings
-        for body in (bindings.run, agent.follow_events, agent.follow_network, agent.prober.run, agent.runner.run):
+        agent.drains = drains = Drainer(self.registry, agent.trigger, agent.clock)
+        for body in (
+            bindings.run,
+            drains.run,
+            agent.follow_events,
+            agent.follow_network,
+            agent.prober.run,
+            agent.runner.run,
+        ):
             thread = threading.Thread(target=body, args=(self.stop,))
             thread.start()
             self.threads.append(thread)
@@ -82,10 +110,17 @@ class Cluster:
         if self.agent is not None:
             self.agent.close()
 
-    def bind(self, pod_name: str, *containers: Container, node: str = "n1", **spec: Any) -> Pod:
+    def bind(
+        self,
+        pod_name: str,
+        *containers: Container,
+        node: str = "n1",
+        labels: dict[str, str] | None = None,
+        **spec: Any,
+    ) -> Pod:
         pod = self.registry.create(
             Pod(
-                metadata=ObjectMeta(name=pod_name, namespace="default"),
+                metadata=ObjectMeta(name=pod_name, namespace="default", labels=labels or {}),
                 spec=PodSpec(containers=containers or (container(),), **spec),
             )
         )
@@ -98,6 +133,28 @@ class Cluster:
 
     def ready(self, *names: str) -> bool:
         return all(is_pod_ready(self.get(n)) for n in names)
+
+    def serve(self, pod_name: str, *, terminating: bool = False) -> int:
+        """Be the endpoints controller for a service of one pod; returns the slice's revision."""
+        try:
+            self.registry.get(Service, "default", "web")
+        except NotFound:
+            self.registry.init_cluster(ClusterConfig(service_cidr="10.96.0.0/24"))
+            meta = ObjectMeta(name="web", namespace="default")
+            self.registry.create(Service(metadata=meta, spec=ServiceSpec(selector={"app": "web"})))
+        pod = self.get(pod_name)
+        endpoint = Endpoint(
+            addresses=(pod.status.pod_ip,),
+            conditions=EndpointConditions(ready=not terminating, serving=True, terminating=terminating),
+            target_ref=reference_to(pod),
+        )
+        meta = ObjectMeta(name="web-1", namespace="default", labels={SERVICE_NAME_LABEL: "web"})
+        item = EndpointSlice(metadata=meta, endpoints=(endpoint,))
+        written = self.registry.update(item) if terminating else self.registry.create(item)
+        return int(written.metadata.resource_version)
+
+    def told_to_end(self, pod_name: str) -> bool:
+        return any(text.startswith(f"{pod_name}: Killing") for text in self.told.events)
 
     def gone(self, pod_name: str) -> bool:
         try:
@@ -119,6 +176,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not become true"
         time.sleep(0.01)
+
+
+def drains_of(agent: Agent) -> dict[str, Drain]:
+    assert isinstance(agent.drains, Drainer)
+    return agent.drains._drains
 
 
 def names(pod: Pod, number: int = 0) -> str:
@@ -215,6 +277,57 @@ def test_pods_files_come_and_go_with_them(cluster: Cluster) -> None:
     assert not stray.exists()
     cluster.registry.delete(Pod, "default", "p")
     eventually(lambda: cluster.gone("p") and not hosts.parent.exists())
+
+
+def test_a_deleted_pod_serves_on_until_no_node_sends_to_it(cluster: Cluster) -> None:
+    agent = cluster.start()
+    cluster.bind("p", labels={"app": "web"})
+    eventually(lambda: cluster.ready("p"))
+    for node in ("n1", "n2"):
+        cluster.registry.put_node_lease(node, cluster.store.grant(60), 60)
+        proxies.acknowledge(cluster.store, node, cluster.serve("p") if node == "n1" else 1)
+    cluster.registry.delete(Pod, "default", "p")
+    out = cluster.serve("p", terminating=True)
+    proxies.acknowledge(cluster.store, "n1", out)
+    cluster.bind("q")  # which nothing keeps waiting
+    eventually(lambda: cluster.ready("q"))
+    eventually(lambda: drains_of(agent)[cluster.get("p").metadata.uid].waits_for == "proxyd on n2")
+    assert cluster.ready("p")
+    assert not cluster.told_to_end("p")
+    proxies.acknowledge(cluster.store, "n2", out)
+    eventually(lambda: cluster.gone("p"))
+    assert cluster.told_to_end("p")
+
+
+def test_who_does_not_acknowledge_is_named_once_and_the_pod_ends(cluster: Cluster) -> None:
+    cluster.drain_timeout = 0.5
+    cluster.start()
+    cluster.bind("p", labels={"app": "web"})
+    eventually(lambda: cluster.ready("p"))
+    cluster.registry.put_node_lease("n2", cluster.store.grant(60), 60)
+    proxies.acknowledge(cluster.store, "n2", 1)
+    cluster.serve("p")
+    with structlog.testing.capture_logs() as logs:
+        cluster.registry.delete(Pod, "default", "p")
+        cluster.serve("p", terminating=True)
+        eventually(lambda: cluster.gone("p"))
+    warnings = [(log["event"], log.get("not_acknowledged")) for log in logs if log["log_level"] == "warning"]
+    assert warnings == [("ended undrained", "proxyd on n2")]
+
+
+def test_with_the_store_away_a_pod_ends_at_the_limit(cluster: Cluster) -> None:
+    cluster.drain_timeout = 2.0
+    agent = cluster.start()
+    pod = cluster.bind("p", labels={"app": "web"})
+    eventually(lambda: cluster.ready("p"))
+    cluster.serve("p")
+    cluster.registry.delete(Pod, "default", "p")
+    eventually(lambda: pod.metadata.uid in drains_of(agent))
+    cluster.store.faults.set_down(True)
+    assert names(pod) in cluster.runtime.running()
+    eventually(lambda: names(pod) not in cluster.runtime.running())
+    cluster.store.faults.set_down(False)
+    eventually(lambda: cluster.gone("p"))
 
 
 def test_a_restarted_agent_adopts_what_runs(cluster: Cluster) -> None:

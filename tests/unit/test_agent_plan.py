@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from agent_objects import IMAGE, SPEC, Host, container, deleted, name, pod
+from agent_objects import IMAGE, SPEC, Host, container, deleted, name, pod, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from podlane.api.types import EnvVar, ResourceRequirements
 from scheduler.agent.actions import Attach, Create, Signal, Start
 from scheduler.agent.addresses import Addresses
 from scheduler.agent.containers import INFRA, expand
-from scheduler.agent.model import PodPlan
+from scheduler.agent.model import Drain, PodPlan
 from scheduler.agent.network import NetworkSpec
 from scheduler.agent.runtime import RuntimeRefused
 
@@ -338,16 +338,24 @@ def test_deletion_drains_asks_waits_kills_removes_and_releases() -> None:
     host.sync()
     web = name("web", "p")
     host.runtime.ignores_term.add(web)
-    host.pods = {"uid-p": deleted(host.pods["uid-p"], grace=30)}
+    host.pods = {"uid-p": ready(deleted(host.pods["uid-p"], grace=30))}
     start = host.clock.now()
 
+    host.drains = {"uid-p": Drain(waits_for="proxyd on n2")}
     plan = host.sync()
-    assert (plan.summary(), plan.pods[0].steps, plan.wake_at) == ("stop=1", (), start + 1)
+    assert (plan.summary(), plan.pods[0].why) == ("stop=1", "draining, waiting for proxyd on n2")
+    assert (plan.pods[0].steps, plan.wake_at) == ((), start + 10)
+    host.clock.advance(2)
+    host.drains = {"uid-p": Drain(quiet_at=start + 2)}
+    plan = host.sync()
+    assert (plan.pods[0].why, plan.pods[0].steps, plan.wake_at) == ("draining", (), start + 3)
     host.clock.advance(1)
-    assert [str(s) for s in host.sync().pods[0].steps] == [f"docker kill --signal SIGTERM {web}"]
+    plan = host.sync()
+    assert [str(s) for s in plan.pods[0].steps] == [f"docker kill --signal SIGTERM {web}"]
+    assert plan.pods[0].undrained == ""
     plan = host.sync()
     assert (plan.pods[0].steps, plan.wake_at) == ((), start + 30)
-    host.clock.advance(29)
+    host.clock.advance(27)
     assert [str(s) for s in host.sync().pods[0].steps] == [f"docker kill --signal SIGKILL {web}"]
     assert [str(s) for s in host.sync().pods[0].steps] == [
         f"docker rm --force {web}",
@@ -356,6 +364,58 @@ def test_deletion_drains_asks_waits_kills_removes_and_releases() -> None:
     ]
     assert host.pods == {}
     assert host.runtime.list() == ()
+
+
+@pytest.mark.parametrize(("grace", "limit"), [(30, 10), (60, 10), (5, 2.5), (1, 0.5)])
+def test_a_drain_ends_at_its_limit_which_leaves_half_the_grace_period(grace: int, limit: float) -> None:
+    host = Host(pod("p"))
+    host.sync()
+    host.pods = {"uid-p": ready(deleted(host.pods["uid-p"], grace=grace))}
+    start = host.clock.now()
+    host.drains = {"uid-p": Drain(waits_for="proxyd on n2")}
+    assert host.sync().wake_at == start + limit
+    host.clock.advance(limit)
+    (plan,) = host.sync().pods
+    assert [s.signal for s in plan.steps if isinstance(s, Signal)] == ["SIGTERM"]
+    assert plan.undrained == "proxyd on n2"
+    assert host.look().pods[0].undrained == ""  # it is told once
+
+
+def test_what_is_quiet_late_lingers_no_longer_than_the_limit() -> None:
+    host = Host(pod("p"))
+    host.sync()
+    host.pods = {"uid-p": ready(deleted(host.pods["uid-p"]))}
+    start = host.clock.now()
+    host.sync()
+    host.drains = {"uid-p": Drain(quiet_at=start + 9.5)}
+    host.clock.advance(9.5)
+    assert host.sync().wake_at == start + 10
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "drains"),
+    [
+        (False, {}),  # nobody sends it anything
+        (True, {"uid-p": Drain(quiet_at=1_700_000_000, served=False)}),
+    ],
+)
+def test_a_pod_that_is_sent_nothing_is_told_to_end_at_once(is_ready: bool, drains: dict[str, Drain]) -> None:
+    host = Host(pod("p"))
+    host.sync()
+    going = deleted(host.pods["uid-p"])
+    host.pods = {"uid-p": ready(going) if is_ready else going}
+    host.drains = drains
+    assert [s.signal for s in host.sync().pods[0].steps if isinstance(s, Signal)] == ["SIGTERM"]
+
+
+def test_a_pod_whose_probe_fails_while_it_drains_is_drained_all_the_same() -> None:
+    host = Host(pod("p"))
+    host.sync()
+    going = deleted(host.pods["uid-p"])
+    host.pods = {"uid-p": ready(going)}
+    host.sync()
+    host.pods = {"uid-p": going}
+    assert host.sync().pods[0].steps == ()
 
 
 def test_a_grace_period_of_nothing_kills_at_once() -> None:
@@ -443,7 +503,7 @@ def test_whatever_dies_and_whenever_the_agent_restarts_the_pod_ends_up_running_o
 def test_a_deletion_interrupted_anywhere_leaves_nothing(cuts: list[int]) -> None:
     host = Host(pod("p", container("web"), container("side")))
     host.sync()
-    host.pods = {"uid-p": deleted(host.pods["uid-p"], grace=2)}
+    host.pods = {"uid-p": ready(deleted(host.pods["uid-p"], grace=2))}
     for cut in cuts:
         plans = host.look().pods
         if plans:

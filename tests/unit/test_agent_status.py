@@ -147,11 +147,14 @@ def test_a_pod_without_its_network_is_not_ready_and_has_no_address() -> None:
     assert text(report(host)) == "Running unready - | web running x0"
 
 
-def test_a_pod_being_deleted_is_not_ready_at_once() -> None:
+def test_a_pod_being_deleted_is_ready_while_it_serves() -> None:
     host = running()
     adopt(host, report(host))
     host.pods = {uid: deleted(p) for uid, p in host.pods.items()}
-    assert text(report(host)) == "Running unready 10.5.3.2 | web running x0"
+    assert text(report(host)) == "Running ready 10.5.3.2 | web running x0 ready"
+    assert text(report(host, ready=False)) == "Running unready 10.5.3.2 | web running x0"
+    host.runtime.end(name("web", "p"), 0)
+    assert text(report(host)) == "Running unready 10.5.3.2 | web Completed(0) x0"
 
 
 def test_a_pod_with_one_container_that_waits_is_pending() -> None:
