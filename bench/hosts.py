@@ -1,4 +1,4 @@
-"""Hosts in namespaces with one etcd, and netd on them as a benchmark says.
+"""Hosts in namespaces with one etcd, and netd or proxyd on them as a benchmark says.
 
 Owns: a topology of the lab's kind without its other daemons. Invariant: it is
 removed whatever happens, daemons by their recorded pid, namespaces by the
@@ -70,6 +70,9 @@ class Hosts:
     def start_netd(self, host: Host, *options: str) -> process.Record:
         return self._start(host, "netd", *options)
 
+    def start_proxyd(self, host: Host, *options: str) -> process.Record:
+        return self._start(host, "proxyd", *options)
+
     def end(self, record: process.Record) -> None:
         process.stop([record], timeout=15)
 
@@ -134,9 +137,9 @@ class Hosts:
     def subnet_file(self, host: Host) -> Path:
         return subnet_file(self.topology, host)
 
-    def is_ready(self, host: Host) -> bool:
-        """Whether the netd of a host says so."""
-        ready = next(s.ready for s in specs(self.topology, host) if s.name == "netd")
+    def is_ready(self, host: Host, daemon: str = "netd") -> bool:
+        """Whether a daemon of a host says so."""
+        ready = next(s.ready for s in specs(self.topology, host) if s.name == daemon)
         address, _, path = str(ready).removeprefix("http://").partition("/")
         with network.inside(self.netns(host)), closing(http.client.HTTPConnection(address, timeout=2)) as connection:
             try:
