@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from podlane.api.meta import namespaced_name
 from podlane.api.types import (
     NODE_LEASE_NAMESPACE,
+    ZONE_LABEL,
     EndpointSlice,
     Lease,
     Node,
@@ -147,3 +148,8 @@ class Snapshot:
     def unreachable(self) -> frozenset[str]:
         """The nodes whose pods serve nothing (see nodes.unreachable)."""
         return nodes.unreachable(self.nodes.snapshot().values(), self.alive())
+
+    def zones(self) -> dict[str, str]:
+        """The zone of each node that is in one."""
+        labels = {node.metadata.name: node.metadata.labels for node in self.nodes.snapshot().values()}
+        return {name: zone for name, of in labels.items() if (zone := of.get(ZONE_LABEL))}

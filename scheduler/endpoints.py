@@ -5,7 +5,7 @@ without a selector has its slices made by hand). Invariants: a pod is in at most
 one slice for a service, address family and set of ports; a slice holds at most
 MAX_ENDPOINTS; an endpoint stays in the slice it is in, so that a change touches
 as few slices as can be, and the same input gives the same names. Source:
-Kubernetes' endpointslice/reconciler.go and utils.go (conditions, ports).
+Kubernetes' endpointslice/reconciler.go and utils.go (families, conditions, ports).
 
 A pod on a node that is gone has no endpoint: nobody can tell whether it still
 serves, and its node will never tell.
@@ -22,23 +22,25 @@ from msgspec.structs import replace
 
 from podlane.api.meta import is_pod_finished, is_pod_ready, namespaced_name, owner_reference, reference_to
 from podlane.api.types import (
+    HEADLESS_LABEL,
     SERVICE_NAME_LABEL,
     Endpoint,
     EndpointConditions,
     EndpointPort,
     EndpointSlice,
+    IPFamily,
     ObjectMeta,
     Pod,
     Service,
 )
+from scheduler.hints import hinted
 
 MAX_ENDPOINTS = 1000
 DESCRIBED = 8  # endpoints of a slice that its description lists
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
 MANAGED_BY = "scheduler.podlane.io"
-HEADLESS_LABEL = "service.kubernetes.io/headless"
 
-Group = tuple[str, tuple[EndpointPort, ...]]
+Group = tuple[IPFamily, tuple[EndpointPort, ...]]
 """What all endpoints of a slice share: address type and ports."""
 
 
@@ -91,9 +93,12 @@ def plan(
     slices: Iterable[EndpointSlice],
     *,
     unreachable: Collection[str] = frozenset(),
+    zones: Mapping[str, str] | None = None,
     max_endpoints: int = MAX_ENDPOINTS,
 ) -> Plan:
-    """Decide for all services. `unreachable`: nodes whose pods have no endpoints; `max_endpoints`: a slice."""
+    """Decide for all services. `unreachable`: nodes whose pods have no endpoints; `zones`: the zone of each node
+    that has one; `max_endpoints`: a slice.
+    """
     index = _PodIndex(pod for pod in pods if _may_serve(pod, unreachable))
     existing: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
     for item in slices:
@@ -107,11 +112,14 @@ def plan(
     unchanged = 0
     for service in services:
         now = existing.pop((service.metadata.namespace, service.metadata.name), [])
+        if service.spec.type == "ExternalName":  # a name, with nothing behind it here
+            delete += now
+            continue
         if not service.spec.selector:
             unchanged += len(now)
             continue
         have = {item.metadata.name: item for item in now}
-        for item in _slices_of(service, index.select(service), now, max_endpoints):
+        for item in _slices_of(service, index.select(service), now, zones or {}, max_endpoints):
             old = have.pop(item.metadata.name, None)
             if old is None:
                 create.append(item)
@@ -146,15 +154,39 @@ def _may_serve(pod: Pod, unreachable: Collection[str]) -> bool:
     return bool(pod.status.pod_ip) and not is_pod_finished(pod) and pod.spec.node_name not in unreachable
 
 
+def families(service: Service) -> tuple[IPFamily, ...]:
+    """The address families a service has slices of."""
+    if service.spec.ip_families:
+        return service.spec.ip_families
+    if service.spec.cluster_ip == "None":  # made before there were families: whatever its pods have
+        return ("IPv4", "IPv6")
+    return (_family(service.spec.cluster_ip),)
+
+
+def _family(address: str) -> IPFamily:
+    return "IPv6" if ":" in address else "IPv4"
+
+
+def _addresses(pod: Pod, family: IPFamily) -> tuple[str, ...]:
+    """A pod's addresses of one family, of which Kubernetes' pods have one."""
+    known = [pod.status.pod_ip, *(each.ip for each in pod.status.pod_ips)]
+    return tuple(dict.fromkeys(ip for ip in known if ip and _family(ip) == family))[:1]
+
+
 def _slices_of(
-    service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlice], most: int
+    service: Service, pods: Sequence[Pod], now: Sequence[EndpointSlice], zones: Mapping[str, str], most: int
 ) -> Iterator[EndpointSlice]:
     groups: dict[Group, dict[str, Endpoint]] = defaultdict(dict)
-    for pod in pods:
-        ports = _ports(service, pod)
-        if ports or not service.spec.ports:
-            family = "IPv6" if ":" in pod.status.pod_ip else "IPv4"
-            groups[family, ports][pod.metadata.uid] = _endpoint(service, pod)
+    for family in families(service):
+        found: dict[str, Endpoint] = {}
+        ports: dict[str, tuple[EndpointPort, ...]] = {}
+        for pod in pods:
+            uid, addresses = pod.metadata.uid, _addresses(pod, family)
+            ports[uid] = _ports(service, pod)
+            if addresses and (ports[uid] or not service.spec.ports):
+                found[uid] = _endpoint(service, pod, addresses, zones.get(pod.spec.node_name, ""))
+        for uid, endpoint in hinted(service.spec.traffic_distribution, found).items():
+            groups[family, ports[uid]][uid] = endpoint
     for group, endpoints in sorted(groups.items(), key=lambda entry: _group_id(entry[0])):
         for name, members in _pack(service.metadata.name, group, endpoints, now, most):
             yield _slice(service, group, name, members)
@@ -191,7 +223,8 @@ def _endpoint_order(endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
 
 def _group_id(group: Group) -> str:
     family, ports = group
-    text = ";".join((family, *(f"{p.name}/{p.protocol}/{p.port}" for p in ports)))
+    words = (f"{p.name}/{p.protocol}/{p.port}" + (p.app_protocol and f"/{p.app_protocol}") for p in ports)
+    text = ";".join((family, *words))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -205,7 +238,9 @@ def _ports(service: Service, pod: Pod) -> tuple[EndpointPort, ...]:
         else:
             number = port.target_port or port.port
         if number is not None:
-            found.append(EndpointPort(name=port.name, protocol=port.protocol, port=number))
+            found.append(
+                EndpointPort(name=port.name, protocol=port.protocol, port=number, app_protocol=port.app_protocol)
+            )
     return tuple(found)
 
 
@@ -217,21 +252,23 @@ def _named_port(pod: Pod, name: str, protocol: str) -> int | None:
     return None
 
 
-def _endpoint(service: Service, pod: Pod) -> Endpoint:
+def _endpoint(service: Service, pod: Pod, addresses: tuple[str, ...], zone: str) -> Endpoint:
+    """`ready` is never true of what terminates, unless the service wants all there is; `serving` is the pod's own."""
     terminating = pod.metadata.deletion_timestamp is not None
-    serving = is_pod_ready(pod) or service.spec.publish_not_ready_addresses
+    serving = is_pod_ready(pod)
     ready = service.spec.publish_not_ready_addresses or (serving and not terminating)
     return Endpoint(
-        addresses=(pod.status.pod_ip,),
+        addresses=addresses,
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
         node_name=pod.spec.node_name,
+        zone=zone,
         target_ref=reference_to(pod),
     )
 
 
 def _slice(service: Service, group: Group, name: str, members: Sequence[Endpoint]) -> EndpointSlice:
     labels = {
-        **service.metadata.labels,
+        **{key: value for key, value in service.metadata.labels.items() if key != HEADLESS_LABEL},
         SERVICE_NAME_LABEL: service.metadata.name,
         MANAGED_BY_LABEL: MANAGED_BY,
     }
@@ -248,7 +285,7 @@ def _slice(service: Service, group: Group, name: str, members: Sequence[Endpoint
             labels=labels,
             owner_references=(owner_reference(service),),
         ),
-        address_type="IPv6" if family == "IPv6" else "IPv4",
+        address_type=family,
         endpoints=tuple(members),
         ports=ports,
     )

@@ -33,6 +33,7 @@ class EndpointsLoop(Loop):
             self.snapshot.pods.snapshot().values(),
             self.snapshot.slices.snapshot().values(),
             unreachable=self.snapshot.unreachable(),
+            zones=self.snapshot.zones(),
         )
         if plan.empty:
             return

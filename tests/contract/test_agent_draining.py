@@ -58,6 +58,7 @@ class World:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.registry = Registry(store)
+        self.registry.init_cluster(ClusterConfig(service_cidr="10.96.0.0/24"))
         self.changes = threading.Event()
         self.drainer = Drainer(self.registry, self.changes.set, SystemClock())
         self.stop = threading.Event()
@@ -81,7 +82,6 @@ class World:
 
     def web(self) -> None:
         """A service with a cluster address."""
-        self.registry.init_cluster(ClusterConfig(service_cidr="10.96.0.0/24"), overwrite=True)
         self.service(cluster_ip="")
 
     def slice(self, *endpoints: Endpoint, name: str = "web-1", service: str = "web") -> int:

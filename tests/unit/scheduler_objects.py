@@ -15,6 +15,7 @@ from podlane.api.types import (
     ObjectMeta,
     OwnerReference,
     Pod,
+    PodIP,
     PodSpec,
     PodStatus,
     PodTemplateSpec,
@@ -73,13 +74,14 @@ def pod(
     memory: str = "",
     selector: dict[str, str] | None = None,
     ip: str = "",
+    ips: tuple[str, ...] = (),
     ports: tuple[ContainerPort, ...] = (ContainerPort(container_port=8080, name="http"),),
     restarts: int = 0,
     cost: str = "",
     namespace: str = "default",
     version: int = 1,
 ) -> Pod:
-    """`ready`: since when (seconds after T0), or True for since the beginning."""
+    """`ready`: since when (seconds after T0), or True for since the beginning; `ips`: one of each family."""
     requests = {key: value for key, value in (("cpu", cpu), ("memory", memory)) if value}
     is_ready = ready is not False
     conditions = (
@@ -111,7 +113,8 @@ def pod(
         status=PodStatus(
             phase=phase or ("Running" if is_ready else "Pending"),
             conditions=conditions,
-            pod_ip=ip,
+            pod_ip=ip or "".join(ips[:1]),
+            pod_ips=tuple(PodIP(ip=each) for each in ips),
             container_statuses=(ContainerStatus(name="main", restart_count=restarts),),
         ),
     )

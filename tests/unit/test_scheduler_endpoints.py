@@ -69,10 +69,17 @@ def test_conditions_as_kubernetes_has_them(options, expected):
     assert (conditions.ready, conditions.serving, conditions.terminating) == expected
 
 
-def test_publish_not_ready_addresses():
-    starting = [web("a", ready=False)]
-    (made,) = endpoints.plan([service(publish_not_ready_addresses=True)], starting, []).create
-    assert made.endpoints[0].conditions.ready
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"ready": False}, (True, False, False)),
+        ({"ready": True, "terminating": True}, (True, True, True)),
+    ],
+)
+def test_publish_not_ready_addresses(options, expected):
+    (made,) = endpoints.plan([service(publish_not_ready_addresses=True)], [web("a", **options)], []).create
+    conditions = made.endpoints[0].conditions
+    assert (conditions.ready, conditions.serving, conditions.terminating) == expected
 
 
 @pytest.mark.parametrize("absent", [{"ip": ""}, {"phase": "Failed"}, {"phase": "Succeeded"}])
@@ -104,6 +111,134 @@ def test_several_ports():
         ServicePort(port=7000, name="same"),
     )
     assert text([service(ports=ports)], [web("a")], []) == ("create default/web-* tcp/8080,udp/5353,tcp/7000 10.4.1.1")
+
+
+def test_sctp_and_the_protocol_above_it():
+    ports = (
+        ServicePort(port=36412, name="s1ap", protocol="SCTP", target_port="s1"),
+        ServicePort(port=80, name="h2", target_port=8080, app_protocol="kubernetes.io/h2c"),
+    )
+    named = (
+        ContainerPort(container_port=1, name="s1"),
+        ContainerPort(container_port=36412, name="s1", protocol="SCTP"),
+    )
+    (made,) = endpoints.plan([service(ports=ports)], [web("a", ports=named)], []).create
+    assert endpoints.describe(made).split(" ")[1] == "sctp/36412,tcp/8080"
+    assert [port.app_protocol for port in made.ports] == ["", "kubernetes.io/h2c"]
+
+
+def test_a_service_without_ports():
+    """Headless ones may have none: then only the addresses are of interest."""
+    (made,) = endpoints.plan([service(ports=(), cluster_ip="None")], [web("a")], []).create
+    assert (made.ports, [e.addresses for e in made.endpoints]) == ((), [("10.4.1.1",)])
+    assert made.metadata.labels["service.kubernetes.io/headless"] == ""
+
+
+def test_a_service_that_is_a_name_elsewhere_has_no_slices():
+    name = service(type="ExternalName", external_name="db.example.com")
+    assert endpoints.plan([name], [web("a")], []).empty
+    slices = carry_out(endpoints.plan([service()], [web("a")], []))
+    assert text([name], [web("a")], slices) == "delete default/web-*"
+
+
+# --- families ------------------------------------------------------------------------------
+
+BOTH = {"ip": "", "ips": ("10.4.1.1", "fd00:4:1::1")}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"ip_families": ("IPv4",)}, ["IPv4 10.4.1.1"]),
+        ({"ip_families": ("IPv6",)}, ["IPv6 fd00:4:1::1"]),
+        ({"ip_families": ("IPv6", "IPv4")}, ["IPv4 10.4.1.1", "IPv6 fd00:4:1::1"]),
+        ({"cluster_ip": "10.96.0.7"}, ["IPv4 10.4.1.1"]),
+        ({"cluster_ip": "fd00:96::7"}, ["IPv6 fd00:4:1::1"]),
+        ({}, ["IPv4 10.4.1.1"]),
+        ({"cluster_ip": "None"}, ["IPv4 10.4.1.1", "IPv6 fd00:4:1::1"]),
+        ({"cluster_ip": "None", "ip_families": ("IPv4",)}, ["IPv4 10.4.1.1"]),
+    ],
+)
+def test_slices_of_each_family_that_the_service_has(spec, expected):
+    made = endpoints.plan([service(**spec)], [web("a", **BOTH)], []).create
+    assert sorted(f"{s.address_type} {' '.join(s.endpoints[0].addresses)}" for s in made) == expected
+    assert len({s.metadata.name for s in made}) == len(made)
+
+
+def test_a_pod_without_an_address_of_a_family_is_in_no_slice_of_it():
+    dual = service(ip_families=("IPv4", "IPv6"))
+    pods = [web("a", **BOTH), web("b", 2)]
+    assert sorted(text([dual], pods, []).splitlines()) == [
+        "create default/web-* tcp/8080 10.4.1.1 10.4.1.2",
+        "create default/web-* tcp/8080 fd00:4:1::1",
+    ]
+
+
+def test_a_family_that_the_service_gives_up():
+    slices = carry_out(endpoints.plan([service(ip_families=("IPv4", "IPv6"))], [web("a", **BOTH)], []))
+    plan = endpoints.plan([service(ip_families=("IPv4",))], [web("a", **BOTH)], slices)
+    assert [s.address_type for s in plan.delete] == ["IPv6"]
+    assert plan.unchanged == 1
+
+
+# --- zones -----------------------------------------------------------------------------------
+
+ZONES = {"n1": "east", "n2": "west"}
+
+
+def shown(made) -> list[str]:
+    """`a n1/east zones=east nodes=n1` of each endpoint."""
+    lines = []
+    for endpoint in made.endpoints:
+        line = f"{endpoint.target_ref.name} {endpoint.node_name}/{endpoint.zone}"
+        if endpoint.hints is not None:
+            line += f" zones={','.join(z.name for z in endpoint.hints.for_zones)}"
+            line += f" nodes={','.join(n.name for n in endpoint.hints.for_nodes)}"
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("distribution", "expected"),
+    [
+        ("", ["a n1/east", "b n2/west", "c n2/west"]),
+        ("PreferClose", ["a n1/east zones=east nodes=", "b n2/west zones=west nodes=", "c n2/west"]),
+        ("PreferSameZone", ["a n1/east zones=east nodes=", "b n2/west zones=west nodes=", "c n2/west"]),
+        ("PreferSameNode", ["a n1/east zones=east nodes=n1", "b n2/west zones=west nodes=n2", "c n2/west"]),
+    ],
+)
+def test_hints_for_those_nearby(distribution, expected):
+    pods = [web("a"), web("b", 2, node="n2"), web("c", 3, node="n2", ready=False)]
+    (made,) = endpoints.plan([service(traffic_distribution=distribution)], pods, [], zones=ZONES).create
+    assert shown(made) == expected
+
+
+def test_no_hints_for_zones_if_one_that_is_ready_has_none():
+    pods = [web("a"), web("b", 2, node="n3")]
+    (made,) = endpoints.plan([service(traffic_distribution="PreferClose")], pods, [], zones=ZONES).create
+    assert shown(made) == ["a n1/east", "b n3/"]
+    (made,) = endpoints.plan([service(traffic_distribution="PreferSameNode")], pods, [], zones=ZONES).create
+    assert shown(made) == ["a n1/east zones= nodes=n1", "b n3/ zones= nodes=n3"]
+    pods[1] = web("b", 2, node="n3", ready=False)
+    (made,) = endpoints.plan([service(traffic_distribution="PreferClose")], pods, [], zones=ZONES).create
+    assert shown(made) == ["a n1/east zones=east nodes=", "b n3/"]
+
+
+def test_hints_rest_on_all_slices_of_a_service():
+    """A named port that differs makes two slices; the endpoint without a zone is in the other one."""
+    pods = [web("a"), web("b", 2, node="n3", ports=(ContainerPort(container_port=9090, name="http"),))]
+    made = endpoints.plan([service(traffic_distribution="PreferClose")], pods, [], zones=ZONES).create
+    assert sorted(line for item in made for line in shown(item)) == ["a n1/east", "b n3/"]
+
+
+def test_a_node_that_moves_to_another_zone():
+    slices = carry_out(endpoints.plan([service()], [web("a")], [], zones=ZONES))
+    assert endpoints.plan([service()], [web("a")], slices, zones=ZONES).empty
+    (changed,) = endpoints.plan([service()], [web("a")], slices, zones={"n1": "north"}).update
+    assert shown(changed) == ["a n1/north"]
+
+
+# --- what is stored ----------------------------------------------------------------------------
 
 
 def test_unchanged_is_not_written():

@@ -10,6 +10,8 @@ from scheduler_world import Scheduler
 from podlane.api.meta import get_condition
 from podlane.api.types import (
     NODE_LEASE_NAMESPACE,
+    ZONE_LABEL,
+    ClusterConfig,
     EndpointSlice,
     Lease,
     Node,
@@ -36,6 +38,7 @@ class World:
         self.clock = FakeClock(T0)
         self.store = MemoryStore(self.clock)
         self.registry = Registry(self.store, clock=self.clock, rng=random.Random(5))
+        self.registry.init_cluster(ClusterConfig())
         self._scheduler: Scheduler | None = None
 
     @property
@@ -87,6 +90,21 @@ def test_from_a_controller_to_endpoints(world):
     status = world.registry.get(ReplicationController, "default", "web").status
     assert (status.replicas, status.ready_replicas, status.observed_generation) == (3, 3, 1)
     assert world.scheduler.events.lines[0].startswith("Normal SuccessfulCreate web: Created pod: web-")
+
+
+def test_the_zones_of_nodes_come_to_endpoints_and_follow_their_labels(world):
+    world.join("n1", labels={ZONE_LABEL: "east"})
+    world.registry.create(rc(replicas=1))
+    world.registry.create(service(cluster_ip="None", traffic_distribution="PreferClose"))
+    world.sync()
+    world.ready(world.pods()[0].metadata.name)
+    for zone in ("east", "west"):
+        member = world.registry.get(Node, "", "n1")
+        world.registry.update(replace(member, metadata=replace(member.metadata, labels={ZONE_LABEL: zone})))
+        world.sync()
+        (item,) = world.registry.list(EndpointSlice).items
+        (endpoint,) = item.endpoints
+        assert (endpoint.zone, [z.name for z in endpoint.hints.for_zones]) == (zone, [zone])
 
 
 def test_quiet_means_no_writes(world):
