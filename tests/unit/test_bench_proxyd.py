@@ -9,7 +9,10 @@ import msgspec
 import pytest
 
 from bench import kubeproxy_shape as shape
+from bench import proxyd_chart as chart
 from bench import proxyd_objects as objects
+from bench.machine import Machine
+from bench.rows import Row
 from podlane.api.codec import decode
 from podlane.api.types import EndpointSlice, Service
 
@@ -183,3 +186,55 @@ def test_a_deleted_service_is_led_to_no_more_and_its_chains_are_emptied() -> Non
         f"flush chain ip kube-proxy {chain}" for chain in (port.chain, *port.endpoint_chains)
     ]
     assert shape.delete(["a", "b"]) == "delete chain ip kube-proxy a\ndelete chain ip kube-proxy b\n"
+
+
+# --- the chart -------------------------------------------------------------------------
+
+MACHINE = Machine("Fast CPU", 2, "6.1.0")
+
+
+def row(name: str, value: float, peer: float | None = None, aim: float | None = None) -> Row:
+    ratio = value / peer if peer else None
+    return Row(name, value, "seconds", "nft" if peer else None, peer, ratio, aim, 3, MACHINE)
+
+
+def test_bars_share_a_scale_by_powers_of_ten() -> None:
+    rows = [("1,000 × 5", row("proxyd.full_1000x5", 0.01, 1.0)), ("10,000 × 5", row("proxyd.full_10000x5", 0.1, 10.0))]
+    assert chart.chart("Everything", rows).splitlines() == [
+        "**Everything**",
+        "",
+        "```text",
+        "    services              |10 ms             |100 ms           |1 s               |10 s",
+        "   1,000 × 5  Podlane     █ 10 ms",
+        f"              kube-proxy  {'█' * 37} 1 s",
+        f"  10,000 × 5  Podlane     {'█' * 19} 100 ms",
+        f"              kube-proxy  {'█' * 56} 10 s",
+        "```",
+    ]
+
+
+def test_figures_are_by_size_and_say_where_they_were_measured() -> None:
+    rows = [row("proxyd.full_10000x5", 0.3, 20.0, 0.4), row("proxyd.full_1000x5", 0.03), row("netd.program", 1.0)]
+    text = chart.figures({each.name: each for each in rows})
+    assert text.startswith("Measured on: Fast CPU, 2 cores, Linux 6.1.0.\n\n**Everything, into an empty kernel**")
+    assert text.index("1,000 × 5  Podlane") < text.index("10,000 × 5  Podlane")
+    assert "| `proxyd.full_10000x5` | 300 ms | 400 ms | nft | 20 s | 0.015 | 3 |" in text
+    assert "| `proxyd.full_1000x5` | 30 ms |  |  |  |  | 3 |" in text
+    assert "netd" not in text
+    with pytest.raises(ValueError, match="expected rows of proxyd, got none"):
+        chart.figures({})
+
+
+def test_rows_are_read_from_what_the_benchmark_printed() -> None:
+    printed = [row("proxyd.full_1000x5", 2.0), row("proxyd.full_1000x5", 1.0)]
+    text = "\n".join(("bench: proxyd: starting", *(each.to_json() for each in printed)))
+    assert chart.read(text) == {"proxyd.full_1000x5": printed[1]}
+
+
+def test_only_what_is_between_the_marks_is_replaced() -> None:
+    document = f"# Title\n\n{chart.BEGIN}\nold\n{chart.END}\nafter\n"
+    once = chart.replaced(document, "new")
+    assert once == f"# Title\n\n{chart.BEGIN}\nnew\n{chart.END}\nafter\n"
+    assert chart.replaced(once, "new") == once
+    with pytest.raises(ValueError, match="put in figures: expected"):
+        chart.replaced("# Title\n", "new")
