@@ -1,4 +1,4 @@
-"""Real etcd for tests: on loopback, on free ports, its data in the test's own folder.
+"""Real etcd for tests: on loopback, on free ports, its data in a folder of the test's own.
 
 Owns: starting and ending etcd processes. Invariant: none outlives the test run,
 also when that is killed (setpriv's death signal). `etcd` is one member,
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from podlane.errors import PermissionDenied, PodlaneError
@@ -28,12 +31,28 @@ from podlane.store.etcd import EtcdStore
 
 START_TIMEOUT = 30.0
 
+# How long an example takes depends on what else the machine does, and proves nothing.
+hypothesis.settings.register_profile(
+    "podlane",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("podlane")
+
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now.
+
+    Not one of those that the kernel gives to connections: while a member is down,
+    a client of any other test could get its port, and it could not start again.
+    """
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_240, max(ephemeral, 12_288))  # other workers draw at the same time
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -259,10 +278,30 @@ def running(etcd: Etcd) -> Iterator[Etcd]:
         etcd.stop(signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder that vanishes, in memory if there is plenty of it: etcd syncs each write, and a disk that others
+    write to as well may keep it waiting for seconds.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_mount() and shutil.disk_usage(memory).free > 4 << 30  # a member allots itself 128 MiB
+    with tempfile.TemporaryDirectory(
+        prefix="podlane-etcd-", dir=memory if roomy else None, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Etcd]:
+def etcd_folder() -> Iterator[Path]:
+    """Where this test's etcd may have its data."""
+    with in_memory() as folder:
+        yield folder
+
+
+@pytest.fixture
+def etcd(etcd_folder: Path) -> Iterator[Etcd]:
     """One real member, for this test alone."""
-    with running(Etcd(tmp_path / "etcd")) as one:
+    with running(Etcd(etcd_folder)) as one:
         yield one
 
 
@@ -275,14 +314,14 @@ def link(etcd: Etcd) -> Iterator[Link]:
 
 
 @pytest.fixture
-def etcd_cluster(tmp_path: Path) -> Iterator[Etcd]:
+def etcd_cluster(etcd_folder: Path) -> Iterator[Etcd]:
     """Three real members, for this test alone."""
-    with running(Etcd(tmp_path / "etcd", 3)) as three:
+    with running(Etcd(etcd_folder, 3)) as three:
         yield three
 
 
 @pytest.fixture(scope="session")
-def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+def shared_etcd() -> Iterator[Etcd]:
     """One real member for every test that only reads and writes below a prefix of its own."""
-    with running(Etcd(tmp_path_factory.mktemp("shared-etcd"))) as one:
+    with in_memory() as folder, running(Etcd(folder)) as one:
         yield one

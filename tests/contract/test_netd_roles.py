@@ -99,8 +99,8 @@ def refused(store: Store, *ops: Put | Delete | Get) -> None:
 
 
 @pytest.fixture
-def etcd_with_config(tmp_path: Path) -> Iterator[Etcd]:
-    with running(Etcd(tmp_path / "etcd")) as etcd:
+def etcd_with_config(etcd_folder: Path) -> Iterator[Etcd]:
+    with running(Etcd(etcd_folder)) as etcd:
         shell(etcd, f"etcdctl put {PREFIX}/config '{NETWORK}'")
         yield etcd
 
@@ -199,7 +199,7 @@ def hinders_only_the_others_stop(store: Store, other: Host) -> None:
     other.ensure()
 
 
-def test_with_certificates_instead_of_passwords(tmp_path: Path) -> None:
+def test_with_certificates_instead_of_passwords(tmp_path: Path, etcd_folder: Path) -> None:
     authority = Authority(tmp_path / "ca")
     certfile, keyfile = authority.issue("server")
     extra = ("--cert-file", certfile, "--key-file", keyfile, "--client-cert-auth")
@@ -214,7 +214,7 @@ def test_with_certificates_instead_of_passwords(tmp_path: Path) -> None:
     common, node, enable, _ = commands("A role for each node")
     (without_password,) = commands("Certificates instead of passwords")
     add_root, add_node = without_password.strip().splitlines()
-    with running(Etcd(tmp_path / "etcd", extra=extra, scheme="https", **root)) as etcd:
+    with running(Etcd(etcd_folder, extra=extra, scheme="https", **root)) as etcd:
         (administrator,) = commands("Administrator")
         for block in (administrator, common, node, enable):
             script = block.replace("etcdctl user add root:root-password", add_root)

@@ -145,9 +145,9 @@ def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Etcd]:
+def guarded(etcd_folder: Path) -> Iterator[Etcd]:
     """Knows root, and `limited`, who may use /mine/ only; tokens live for 2 seconds."""
-    with running(Etcd(tmp_path / "etcd", extra=("--auth-token-ttl", "2"))) as etcd:
+    with running(Etcd(etcd_folder, extra=("--auth-token-ttl", "2"))) as etcd:
         with grpc.insecure_channel(f"127.0.0.1:{etcd.members[0].client_port}") as channel:
             auth = etcdrpc.AuthStub(channel)
             for user in ("root", "limited"):

@@ -279,19 +279,13 @@ class NetnsEtcd:
             ["etcd", *(f"--{flag}={value}" for flag, value in flags.items())],
             log=self.data.parent / "etcd.log",
         )
-        eventually(lambda: "true" in self.ctl("endpoint", "health", "-w", "json", check=False), timeout=20)
+        health = ("--command-timeout=2s", "endpoint", "health", "-w", "json")
+        eventually(lambda: "true" in self.ctl(*health, check=False), timeout=30)
 
     def ctl(self, *argv: str, check: bool = True) -> str:
         """etcdctl inside the namespace; an exit code other than 0 fails the test unless not `check`."""
-        command = [
-            "env",
-            "ETCDCTL_API=3",
-            "etcdctl",
-            f"--endpoints={self.endpoint}",
-            "--command-timeout=2s",
-            *argv,
-        ]
-        return self.ns.run(command, check=check)
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.endpoint}", "--command-timeout=15s"]
+        return self.ns.run([*command, *argv], check=check)
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -300,12 +294,13 @@ class NetnsEtcd:
 
 
 @pytest.fixture
-def netns_etcd(netns: NetnsMaker, tmp_path: Path) -> NetnsEtcd:
+def netns_etcd(netns: NetnsMaker, etcd_folder: Path) -> Iterator[NetnsEtcd]:
     """A started etcd on the underlay's own namespace (`192.168.64.1:2379`)."""
     ns = netns.underlay
-    etcd = NetnsEtcd(ns, tmp_path / "etcd-data", f"http://{ns.address}:2379")
+    etcd = NetnsEtcd(ns, etcd_folder / "etcd-data", f"http://{ns.address}:2379")
     etcd.start()
-    return etcd
+    yield etcd
+    etcd.stop(signal.SIGKILL)  # before its folder goes
 
 
 @contextlib.contextmanager

@@ -70,7 +70,8 @@ class World:
     @staticmethod
     def _addresses(ns: Netns, device: str, *addresses: str) -> None:
         for address in addresses:
-            ns.run(f"ip address add {address} dev {device}")
+            # without nodad it could not be used until a kernel thread has come round to it
+            ns.run(f"ip address add {address} dev {device}{' nodad' if ':' in address else ''}")
 
     @staticmethod
     def server(ns: Netns, address: str, port: int = 0) -> socket.socket:

@@ -32,7 +32,7 @@ class Guarded(World):
     def __init__(self, netns: NetnsMaker) -> None:
         super().__init__(netns)
         for address in (*PEER.values(), *STRANGER.values()):
-            self.outside.run(f"ip address add {address}/{64 if ':' in address else 24} dev eth0")
+            self.outside.run(f"ip address add {address}{'/64 nodad' if ':' in address else '/24'} dev eth0")
         self.firewall = Firewall()
 
     def sync(self, rules: FirewallRules = GUARDED) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually
 from tests.kernel.netd_nodes import CONFIG, NETWORK, PREFIX, Cluster, Node
+from tests.kernel.netd_pings import Pings
 
 pytestmark = pytest.mark.kernel
 
@@ -79,20 +79,14 @@ def test_what_is_damaged_by_hand_is_right_again(cluster: Cluster, damage: str) -
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
 def test_ending_and_starting_netd_loses_no_packet(cluster: Cluster, sig: signal.Signals) -> None:
     a, b = cluster(2)
-    assert a.pod is not None
-    before = a.state()
-    argv = a.pod.ping_argv(b.address, count=600, interval=0.01)
-    ping = a.pod.popen(argv, stdout=subprocess.PIPE)
-    time.sleep(0.5)
+    before, pings = a.state(), Pings.start(a, b)
     code = a.end(sig)
     assert code == (0 if sig == signal.SIGTERM else -sig)
     assert a.state() == before
     time.sleep(0.5)
     a.start()
     a.ready()
-    assert ping.poll() is None, "the pings are still running"
-    out, _ = ping.communicate(timeout=30)
-    assert len(out.split()) == 600
+    pings.stop()
     assert a.state() == before
 
 
@@ -136,13 +130,10 @@ def test_what_flanneld_left_is_taken_over_without_a_lost_packet(cluster: Cluster
         f"ip route replace {peer} via {peer.network_address} dev flannel.1 onlink proto boot",
     ):
         a.ns.run(command)
-    assert a.pod is not None
-    ping = a.pod.popen(a.pod.ping_argv(b.address, count=400), stdout=subprocess.PIPE)
-    time.sleep(0.3)
+    pings = Pings.start(a, b)
     a.start()
     a.ready()
-    assert ping.poll() is None
-    assert len(ping.communicate(timeout=30)[0].split()) == 400
+    pings.stop()
     b.end(signal.SIGTERM)
     b.etcd.ctl("del", f"{PREFIX}/subnets/{peer.network_address}-{peer.prefixlen}")
     eventually(lambda: a.is_as({**a.state(), "routes": [], "neighbours": [], "fdb": []}))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from podlane.api.subnets import Subnets
 from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually
 from tests.kernel.netd_nodes import PREFIX, Cluster, Node
+from tests.kernel.netd_pings import Pings
 
 pytestmark = pytest.mark.kernel
 
@@ -25,40 +24,6 @@ OWN_PREFIX = "/podlane/netd/"
 @pytest.fixture
 def cluster(netns: NetnsMaker, netns_etcd: NetnsEtcd, tmp_path: Path) -> Cluster:
     return Cluster(netns, netns_etcd, tmp_path)
-
-
-@dataclass
-class Pings:
-    """100 echo requests a second from one node's pod to another's, until `stop`."""
-
-    source: Node
-    file: Path
-    process: subprocess.Popen[bytes]
-
-    @classmethod
-    def start(cls, source: Node, target: Node) -> Pings:
-        assert source.pod is not None
-        file = source.folder / f"pings-{target.address}"
-        argv = source.pod.ping_argv(target.address, count=60_000, interval=0.01)
-        with file.open("wb") as out:
-            pings = cls(source, file, source.pod.popen(argv, stdout=out))
-        eventually(lambda: pings.answered)
-        return pings
-
-    @property
-    def answered(self) -> list[int]:
-        """The numbers of the requests that were, of lines that are whole."""
-        return [int(line) for line in self.file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def stop(self) -> int:
-        """How many there were. Fails if one got no answer, or if there are none any more."""
-        assert self.source.pod is not None
-        before = len(self.answered)
-        eventually(lambda: len(self.answered) > before + 5)
-        self.source.pod.end(self.process, signal.SIGTERM)
-        answered = self.answered
-        assert answered == list(range(len(answered)))
-        return len(answered)
 
 
 def wipe(etcd: NetnsEtcd) -> None:

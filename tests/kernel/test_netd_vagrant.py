@@ -44,7 +44,7 @@ def test_a_second_host_with_the_same_public_address_is_refused_until_the_first_i
     cluster.configure(CONFIG)
     a = machine(cluster, "a", "--iface=eth0").ready()
     b = machine(cluster, "b", "--iface=eth0")
-    eventually(lambda: "lease failed" in b.get("/readyz")[1])
+    eventually(lambda: "claim public address" in b.get("/readyz")[1])
     why = b.get("/readyz")[1]
     for part in (
         f"claim public address 10.0.2.15: host {a.ns.name} uses it",
