@@ -62,14 +62,14 @@ def _with_old_ports(old: ServiceSpec, new: ServiceSpec) -> ServiceSpec:
     """Node ports that were allocated, by the ports' names; a port without one has the name ""."""
     changes: dict[str, Any] = {}
     if services.may_have_node_ports(old) and services.wants_node_ports(new):
-        said = {port.node_port for port in new.ports}
-        used = {port.node_port for port in old.ports} & said
+        # two protocols may share a number, and are to keep it (Kubernetes gives the second another one)
+        used = {(port.node_port, port.protocol) for port in new.ports}
         by_name = {port.name: port.node_port for port in old.ports}
         ports: list[ServicePort] = []
         for port in new.ports:
             known = by_name.get(port.name, 0)
-            if not port.node_port and known and known not in used:
-                used.add(known)
+            if not port.node_port and known and (known, port.protocol) not in used:
+                used.add((known, port.protocol))
                 ports.append(msgspec.structs.replace(port, node_port=known))
             else:
                 ports.append(port)

@@ -23,6 +23,7 @@ from podlane.cli.session import Session
 from podlane.errors import FieldError, Invalid, PodlaneError
 
 if TYPE_CHECKING:
+    from podlane.api.ranges import Network
     from podlane.api.types import ClusterConfig
     from podlane.store.interface import KeyValue
 
@@ -42,7 +43,18 @@ class Settings:
 @click.option("--network", default="10.244.0.0/16", show_default=True, metavar="CIDR", help="Addresses of the pods.")
 @click.option("--subnet-len", type=int, help="Prefix length of a node's share (default: flannel's, 24).")
 @click.option(
-    "--service-cidr", default="10.96.0.0/16", show_default=True, metavar="CIDR", help="Addresses of the services."
+    "--service-cidr",
+    default="10.96.0.0/16",
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Addresses of the services; with two, one range a family, the first is that of services that do not choose.",
+)
+@click.option(
+    "--service-node-port-range",
+    default="30000-32767",
+    show_default=True,
+    metavar="FROM-TO",
+    help="Ports on every node for services of type NodePort and LoadBalancer.",
 )
 @click.option(
     "--backend",
@@ -116,6 +128,7 @@ def desired(
     network: str,
     subnet_len: int | None,
     service_cidr: str,
+    service_node_port_range: str,
     backend: str,
     vni: int,
     port: int,
@@ -127,8 +140,8 @@ def desired(
 ) -> Settings:
     """Check the options. Raises Invalid with everything that is wrong, the overlap of the ranges too."""
     from podlane.api.network import parse_config
+    from podlane.api.ranges import parse_networks, parse_ports
     from podlane.api.types import ClusterConfig
-    from podlane.store.addresses import service_network
 
     options: dict[str, Any] = {"Type": backend}
     if backend == "vxlan":
@@ -138,21 +151,31 @@ def desired(
     share = {} if subnet_len is None else {"SubnetLen": subnet_len}
     config = {"Network": network, **share, "Backend": options}
     errors: list[FieldError] = []
-    pods = services = None
+    pods: tuple[Network, ...] = ()
+    networks: tuple[Network, ...] = ()
     try:
-        pods = parse_config(json.dumps(config), "").network
+        pods = parse_config(json.dumps(config), "").networks
     except Invalid as error:
         errors += error.errors
     try:
-        services = service_network(service_cidr)
+        networks = parse_networks(service_cidr)
     except Invalid as error:
         errors += [FieldError("--service-cidr", e.message) for e in error.errors]
-    if pods is not None and services is not None and pods.version == services.version and pods.overlaps(services):
-        errors.append(FieldError("--service-cidr", f"{services} overlaps the pods' network {pods}"))
+    try:
+        parse_ports(service_node_port_range)
+    except Invalid as error:
+        errors += [FieldError("--service-node-port-range", e.message) for e in error.errors]
+    errors += [
+        FieldError("--service-cidr", f"{services} overlaps the pods' network {pod_network}")
+        for services in networks
+        for pod_network in pods
+        if pod_network.version == services.version and pod_network.overlaps(services)
+    ]
     if errors:
         raise Invalid("init", errors)
     cluster = ClusterConfig(
-        service_cidr=service_cidr,
+        service_cidr=",".join(map(str, networks)),
+        service_node_port_range=service_node_port_range,
         cluster_domain=cluster_domain,
         node_lease_seconds=node_lease_seconds,
         node_grace_seconds=node_grace_seconds,

@@ -29,6 +29,7 @@ ELECTION_SCHEDULER = "/podlane/election/scheduler"
 BINDINGS = "/podlane/bindings/"
 PROXIES = "/podlane/proxies/"
 SERVICE_IPS = "/registry/ranges/serviceips/"
+SERVICE_NODE_PORTS = "/registry/ranges/servicenodeports/"
 
 _PREFIXES: dict[type[Object], str] = {
     Pod: "/registry/pods/",
@@ -94,6 +95,11 @@ def proxy_key(node: str) -> str:
 def service_ip_key(ip: str) -> str:
     """Exists while a service has this cluster IP."""
     return f"{SERVICE_IPS}{_part(ip)}"
+
+
+def service_node_port_key(port: int) -> str:
+    """Exists while a service has this port on every node."""
+    return f"{SERVICE_NODE_PORTS}{port}"
 
 
 def _part(text: str) -> str:

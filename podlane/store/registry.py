@@ -6,8 +6,8 @@ Owns: all writes below /registry and /podlane. Invariants:
 - a bound pod and its copy under /podlane/bindings/{node}/ are written and
   removed in one transaction, so the copy's mod_revision is the pod's
   resourceVersion and an agent needs to watch its own prefix only;
-- a service and the key of its address are one transaction: no two services
-  share an address, and none outlives its service.
+- a service and the keys of its addresses and node ports are one transaction:
+  no two services share one, and none outlives its service.
 Semantics are Kubernetes' (generation, graceful deletion, immutable fields);
 source: registry/generic/registry/store.go and registry/core in kube-apiserver.
 Validation of manifests is not done here but where they are read.
@@ -37,14 +37,13 @@ from podlane.api.types import (
     Pod,
     Service,
 )
-from podlane.errors import AlreadyExists, Conflict, FieldError, Invalid, NotFound, StoreUnavailable
+from podlane.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
-from podlane.store import addresses, bulk, keys
+from podlane.store import bulk, keys, services
 from podlane.store.interface import DEFAULT_TIMEOUT, Compare, Put, Store
 from podlane.store.mirror import Mirror
 from podlane.store.rules import (
-    HEADLESS,
     at_revision,
     change,
     creation,
@@ -54,7 +53,6 @@ from podlane.store.rules import (
     named,
     removal,
     replacement,
-    with_cluster_ip,
 )
 from podlane.store.writes import Lost, Write, commit
 
@@ -62,7 +60,6 @@ O = TypeVar("O", bound=Object)  # noqa: E741 - an object
 
 DEFAULT_NAMESPACE = "default"
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
-RANDOM_PICKS = 8  # of a service address, before the taken ones are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +85,12 @@ class Registry:
         self.store = store
         self.fence = fence
         self.clock = clock or SystemClock()
-        self._rng = rng or random.Random()
+        self.rng = rng or random.Random()
         self._log = get_logger("registry")
 
     def fenced(self, fence: Compare) -> Registry:
         """The same registry, but each write also compares `fence` and raises Fenced when it does not hold."""
-        return Registry(self.store, clock=self.clock, fence=fence, rng=self._rng)
+        return Registry(self.store, clock=self.clock, fence=fence, rng=self.rng)
 
     # --- reading -------------------------------------------------------------------
 
@@ -145,14 +142,15 @@ class Registry:
     def create(self, obj: O) -> O:
         """Store a new object with uid, creationTimestamp and generation 1; returns it as stored.
 
-        A service gets its cluster IP. With generateName and no name, one is
-        made up. Raises AlreadyExists, Invalid (the cluster IP asked for is not
-        to be had), RangeFull.
+        A service gets its cluster IPs and node ports, and a load balancer its
+        loadBalancerIP as status (services.py). With generateName and no name,
+        one is made up. Raises AlreadyExists, Invalid (an address or node port
+        asked for is not to be had), RangeFull.
         """
         for _ in range(8):
             new = self.prepared(obj)
             try:
-                return cast(O, self._create_service(new)) if isinstance(new, Service) else self._create(new)
+                return cast(O, services.create(self, new)) if isinstance(new, Service) else self._create(new)
             except AlreadyExists:
                 if obj.metadata.name:
                     raise
@@ -162,8 +160,11 @@ class Registry:
         """Replace an object if its resourceVersion is still the latest (any, if it has none).
 
         uid, creationTimestamp and a deletionTimestamp stay; generation grows
-        when the spec changed; writing what is there already writes nothing.
-        Raises NotFound, Conflict, Invalid (an immutable field changed).
+        when the spec changed; writing what is there already writes nothing. A
+        service keeps what it was given and says nothing of, and gets or gives
+        back what its new type does or does not need. Raises NotFound, Conflict,
+        Invalid (an immutable field changed, or what is asked for is taken),
+        RangeFull.
         """
         old = self._read(type(obj), obj.metadata.namespace, obj.metadata.name)
         if obj.metadata.resource_version not in {"", old.metadata.resource_version}:
@@ -179,7 +180,7 @@ class Registry:
         `change` may return None (or its argument) for "leave it so". Returns
         the object as it then is. Raises NotFound, Conflict, Invalid.
         """
-        deadline = self._deadline()
+        deadline = self.deadline()
         while True:
             old = self._read(cls, namespace, name)
             new = change(old)
@@ -188,7 +189,7 @@ class Registry:
             try:
                 return self._replace(old, new)
             except Conflict:
-                self._check(deadline)
+                self.check(deadline)
 
     def delete(
         self,
@@ -206,7 +207,7 @@ class Registry:
         is gone at once with a grace of 0, when it is finished or not bound.
         Raises NotFound, Conflict (`uid` differs).
         """
-        deadline = self._deadline()
+        deadline = self.deadline()
         while True:
             old = self._read(cls, namespace, name)
             if uid is not None and old.metadata.uid != uid:
@@ -217,7 +218,7 @@ class Registry:
                 self._write(old, removal(old), "delete")
                 return old
             except Conflict:
-                self._check(deadline)
+                self.check(deadline)
 
     def remove(self, pod: Pod) -> bool:
         """Remove a pod and its binding for good, whatever has changed in it; by its uid.
@@ -270,7 +271,7 @@ class Registry:
 
     def init_cluster(self, config: ClusterConfig, overwrite: bool = False) -> None:
         """Raises AlreadyExists, unless `overwrite`; Invalid."""
-        addresses.service_network(config.service_cidr)
+        services.Ranges.of(config)
         compare = () if overwrite else (Compare.absent(keys.CLUSTER_CONFIG),)
         write = Write(compare, (Put(keys.CLUSTER_CONFIG, encode(config)),))
         if isinstance(commit(self.store, write, self.fence), Lost):
@@ -312,40 +313,11 @@ class Registry:
             raise AlreadyExists(f"create {short_name(new)}: already exists")
         return at_revision(new, outcome.revision)
 
-    def _create_service(self, new: Service) -> Service:
-        wanted = new.spec.cluster_ip
-        if wanted == HEADLESS:
-            return self._create(with_cluster_ip(new, wanted))
-        network = addresses.service_network(self.cluster_config().service_cidr)
-        if wanted and (problem := addresses.problem_of(wanted, network)):
-            raise Invalid(short_name(new), [FieldError("spec.clusterIP", problem)])
-        deadline = self._deadline()
-        tries = 0
-        while True:
-            address = wanted or self._pick_address(network, tries)
-            placed = with_cluster_ip(new, address)
-            outcome = commit(self.store, creation(placed), self.fence)
-            if not isinstance(outcome, Lost):
-                return at_revision(placed, outcome.revision)
-            if outcome.found[key_of(new)] is not None:
-                raise AlreadyExists(f"create {short_name(new)}: already exists")
-            if wanted:
-                raise Invalid(short_name(new), [FieldError("spec.clusterIP", f"{wanted} is allocated already")])
-            tries += 1
-            self._check(deadline)
-
-    def _pick_address(self, network: addresses.Network, tries: int) -> str:
-        if tries < RANDOM_PICKS:
-            return addresses.random_address(network, self._rng)
-        taken = {kv.key.removeprefix(keys.SERVICE_IPS) for kv in self.store.list(keys.SERVICE_IPS).items}
-        address = addresses.free_address(network, taken, self._rng)
-        if address is None:
-            raise addresses.RangeFull(f"allocate cluster IP in {network}: range full")
-        return address
-
     def _replace(self, old: O, new: O) -> O:
         """Write `new` over `old`, which was read at its resourceVersion."""
         new = replacement(old, new)
+        if isinstance(old, Service) and isinstance(new, Service):
+            return cast(O, services.replace(self, old, new))
         if new == old:
             return old
         return at_revision(new, self._write(old, change(old, new), "update"))
@@ -358,12 +330,12 @@ class Registry:
             raise Conflict(f"{action} {short_name(old)}: it has changed since it was read")
         return outcome.revision
 
-    def _deadline(self) -> float:
+    def deadline(self) -> float:
         return self.clock.monotonic() + DEFAULT_TIMEOUT
 
-    def _check(self, deadline: float) -> None:
+    def check(self, deadline: float) -> None:
         if self.clock.monotonic() >= deadline:
             raise StoreUnavailable(f"write: others were faster for {DEFAULT_TIMEOUT} s")
 
     def _suffix(self) -> str:
-        return "".join(self._rng.choice(NAME_LETTERS) for _ in range(5))
+        return "".join(self.rng.choice(NAME_LETTERS) for _ in range(5))

@@ -14,16 +14,19 @@ from typing import TypeVar, cast
 import msgspec
 
 from podlane.api.codec import encode
-from podlane.api.meta import is_pod_finished, reference_to, short_name
+from podlane.api.defaults import service_spec
+from podlane.api.fields import Errors
+from podlane.api.meta import is_pod_finished, short_name
+from podlane.api.service_update import carry_over
 from podlane.api.types import Event, Lease, Object, Pod, Service
+from podlane.api.validation_service_update import check_service_update
 from podlane.errors import Conflict, FieldError, Invalid, UsageError
 from podlane.store import keys
+from podlane.store.claims import returning, taking
 from podlane.store.interface import Compare, Delete, Put
 from podlane.store.writes import Write
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
-
-HEADLESS = "None"
 
 
 def key_of(obj: Object) -> str:
@@ -40,11 +43,6 @@ def at_revision(obj: O, revision: int) -> O:
     """The object as a reader of that revision sees it."""
     metadata = msgspec.structs.replace(obj.metadata, resource_version=str(revision))
     return msgspec.structs.replace(obj, metadata=metadata)
-
-
-def with_cluster_ip(service: Service, address: str) -> Service:
-    spec = msgspec.structs.replace(service.spec, cluster_ip=address, cluster_ips=(address,))
-    return msgspec.structs.replace(service, spec=spec)
 
 
 def grace_of(pod: Pod, asked: int | None) -> int:
@@ -64,18 +62,15 @@ def marked_for_deletion(pod: Pod, ends: datetime, grace: int) -> Pod:
 
 
 def creation(new: Object, lease: int = 0) -> Write:
-    """Write it if nothing has its key, nor its service address."""
-    compare = [Compare.absent(key_of(new))]
-    ops = list(_puts(new, lease))
-    if address_key := _address_key(new):
-        compare.append(Compare.absent(address_key))
-        ops.append(Put(address_key, encode(reference_to(new))))
-    return Write(tuple(compare), tuple(ops))
+    """Write it if nothing has its key, nor its addresses and node ports."""
+    compare, ops = taking(None, new)
+    return Write((Compare.absent(key_of(new)), *compare), (*_puts(new, lease), *ops))
 
 
 def change(old: Object, new: Object) -> Write:
-    """Write it if `old` is still as it was read."""
-    return Write((_unchanged(old),), _puts(new))
+    """Write it if `old` is still as it was read, and nobody has what it takes anew."""
+    compare, ops = taking(old, new)
+    return Write((_unchanged(old), *compare), (*_puts(new), *ops))
 
 
 def removal(old: Object) -> Write:
@@ -83,8 +78,7 @@ def removal(old: Object) -> Write:
     ops = [Delete(key_of(old))]
     if isinstance(old, Pod) and old.spec.node_name:
         ops.append(Delete(_binding_key(old)))
-    if address_key := _address_key(old):
-        ops.append(Delete(address_key))
+    ops += returning(old)
     return Write((_unchanged(old),), tuple(ops))
 
 
@@ -96,9 +90,7 @@ def replacement(old: O, new: O) -> O:
     if wanted.uid not in {"", was.uid}:
         raise Conflict(f"update {short_name(old)}: its uid is {was.uid}, not {wanted.uid}")
     if isinstance(old, Service) and isinstance(new, Service):
-        if new.spec.cluster_ip not in {"", old.spec.cluster_ip}:
-            raise _immutable(old, "spec.clusterIP", old.spec.cluster_ip, new.spec.cluster_ip)
-        new = cast(O, with_cluster_ip(new, old.spec.cluster_ip))
+        new = cast(O, _service_replacement(old, new))
     if isinstance(old, Pod) and isinstance(new, Pod) and old.spec.node_name not in {"", new.spec.node_name}:
         raise _immutable(old, "spec.nodeName", old.spec.node_name, new.spec.node_name)
     ends, grace = wanted.deletion_timestamp, wanted.deletion_grace_period_seconds
@@ -115,6 +107,15 @@ def replacement(old: O, new: O) -> O:
         deletion_grace_period_seconds=grace,
     )
     return msgspec.structs.replace(new, kind=old.kind, api_version=old.api_version, metadata=metadata)
+
+
+def _service_replacement(old: Service, new: Service) -> Service:
+    completed = carry_over(old, msgspec.structs.replace(new, spec=service_spec(new.spec)))
+    errors = Errors()
+    check_service_update(old, completed, errors)
+    if errors.found:
+        raise Invalid(short_name(old), errors.found)
+    return completed
 
 
 def _immutable(obj: Object, field: str, was: str, wanted: str) -> Invalid:
@@ -135,10 +136,3 @@ def _puts(new: Object, lease: int = 0) -> tuple[Put, ...]:
 
 def _binding_key(pod: Pod) -> str:
     return keys.binding_key(pod.spec.node_name, pod.metadata.namespace, pod.metadata.name)
-
-
-def _address_key(obj: Object) -> str:
-    """The key that says its cluster IP is taken, or ""."""
-    if isinstance(obj, Service) and obj.spec.cluster_ip not in {"", HEADLESS}:
-        return keys.service_ip_key(obj.spec.cluster_ip)
-    return ""

@@ -41,12 +41,12 @@ from podlane.errors import (
 )
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
-from podlane.store.addresses import RangeFull
 from podlane.store.bulk import Binding
 from podlane.store.config import connect
 from podlane.store.events import EventRecorder
 from podlane.store.interface import Compare, Delete, Put, Store
 from podlane.store.memory import MemoryStore
+from podlane.store.pools import RangeFull
 from podlane.store.registry import Registry
 
 pytestmark = pytest.mark.contract
@@ -391,7 +391,7 @@ def test_an_address_asked_for(registry: Registry) -> None:
         ("10.97.0.1", "not a usable address of the service range"),
         ("10.96.0.0", "not a usable address"),
         ("10.96.0.15", "not a usable address"),
-        ("fd00::1", "not a usable address"),
+        ("fd00::1", "the cluster has no IPv6 services"),
         ("nonsense", "expected an IP address"),
     ]:
         with pytest.raises(Invalid, match=rf"spec\.clusterIP: .*{why}"):

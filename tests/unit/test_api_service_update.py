@@ -151,6 +151,11 @@ def test_node_ports_are_kept_by_the_names_of_their_ports() -> None:
     assert node_ports(NODE_PORT, DNS, HTTP, **typed) == [30053, 30080]
     assert node_ports(NODE_PORT, {**HTTP, "port": 8080}, {"name": "new", "port": 1}, **typed) == [30080, 0]
     assert node_ports(NODE_PORT, {**HTTP, "nodePort": 30081}, DNS, **typed) == [30081, 30053]
+    # two protocols may share one, two ports of one protocol may not
+    udp = {"name": "dns-udp", "port": 53, "protocol": "UDP"}
+    shared = {**NODE_PORT, "ports": [PORTS[1], {**udp, "nodePort": 30053}]}
+    assert node_ports(shared, udp, DNS, **typed) == [30053, 30053]
+    assert node_ports(shared, {**udp, "protocol": "TCP", "port": 54}, DNS, **typed) == [30053, 0]
     # one that another port now has is not given twice
     assert node_ports(NODE_PORT, {**HTTP, "nodePort": 30053}, DNS, **typed) == [30053, 0]
     assert node_ports(NODE_PORT, HTTP, DNS, type="LoadBalancer") == [30080, 30053]
