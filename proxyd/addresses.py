@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from podlane.runtime import netlink as nl
 from podlane.runtime.netlink import NETLINK_ROUTE, DumpInterrupted, Message, NetlinkError, NetlinkSocket
@@ -46,6 +46,14 @@ class Local(NamedTuple):
 
     address: str
     link: int
+
+
+class Addresses(Protocol):
+    """The node's addresses. Thread-safe; `NodeAddresses` says what each call means."""
+
+    def addresses(self) -> frozenset[str]: ...
+
+    def select(self, ranges: Sequence[str] = (), primary: Sequence[str] = ()) -> tuple[str, ...]: ...
 
 
 class NodeAddresses:

@@ -12,21 +12,30 @@ from podlane.errors import PodlaneError
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig
 from podlane.store.options import store_options
+from proxyd.addresses import PRIMARY
 
 HEALTHZ_PORT = 10256  # kube-proxy's
 
 
-class Ipv4Network(click.ParamType[str]):
-    """An IPv4 network in CIDR form."""
+class Network(click.ParamType[str]):
+    """A network in CIDR form, or one of the words."""
 
     name = "cidr"
 
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the network without host bits."""
+        if str(value) in self._words:
+            return str(value)
         try:
-            return str(ipaddress.IPv4Network(str(value), strict=False))
+            return str(ipaddress.ip_network(str(value), strict=False))
         except ValueError as error:
-            self.fail(f'expected an IPv4 network such as 10.5.0.0/16, got "{value}": {error}', param, ctx)
+            words = "".join(f", or {word}" for word in self._words)
+            self.fail(
+                f'expected a network such as 10.5.0.0/16 or fd00:5::/48{words}, got "{value}": {error}', param, ctx
+            )
 
 
 @click.group()
@@ -54,7 +63,7 @@ def main() -> None:
 )
 @click.option(
     "--cluster-cidr",
-    type=Ipv4Network(),
+    type=Network(),
     multiple=True,
     envvar="PROXYD_CLUSTER_CIDR",
     show_envvar=True,
@@ -62,16 +71,35 @@ def main() -> None:
 )
 @click.option(
     "--service-cidr",
-    type=Ipv4Network(),
+    type=Network(),
     multiple=True,
     envvar="PROXYD_SERVICE_CIDR",
     show_envvar=True,
     help="The service range, instead of the cluster config's. May be repeated.",
 )
+@click.option(
+    "--nodeport-addresses",
+    type=Network(PRIMARY),
+    multiple=True,
+    envvar="PROXYD_NODEPORT_ADDRESSES",
+    show_envvar=True,
+    help="Serve node ports at this host's addresses in this network. May be repeated. Default: primary, the node's "
+    "main address of each family.",
+)
+@click.option(
+    "--conntrack-tcp-be-liberal/--no-conntrack-tcp-be-liberal",
+    default=True,
+    show_default=True,
+    envvar="PROXYD_CONNTRACK_TCP_BE_LIBERAL",
+    show_envvar=True,
+    help="Translate TCP segments outside the window, too, which would otherwise reset their connection.",
+)
 @store_options
-@daemon_options("proxyd", healthz_port=HEALTHZ_PORT)
+@daemon_options("proxyd", healthz_ip="0.0.0.0", healthz_port=HEALTHZ_PORT, metrics_clients="loopback")
 def run(
     *,
+    nodeport_addresses: tuple[str, ...],
+    conntrack_tcp_be_liberal: bool,
     node_name: str,
     etcd_prefix: str,
     cluster_cidr: tuple[str, ...],
@@ -84,12 +112,16 @@ def run(
 
     try:
         code = daemon.run(
-            options=daemon_options,
-            store_config=store_config,
-            node=node_name,
-            network_prefix=etcd_prefix,
-            pod_networks=cluster_cidr,
-            service_ranges=service_cidr,
+            daemon_options,
+            store_config,
+            daemon.Settings(
+                node_name,
+                etcd_prefix,
+                cluster_cidr,
+                service_cidr,
+                nodeport_addresses,
+                tcp_be_liberal=conntrack_tcp_be_liberal,
+            ),
         )
     except PodlaneError as error:
         click.echo(f"proxyd: {error}", err=True)
@@ -102,13 +134,15 @@ def uninstall() -> None:
     """Remove what proxyd put into this host: its nftables table and its routes. Stop proxyd first."""
     from proxyd.host import KernelHost
     from proxyd.nft import KernelNft
+    from proxyd.tables import FAMILIES
 
     try:
         nft = KernelNft()
-        nft.delete()
+        for family in FAMILIES:
+            nft.delete(family)
         nft.close()
         KernelHost().remove()
     except PodlaneError as error:
         click.echo(f"proxyd: {error}", err=True)
         sys.exit(error.exit_code)
-    click.echo("removed table ip podlane and the routes to the service range")
+    click.echo("removed tables ip podlane and ip6 podlane and the routes to the service ranges")

@@ -1,47 +1,36 @@
 """What services and endpoint slices ask for: frontends and the targets behind each.
 
-Owns: the meaning of Service and EndpointSlice, and an index that turns a change
-of one object into the frontends it touches, so that a change costs what it
-changed. Pure: no I/O, no clock. Invariant: after any sequence of updates the
-index equals one built afresh from the same objects.
-Source: kube-proxy's pkg/proxy (servicechangetracker.go, endpointslicecache.go):
-only ready endpoints serve; a slice's ports belong to a service's by name and
-protocol; headless services, and those another proxy is named for, are left alone.
+Owns: an index that turns a change of one object into the frontends it touches,
+so that a change costs what it changed (what one service means is serving.py's).
+Pure: no I/O, no clock. Invariant: after any sequence of updates the index equals
+one built afresh from the same objects.
+Source: kube-proxy's pkg/proxy (servicechangetracker.go, endpointslicecache.go).
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from podlane.api.types import SERVICE_NAME_LABEL, EndpointSlice, Service
-from proxyd.tables import Frontend, Target
-
-PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
-HEADLESS_LABEL = "service.kubernetes.io/headless"
-
-_NOTHING: frozenset[Target] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What one service asks for. `hairpin`: addresses of its endpoints on this node."""
-
-    frontends: Mapping[Frontend, frozenset[Target]] = field(default_factory=dict)
-    addresses: frozenset[str] = frozenset()
-    hairpin: frozenset[str] = frozenset()
+from proxyd.healthcheck import ServiceHealth
+from proxyd.serving import NOTHING, Place, Served, Wanted, serve
+from proxyd.tables import Frontend, Key, unpack_frontend
 
 
 @dataclass(slots=True)
 class Touched:
-    """What an update may have changed; the index says what is wanted there now."""
+    """What an update may have changed; the index says what is wanted there now. All packed."""
 
-    frontends: set[Frontend] = field(default_factory=set)
-    addresses: set[str] = field(default_factory=set)
-    hairpin: set[str] = field(default_factory=set)
+    frontends: set[Key] = field(default_factory=set)
+    addresses: set[bytes] = field(default_factory=set)
+    hairpin: set[bytes] = field(default_factory=set)
+
+    def __or__(self, other: Touched) -> Touched:
+        if not (other.frontends or other.addresses or other.hairpin):
+            return self
+        return Touched(self.frontends | other.frontends, self.addresses | other.addresses, self.hairpin | other.hairpin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,89 +45,99 @@ class Clash:
         return f"serve {self.refused}: {self.frontend} already belongs to service {self.kept}"
 
 
-@lru_cache(maxsize=65536)
-def is_ipv4(address: str) -> bool:
-    try:
-        ipaddress.IPv4Address(address)
-    except ValueError:
-        return False
-    return True
-
-
-def serve(service: Service, slices: Iterable[EndpointSlice], node: str) -> Served:
-    """Resolve one service. An endpoint on `node`, or on no named node, counts as local."""
-    address = service.spec.cluster_ip
-    labels = service.metadata.labels
-    if not is_ipv4(address) or PROXY_NAME_LABEL in labels or HEADLESS_LABEL in labels:
-        return Served()
-    targets: dict[tuple[str, str], set[Target]] = {}
-    hairpin: set[str] = set()
-    for each in slices:
-        if each.address_type != "IPv4":
-            continue
-        ready = [e for e in each.endpoints if e.conditions.ready and e.addresses and is_ipv4(e.addresses[0])]
-        # the addresses of one endpoint are the same pod, of which Kubernetes says: use the first
-        hairpin.update(e.addresses[0] for e in ready if e.node_name in {"", node})
-        for port in each.ports:
-            found = targets.setdefault((port.name, port.protocol), set())
-            found.update(Target(e.addresses[0], port.port) for e in ready)
-    frontends = {
-        Frontend(address, port.protocol, port.port): frozenset(targets.get((port.name, port.protocol), ()))
-        for port in service.spec.ports
-    }
-    return Served(frontends, frozenset((address,)), frozenset(hairpin))
-
-
 class Index:
     """Everything wanted, by frontend, kept up to date object by object.
 
-    Objects are named "namespace/name"; `node` is this node's name.
+    Objects are named "namespace/name"; `place` is where this proxy stands.
     """
 
-    def __init__(self, node: str) -> None:
-        self.node = node
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.left_out: dict[Key, str] = {}
+        """Frontends, and addresses in sets, that the kernel refused, and why. Nothing is wanted there until
+        their service changes.
+        """
         self._services: dict[str, Service] = {}
         self._slices: dict[str, EndpointSlice] = {}
         self._slices_of: dict[str, set[str]] = {}
         self._served: dict[str, Served] = {}
-        self._owner: dict[Frontend, str] = {}
-        self._claims: dict[Frontend, set[str]] = {}  # only where two services claim one frontend
-        self._addresses: Counter[str] = Counter()
-        self._hairpin: Counter[str] = Counter()
+        self._owner: dict[Key, str] = {}
+        self._claims: dict[Key, set[str]] = {}  # only where two services claim one frontend
+        self._addresses: Counter[bytes] = Counter()
+        self._hairpin: Counter[bytes] = Counter()
+        self._checked: set[str] = set()  # services with a health-check node port
+        self.proxied = 0
+        """How many services are proxied."""
 
-    def targets(self, frontend: Frontend) -> frozenset[Target]:
-        """Where the frontend's connections go; empty when nobody serves it."""
+    def wanted(self, frontend: Key) -> Wanted | None:
+        """What is wanted at the frontend; None when no service has it."""
         owner = self._owner.get(frontend)
-        return _NOTHING if owner is None else self._served[owner].frontends[frontend]
+        if owner is None or frontend in self.left_out:
+            return None
+        return self._served[owner].frontends[frontend]
 
-    def owner(self, frontend: Frontend) -> str | None:
+    def owner(self, frontend: Key) -> str | None:
         return self._owner.get(frontend)
 
     @property
-    def frontends(self) -> Iterable[Frontend]:
+    def frontends(self) -> Iterable[Key]:
         return self._owner.keys()
 
     @property
-    def services(self) -> int:
-        """How many services are proxied."""
-        return sum(1 for served in self._served.values() if served.addresses)
+    def services(self) -> Mapping[str, Service]:
+        return self._services
+
+    def served(self, service: str) -> Served:
+        return self._served.get(service, NOTHING)
+
+    def slice(self, name: str) -> EndpointSlice | None:
+        return self._slices.get(name)
+
+    def slices(self, service: str) -> list[EndpointSlice]:
+        return [self._slices[name] for name in sorted(self._slices_of.get(service, ()))]
 
     @property
-    def addresses(self) -> Mapping[str, int]:
+    def addresses(self) -> Mapping[bytes, int]:
         return self._addresses
 
     @property
-    def hairpin(self) -> Mapping[str, int]:
+    def hairpin(self) -> Mapping[bytes, int]:
         return self._hairpin
+
+    @property
+    def health(self) -> dict[int, ServiceHealth]:
+        """What is to be answered at each health-check node port."""
+        return {port: health for name in sorted(self._checked) for port, health in self._served[name].health}
 
     @property
     def clashes(self) -> list[Clash]:
         return [
-            Clash(frontend, self._owner[frontend], name)
+            Clash(unpack_frontend(frontend), self._owner[frontend], name)
             for frontend, names in sorted(self._claims.items())
             for name in sorted(names)
             if name != self._owner[frontend]
         ]
+
+    def without_local(self) -> dict[str, int]:
+        """Services with a Local policy and no endpoint here, by the policy: "internal", "external"."""
+        counts = {"internal": 0, "external": 0}
+        for served in self._served.values():
+            for policy in served.without_local:
+                counts[policy] += 1
+        return counts
+
+    def is_member(self, counts: Mapping[bytes, int], address: bytes) -> bool:
+        """Whether the address is wanted in the set with these counts (`addresses` or `hairpin`)."""
+        return address in counts and address not in self.left_out
+
+    def move(self, place: Place) -> Touched:
+        """Stand elsewhere: another zone, other node addresses."""
+        touched = Touched()
+        if place != self.place:
+            self.place = place
+            for name in sorted(self._served):
+                self._resolve(name, touched)
+        return touched
 
     def replace(self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]) -> Touched:
         """Take whole lists: what is not in them is gone."""
@@ -177,29 +176,39 @@ class Index:
                 yield after
 
     def _resolve(self, name: str, touched: Touched) -> None:
-        old = self._served.pop(name, Served())
-        new = Served()
+        old = self._served.pop(name, NOTHING)
+        new = NOTHING
         service = self._services.get(name)
         if service is not None:
-            new = serve(service, (self._slices[each] for each in self._slices_of.get(name, ())), self.node)
+            slices = self._slices
+            new = serve(service, [slices[each] for each in self._slices_of.get(name, ())], self.place)
             self._served[name] = new
-        for frontend in old.frontends.keys() | new.frontends.keys():
-            if old.frontends.get(frontend) != new.frontends.get(frontend):
+        self.proxied += bool(new.frontends) - bool(old.frontends)
+        (self._checked.add if new.health else self._checked.discard)(name)
+        was, now = old.frontends, new.frontends
+        for frontend, wanted in now.items():
+            if frontend not in was:
+                self._claim(frontend, name)
                 touched.frontends.add(frontend)
-        for frontend in old.frontends.keys() - new.frontends.keys():
-            self._release(frontend, name)
-        for frontend in new.frontends.keys() - old.frontends.keys():
-            self._claim(frontend, name)
+            elif was[frontend] != wanted:
+                touched.frontends.add(frontend)
+        for frontend in was:
+            if frontend not in now:
+                self._release(frontend, name)
+                touched.frontends.add(frontend)
+        if self.left_out:
+            for key in (*was, *now, *old.addresses, *new.addresses, *old.hairpin, *new.hairpin):
+                self.left_out.pop(key, None)
         _recount(self._addresses, old.addresses, new.addresses, touched.addresses)
         _recount(self._hairpin, old.hairpin, new.hairpin, touched.hairpin)
 
-    def _claim(self, frontend: Frontend, name: str) -> None:
+    def _claim(self, frontend: Key, name: str) -> None:
         owner = self._owner.setdefault(frontend, name)
         if owner != name:
             self._claims.setdefault(frontend, {owner}).add(name)
             self._owner[frontend] = min(owner, name)
 
-    def _release(self, frontend: Frontend, name: str) -> None:
+    def _release(self, frontend: Key, name: str) -> None:
         claims = self._claims.get(frontend)
         if claims is None:
             del self._owner[frontend]
@@ -215,7 +224,9 @@ def _service_of(each: EndpointSlice) -> str:
     return f"{each.metadata.namespace}/{name}" if name else ""
 
 
-def _recount(counts: Counter[str], old: frozenset[str], new: frozenset[str], touched: set[str]) -> None:
+def _recount(counts: Counter[bytes], old: frozenset[bytes], new: frozenset[bytes], touched: set[bytes]) -> None:
+    if old == new:
+        return
     for gone in old - new:
         counts[gone] -= 1
         if not counts[gone]:

@@ -94,6 +94,7 @@ class HealthCheckServer:
         self._failures: dict[Place, str] = {}
         self._retry_at: float | None = None
         self._gone: list[socket.socket] = []
+        self._come: list[tuple[int, socket.socket]] = []
         self._closed = False
         self._selector = selectors.DefaultSelector()  # the thread's alone, as are its clients
         self._clients: OrderedDict[int, _Client] = OrderedDict()
@@ -165,15 +166,15 @@ class HealthCheckServer:
         wanted = {(address, port) for port in self._ports for address in self._addresses}
         # first close: the same port may be wanted at all addresses instead of one
         for place in self._listeners.keys() - wanted:
-            self._gone.append(self._listeners.pop(place))
-        for gone in self._gone:
+            gone = self._listeners.pop(place)
+            self._gone.append(gone)
             # the thread closes it; until then nobody else could have the port
             with suppress(OSError):
                 gone.shutdown(socket.SHUT_RD)
         self._failures = {place: why for place, why in self._failures.items() if place in wanted}
         for place in sorted(wanted - self._listeners.keys()):
             try:
-                self._listeners[place] = _listener(*place)
+                made = _listener(*place)
             except OSError as error:
                 why = (error.strerror or str(error)).lower()
                 if self._failures.get(place) != why:
@@ -181,6 +182,8 @@ class HealthCheckServer:
                     failed = Failed(place[1], self._ports[place[1]], place[0], why)
                     self._log.warning("health check not served", error=str(failed), retry=self._retry_interval)
             else:
+                self._listeners[place] = made
+                self._come.append((place[1], made))
                 if self._failures.pop(place, None) is not None:
                     self._log.info("health check served again", address=place[0], port=place[1])
         _FAILING.set(len({port for _, port in self._failures}))
@@ -197,15 +200,14 @@ class HealthCheckServer:
         with self._lock:
             if self._retry_at is not None and time.monotonic() >= self._retry_at:
                 self._listen()
-            registered = {key.fileobj for key in self._selector.get_map().values()}
+            # first who came: it may be among those that went already
+            for port, listener in self._come:
+                self._selector.register(listener, selectors.EVENT_READ, port)
             for listener in self._gone:
-                if listener in registered:
-                    self._selector.unregister(listener)
+                self._selector.unregister(listener)
                 listener.close()
+            self._come.clear()
             self._gone.clear()
-            for (_, port), listener in self._listeners.items():
-                if listener not in registered:
-                    self._selector.register(listener, selectors.EVENT_READ, port)
 
     def _pause(self) -> float:
         moments = [client.deadline for client in self._clients.values()][:1]

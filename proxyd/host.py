@@ -78,7 +78,7 @@ class KernelHost:
         self._tcp_be_liberal = tcp_be_liberal
         self._module_tried = False
 
-    def ensure(self, service_ranges: Sequence[str], *, ipv6: bool = False) -> list[str]:
+    def ensure(self, service_ranges: Sequence[str], *, ipv6: bool) -> list[str]:
         # a host booted without IPv6 still serves the other family
         ipv6 = ipv6 and (self._proc_sys / "net/ipv6").exists()
         steps: list[tuple[str, Callable[[], list[str]]]] = [

@@ -2,7 +2,7 @@
 
 Owns: the `Nft` boundary and its real implementation (fake.py has the other; one
 contract suite holds both). Invariants: a commit is one kernel transaction,
-done or refused whole; every call ends by a deadline; only our own table is
+done or refused whole; every call ends by a deadline; only our own tables are
 written. The static part goes through the `nft` command, a child process, so a
 crash in its library cannot take proxyd down; everything else is netlink
 messages of our own.
@@ -11,20 +11,27 @@ messages of our own.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from podlane.runtime import command, nftables
-from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podlane.runtime import netlink as nl
+from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from proxyd import nftmsg
+from proxyd.chains import EXTERNAL_SOURCE, pick_of
+from proxyd.nftmsg import TABLES
 from proxyd.ruleset import POD_NETWORKS, SERVICE_RANGES, Skeleton
-from proxyd.tables import MAPS, TABLE, Key, Refused, Tables, Transaction, Value, picked_from
+from proxyd.tables import AFFINITY, MAPS, TABLE, Family, Key, MapSpec, Refused, Tables, Transaction, Value
 
-_TABLE = nftables.Table(nftables.NFPROTO_IPV4, TABLE)
 _NFT_TIMEOUT = 60.0  # seconds; nft itself needs some 20 ms, but waits for other users of the kernel's lock
+
+_NOTICES_BUFFER = 64 << 20  # bytes; a commit of our own of 100,000 elements is told of, too
+_NAME = TABLE.encode() + b"\0"
+_WAIT = 1.0  # seconds a stop may go unnoticed
 
 
 class Nft(Protocol):
-    """The table in the kernel. Thread-safe."""
+    """Our tables in the kernel, one a family. Thread-safe; listing does not keep a commit waiting."""
 
     def load(self, skeleton: Skeleton) -> None:
         """Make the static part what it should be; elements and connections stay where the maps fit.
@@ -34,24 +41,24 @@ class Nft(Protocol):
         """
         ...
 
-    def intact(self) -> bool:
+    def intact(self, family: Family) -> bool:
         """Whether the static part is as `load` left it; False before the first load."""
         ...
 
-    def dump(self) -> Tables:
-        """List pick chains (those whose rules are right) and elements. Raises PodlaneError."""
+    def dump(self, family: Family) -> Tables:
+        """List chains of ours (those whose rules are right) and elements. Raises PodlaneError."""
         ...
 
     def commit(self, transaction: Transaction) -> None:
         """Carry it out whole, or raise Refused, or PodlaneError when the outcome is unknown."""
         ...
 
-    def generation(self) -> int:
-        """A number that every change of any nftables table increases by one."""
+    def watch(self, stop: threading.Event, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever somebody else touched our tables, until `stop`: the body of one thread."""
         ...
 
-    def delete(self) -> None:
-        """Delete the table, if there is one."""
+    def delete(self, family: Family) -> None:
+        """Delete the family's table, if there is one."""
         ...
 
     def close(self) -> None: ...
@@ -61,84 +68,111 @@ class KernelNft:
     """The real thing, in the network namespace of the thread that makes it."""
 
     def __init__(self, *, timeout: float = 30.0) -> None:
-        self._lock = threading.RLock()
-        self._socket = NetlinkSocket(NETLINK_NETFILTER, timeout=timeout)
-        self._loaded: object = None
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._writer = NetlinkSocket(NETLINK_NETFILTER, timeout=timeout)
+        self._reader = NetlinkSocket(NETLINK_NETFILTER, timeout=timeout)
+        self._notices = NetlinkSocket(NETLINK_NETFILTER, groups=[nftables.GROUP], receive_buffer=_NOTICES_BUFFER)
+        self._own = self._writer.port
+        self._loaded: dict[Family, object] = {}
 
     def close(self) -> None:
-        with self._lock:
-            self._socket.close()
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+            self._notices.close()
 
     def load(self, skeleton: Skeleton) -> None:
-        with self._lock:
+        with self._writing:
             try:
-                self._run(skeleton.script())
+                _run(skeleton.script())
             except command.CommandError as error:
                 # nft understood the script but the kernel did not take it: what is there has other types
                 # or hooks (another version's), so it cannot be kept
                 if "Could not process rule" not in error.stderr:
                     raise
-                self._run(skeleton.script(anew=True))
-            self._loaded = self._static_part()
+                _run(skeleton.script(anew=True))
+        self._loaded[skeleton.family] = self._static_part(skeleton.family)
 
-    def intact(self) -> bool:
-        with self._lock:
-            return self._loaded is not None and self._loaded == self._static_part()
+    def intact(self, family: Family) -> bool:
+        return family in self._loaded and self._loaded[family] == self._static_part(family)
 
-    def dump(self) -> Tables:
-        with self._lock:
-            tables = Tables()
-            for name, spec in MAPS.items():
-                elements: dict[Key, Value] = {}
-                for body in nftables.listing(self._socket, _TABLE.list_elements(name), empty_when_missing=False):
-                    nftmsg.read_elements(spec, body, elements)
-                tables.maps[name] = elements
-            rules = nftables.rules(self._socket, _TABLE)
-            tables.chains = {
-                chain
-                for chain in nftables.chains(self._socket, _TABLE)
-                if picked_from(chain) and nftmsg.is_pick_chain(chain, rules.get(chain, []))
-            }
-            return tables
+    def dump(self, family: Family) -> Tables:
+        tables = Tables(family, maps={name: self._elements(family, spec) for name, spec in MAPS.items()})
+        with self._reading:
+            rules = nftables.rules(self._reader, TABLES[family])
+            present = nftables.chains(self._reader, TABLES[family])
+        tables.chains = {
+            chain for chain in present if _is_ours(chain) and nftmsg.is_built(family, chain, rules.get(chain, []))
+        }
+        return tables
+
+    def affinity(self, family: Family) -> dict[Key, Value]:
+        """Which client (after the frontend) has which id, for people to see."""
+        return self._elements(family, AFFINITY)
 
     def commit(self, transaction: Transaction) -> None:
         if not transaction:
             return
         encoded = nftmsg.encode(transaction)
-        with self._lock:
-            failures = nftables.commit(self._socket, encoded.messages)
+        with self._writing:
+            failures = nftables.commit(self._writer, encoded.messages)
         if failures:
             first = failures[0]
             element = encoded.blame(first.index, first.offset)
-            what = f"{element[0]} {MAPS[element[0]].show_key(element[1])}" if element else "transaction"
+            what = "transaction"
+            if element:
+                what = f"{element[0]} {MAPS[element[0]].show_key(transaction.family, element[1])}"
             more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise Refused(f"commit {what}{more}", first.errno, element, first.text)
 
-    def generation(self) -> int:
-        with self._lock:
-            return nftables.generation(self._socket)
+    def watch(self, stop: threading.Event, changed: Callable[[], None]) -> None:
+        while not stop.is_set():
+            try:
+                datagram = self._notices.receive_datagram(_WAIT)
+            except NetlinkError:
+                changed()  # some were lost: perhaps one about us
+                continue
+            # a commit is told to its end in datagrams of its own
+            if _NAME in bytes(datagram) and nl.sender(datagram) != self._own:
+                changed()
 
-    def delete(self) -> None:
-        with self._lock:
-            self._run(f"table ip {TABLE} {{ }}\ndelete table ip {TABLE}\n")
-            self._loaded = None
+    def delete(self, family: Family) -> None:
+        with self._writing:
+            _run(f"table {family.name} {TABLE} {{ }}\ndelete table {family.name} {TABLE}\n")
+        self._loaded.pop(family, None)
 
-    def _run(self, script: str) -> None:
-        command.run(["nft", "-f", "-"], input=script, timeout=_NFT_TIMEOUT)
+    def _elements(self, family: Family, spec: MapSpec) -> dict[Key, Value]:
+        with self._reading:
+            listed = _list_elements(self._reader, family, spec.name)
+        elements: dict[Key, Value] = {}
+        for body in listed:
+            nftmsg.read_elements(spec, family, body, elements)
+        return elements
 
-    def _static_part(self) -> object:
-        """Base chains with their hooks, the networks, and every rule outside the pick chains, byte for byte."""
-        chains = nftables.chains(self._socket, _TABLE)
-        rules = nftables.rules(self._socket, _TABLE)
-        networks = [
-            [
-                bytes(nftables.packed_elements(body))
-                for body in nftables.listing(self._socket, _TABLE.list_elements(name))
+    def _static_part(self, family: Family) -> object:
+        """Base chains with their hooks, the networks, and every rule outside our chains, byte for byte."""
+        with self._reading:
+            chains = nftables.chains(self._reader, TABLES[family])
+            rules = nftables.rules(self._reader, TABLES[family])
+            networks = [
+                [bytes(nftables.packed_elements(body)) for body in _list_elements(self._reader, family, name)]
+                for name in (POD_NETWORKS, SERVICE_RANGES)
             ]
-            for name in (POD_NETWORKS, SERVICE_RANGES)
-        ]
         return (
-            {name: shape for name, shape in chains.items() if not picked_from(name)},
-            {name: listed for name, listed in rules.items() if not picked_from(name)},
+            {name: shape for name, shape in chains.items() if not _is_ours(name)},
+            {name: listed for name, listed in rules.items() if not _is_ours(name)},
             networks,
         )
+
+
+def _is_ours(chain: str) -> bool:
+    """Whether the chain is built by our messages and not by the script."""
+    return chain == EXTERNAL_SOURCE or pick_of(chain) is not None
+
+
+def _list_elements(socket: NetlinkSocket, family: Family, name: str) -> list[bytes]:
+    return nftables.listing(socket, TABLES[family].list_elements(name), empty_when_missing=False)
+
+
+def _run(script: str) -> None:
+    command.run(["nft", "-f", "-"], input=script, timeout=_NFT_TIMEOUT)

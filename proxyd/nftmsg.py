@@ -9,8 +9,7 @@ Why not libnftables: it can abort the process on some statements, segfaults on
 listing some maps, and costs ten times as much; nft 1.0.6 also cannot add a rule
 with `numgen` in its key to a map that another process loaded. The kernel knows
 no such limits: a key is bytes in registers.
-Source: linux/netfilter/nf_tables.h; the expressions are what
-`nft --debug=netlink` shows for the rules in `tables.pick_rules`.
+Source: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -23,25 +22,15 @@ from functools import lru_cache
 from podlane.runtime import netlink as nl
 from podlane.runtime import nftables as nft
 from podlane.runtime.netlink import Message
-from proxyd.tables import (
-    ENDPOINTS,
-    MAPS,
-    TABLE,
-    Key,
-    MapSpec,
-    Transaction,
-    Value,
-    pack_target,
-    picked_from,
-    unpack_target,
-)
+from proxyd.chains import expressions_of
+from proxyd.tables import FAMILIES, GOTO, MAPS, TABLE, Family, Key, MapSpec, Transaction, Value
 
-_TABLE = nft.Table(nft.NFPROTO_IPV4, TABLE)
-_AF_INET = 2
+TABLES = {family: nft.Table(family.nfproto, TABLE) for family in FAMILIES}
 
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_GOTO = 0xFFFFFFFC  # -4
-_NF_DROP = 0
+_VERDICTS = {0xFFFFFFFC: GOTO, 0xFFFFFFFD: "jump ", 0: "drop", 1: "accept"}
+_VERDICT_CODES = {words: code for code, words in _VERDICTS.items()}
+_ELEMENT = struct.Struct("=HH")
 
 
 @dataclass(slots=True)
@@ -69,67 +58,70 @@ class Encoded:
 
 def encode(transaction: Transaction) -> Encoded:
     """Pack it as one batch. The message before the batch's end is the one to be acknowledged."""
+    family = transaction.family
     encoded = Encoded([nft.BEGIN])
     messages = encoded.messages
     for chain in transaction.chains:
-        messages += _new_chain(chain)
+        messages += _new_chain(family, chain)
     for name, keys in transaction.delete.items():
-        spec = MAPS[name]
-        _change(encoded, nft.DELSETELEM, spec, keys, [nft.element(spec.pack_key(key)) for key in keys])
+        head = _head(MAPS[name], family, 0)
+        _change(encoded, family, nft.DELSETELEM, (name, keys, [head + _key(MAPS[name], key) for key in keys]))
     for name, added in transaction.add.items():
-        spec = MAPS[name]
-        packed = [nft.element(spec.pack_key(key), _data(spec.kind, value)) for key, value in added.items()]
-        _change(encoded, nft.NEWSETELEM, spec, list(added), packed)
+        _change(encoded, family, nft.NEWSETELEM, (name, list(added), _packed(MAPS[name], family, added)))
     for chain in transaction.drop_chains:
-        messages.append(_TABLE.message(nft.DELCHAIN, nl.text(nft.CHAIN_NAME, chain)))
+        messages.append(TABLES[family].message(nft.DELCHAIN, nl.text(nft.CHAIN_NAME, chain)))
     messages.append(nft.END)
     return encoded
 
 
-def read_elements(spec: MapSpec, body: nl.Buffer, into: dict[Key, Value]) -> None:
-    """Decode one answer to a listing of the map's elements."""
-    for _, element in nl.attributes(nft.packed_elements(body)):
-        found = nl.attribute_map(element)
-        key = spec.unpack_key(nft.key_of(found))
-        into[key] = None if spec.kind == "set" else _read_data(spec.kind, found[nft.ELEM_DATA])
+def _packed(spec: MapSpec, family: Family, added: dict[Key, Value]) -> list[bytes]:
+    if spec.kind == "data":
+        size = 4 * sum(family.width // 4 if each == "address" else 1 for each in spec.data)
+        data = struct.pack("=HHHH", size + 8, nft.ELEM_DATA | nl.NLA_F_NESTED, size + 4, nft.DATA_VALUE)
+        head = _head(spec, family, size + 8)
+        packed = ((key, value) for key, value in added.items() if isinstance(value, bytes))
+        return [b"%b%b%b%b" % (head, key, data, value) for key, value in packed]
+    if spec.kind == "verdict":
+        found = []
+        for key, value in added.items():
+            verdict = _pack_verdict(str(value))
+            found.append(_head(spec, family, len(verdict)) + key + verdict)
+        return found
+    head = _head(spec, family, 0)
+    return [head + _key(spec, key) for key in added]
 
 
-def is_pick_chain(name: str, rules: Sequence[bytes]) -> bool:
-    """Whether a listed chain has exactly the two rules of a pick chain of that name."""
-    wanted = _pick_expressions(picked_from(name))
-    return len(rules) == 2 and all(_says(listed, packed) for listed, packed in zip(rules, wanted, strict=True))
+@lru_cache(maxsize=1024)
+def _head(spec: MapSpec, family: Family, data_size: int) -> bytes:
+    """What comes before an element's key; nothing needs padding."""
+    size = spec.key_size(family)
+    whole = 12 + (2 * size + 8 if spec.kind == "ranges" else size) + data_size
+    return struct.pack(
+        "=HHHHHH",
+        whole,
+        nft.LIST_ELEM | nl.NLA_F_NESTED,
+        size + 8,
+        nft.ELEM_KEY | nl.NLA_F_NESTED,
+        size + 4,
+        nft.DATA_VALUE,
+    )
 
 
-# --- elements -------------------------------------------------------------------
-
-_TARGET_HEADER = struct.pack("=HHHH", 16, nft.ELEM_DATA | nl.NLA_F_NESTED, 12, nft.DATA_VALUE)
-_ELEMENT_HEADER = struct.Struct("=HH")
-
-
-def _data(kind: str, value: Value) -> bytes:
-    if kind == "data":
-        return _TARGET_HEADER + pack_target(value)
-    return _goto(value) if kind == "verdict" else b""
+def _key(spec: MapSpec, key: Key) -> bytes:
+    """The key as it follows `_head`; a range's end is an attribute of its own."""
+    if spec.kind != "ranges":
+        return key
+    size = len(key) // 2
+    end = struct.pack("=HHHH", size + 8, nft.ELEM_KEY_END | nl.NLA_F_NESTED, size + 4, nft.DATA_VALUE)
+    return key[:size] + end + key[size:]
 
 
-@lru_cache(maxsize=4096)
-def _goto(chain: str) -> bytes:
-    verdict = nl.nest(nft.DATA_VERDICT, nl.be32(_VERDICT_CODE, _GOTO), nl.text(_VERDICT_CHAIN, chain))
-    return nl.nest(nft.ELEM_DATA, verdict)
-
-
-def _read_data(kind: str, data: memoryview) -> Value:
-    if kind == "data":
-        return unpack_target(bytes(data[4:]))
-    verdict = nl.attribute_map(nl.attribute_map(data)[nft.DATA_VERDICT])
-    chain = verdict.get(_VERDICT_CHAIN)
-    return nl.get_text(chain) if chain is not None and nl.get_be32(verdict[_VERDICT_CODE]) == _GOTO else ""
-
-
-def _change(encoded: Encoded, kind: int, spec: MapSpec, keys: Sequence[Key], packed: Sequence[bytes]) -> None:
+def _change(encoded: Encoded, family: Family, kind: int, packed: tuple[str, Sequence[Key], Sequence[bytes]]) -> None:
+    """Append the messages that add or delete (map, keys, packed elements)."""
+    name, keys, elements = packed
     start = 0
-    for message, count in _TABLE.change_elements(kind, spec.name, packed):
-        encoded.parts.append((len(encoded.messages), spec.name, keys[start : start + count]))
+    for message, count in TABLES[family].change_elements(kind, name, elements):
+        encoded.parts.append((len(encoded.messages), name, keys[start : start + count]))
         encoded.messages.append(message)
         start += count
 
@@ -138,58 +130,88 @@ def _element_offsets(body: memoryview) -> Iterable[int]:
     """Offsets, from the start of the message, of the list's elements."""
     at = 4
     while at + 4 <= len(body):
-        size, kind = _ELEMENT_HEADER.unpack_from(body, at)
+        size, kind = _ELEMENT.unpack_from(body, at)
         if kind & nl.NLA_TYPE_MASK == nft.SET_ELEMENTS:
             inner, end = at + 4, at + size
             while inner < end:
                 yield 16 + inner
-                inner += (_ELEMENT_HEADER.unpack_from(body, inner)[0] + 3) & ~3
+                inner += (_ELEMENT.unpack_from(body, inner)[0] + 3) & ~3
             return
         at += (size + 3) & ~3
 
 
 def _element_size(body: memoryview, offset: int) -> int:
-    return int(_ELEMENT_HEADER.unpack_from(body, offset - 16)[0])
+    return int(_ELEMENT.unpack_from(body, offset - 16)[0])
 
 
-# --- pick chains ----------------------------------------------------------------
-
-_REG_1, _REG32_01, _REG32_02, _REG32_03 = 1, 9, 10, 11  # register 1 is the four words 8 to 11
+# --- verdicts -------------------------------------------------------------------
 
 
-def _new_chain(chain: str) -> list[Message]:
+@lru_cache(maxsize=4096)
+def _pack_verdict(words: str) -> bytes:
+    verb, chain = (GOTO, words[len(GOTO) :]) if words.startswith(GOTO) else (words, "")
+    inner = nl.be32(_VERDICT_CODE, _VERDICT_CODES[verb]) + (nl.text(_VERDICT_CHAIN, chain) if chain else b"")
+    return nl.nest(nft.ELEM_DATA, nl.nest(nft.DATA_VERDICT, inner))
+
+
+@lru_cache(maxsize=4096)
+def _read_verdict(attribute: bytes) -> str:
+    (_, data), *_ = nl.attributes(attribute)
+    verdict = nl.attribute_map(nl.attribute_map(data)[nft.DATA_VERDICT])
+    code = nl.get_be32(verdict[_VERDICT_CODE])
+    words = _VERDICTS.get(code, str(code))
+    return words + (nl.get_text(verdict[_VERDICT_CHAIN]) if _VERDICT_CHAIN in verdict else "")
+
+
+# --- listings ---------------------------------------------------------------------
+
+
+def read_elements(spec: MapSpec, family: Family, body: nl.Buffer, into: dict[Key, Value]) -> None:
+    """Decode one answer to a listing of the map's elements.
+
+    The kernel writes an element as we do: key, then data. One with more in it
+    (a comment, a timeout) is none of ours; its value is None, so that it is put right.
+    """
+    listed = bytes(nft.packed_elements(body))
+    size = spec.key_size(family)
+    at, end, unpack = 0, len(listed), _ELEMENT.unpack_from
+    while at < end:
+        length, _ = unpack(listed, at)
+        key, rest = listed[at + 12 : at + 12 + size], listed[at + 12 + size : at + length]
+        if spec.kind == "data":
+            into[key] = rest[8:] if len(rest) == unpack(rest, 0)[0] else None
+        elif spec.kind == "verdict":
+            into[key] = _read_verdict(rest)
+        elif spec.kind == "ranges":
+            into[key + rest[8 : 8 + size]] = None
+        else:
+            into[key] = None
+        at += (length + 3) & ~3
+
+
+# --- chains -----------------------------------------------------------------------
+
+
+def _new_chain(family: Family, chain: str) -> list[Message]:
     """Make the chain with its rules, or make an existing one right."""
+    table = TABLES[family]
     where = nl.text(nft.RULE_CHAIN, chain)
     return [
-        _TABLE.message(nft.NEWCHAIN, nl.text(nft.CHAIN_NAME, chain), flags=nl.NLM_F_CREATE),
-        _TABLE.message(nft.DELRULE, where),
+        table.message(nft.NEWCHAIN, nl.text(nft.CHAIN_NAME, chain), flags=nl.NLM_F_CREATE),
+        table.message(nft.DELRULE, where),
         *(
-            _TABLE.message(
+            table.message(
                 nft.NEWRULE, where, nl.nest(nft.RULE_EXPRESSIONS, expressions), flags=nl.NLM_F_CREATE | nl.NLM_F_APPEND
             )
-            for expressions in _pick_expressions(picked_from(chain))
+            for expressions in expressions_of(chain, family.name)
         ),
     ]
 
 
-def _pick_expressions(count: int) -> tuple[bytes, bytes]:
-    """`dnat ip to ip daddr . meta l4proto . th dport . numgen random mod <count> map @endpoints`; `drop`."""
-    pick = (
-        _expression("payload", nl.be32(1, _REG_1), nl.be32(2, 1), nl.be32(3, 16), nl.be32(4, 4)),
-        _expression("meta", nl.be32(2, 16), nl.be32(1, _REG32_01)),
-        _expression("payload", nl.be32(1, _REG32_02), nl.be32(2, 2), nl.be32(3, 2), nl.be32(4, 2)),
-        _expression("numgen", nl.be32(1, _REG32_03), nl.be32(2, count), nl.be32(3, 1)),
-        _expression("lookup", nl.text(1, ENDPOINTS), nl.be32(2, _REG_1), nl.be32(3, _REG_1)),
-        _expression("nat", nl.be32(1, 1), nl.be32(2, _AF_INET), nl.be32(3, _REG_1), nl.be32(5, _REG32_01)),
-    )
-    drop = _expression(
-        "immediate", nl.be32(1, 0), nl.nest(2, nl.nest(nft.DATA_VERDICT, nl.be32(_VERDICT_CODE, _NF_DROP)))
-    )
-    return b"".join(pick), drop
-
-
-def _expression(name: str, *attributes: bytes) -> bytes:
-    return nl.nest(nft.LIST_ELEM, nl.text(1, name), nl.nest(2, *attributes))
+def is_built(family: Family, chain: str, listed: Sequence[bytes]) -> bool:
+    """Whether a listed chain of ours has exactly its rules."""
+    wanted = expressions_of(chain, family.name)
+    return len(listed) == len(wanted) and all(map(_says, listed, wanted))
 
 
 def _says(listed: bytes, packed: bytes) -> bool:

@@ -1,8 +1,9 @@
 """From what is in the kernel and what is wanted to the transactions between them.
 
-Owns: the order in which things change. Pure: no I/O, no clock, no randomness.
+Owns: the order in which things change, one family's table at a time. Pure: no
+I/O, no clock, no randomness.
 
-A new connection makes two look-ups: `services` says among how many targets to
+A new connection makes two look-ups: the verdict says among how many slots to
 pick, `endpoints` what is in the picked slot. A commit may fall between them, so:
 
 1. Slots are dense, 0 to k-1; who stays keeps its slot, and a hole is filled by
@@ -13,6 +14,11 @@ pick, `endpoints` what is in the picked slot. A commit may fall between them, so
 
 Growing, and another target in a slot that stays in use, are safe in one.
 
+With affinity a slot holds an id (`picks`), and `addresses` says whose it is: an
+endpoint that goes takes its id along in the first transaction, so nobody who
+was sent there before is sent there again; a look-up on its way finds no address
+and goes on to the next rule, which picks anew.
+
 Invariant: whatever subset of these transactions was carried out, in order,
 planning again from the kernel's state leads to the same end, and no state on
 the way has a count whose slots are not all there.
@@ -20,23 +26,47 @@ the way has a count whose slots are not all there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from proxyd import hashing
+from proxyd.chains import EXTERNAL_SOURCE, OUTSIDE_SLOTS, Pick, pick_of
 from proxyd.desired import Index, Touched
+from proxyd.serving import MAGLEV, RANDOM, Wanted
 from proxyd.tables import (
+    ADDRESSES,
+    ADMITTED,
     CLUSTER_IPS,
+    DROP,
     ENDPOINTS,
+    EXTERNAL,
+    GOTO,
     HAIRPIN,
+    INSIDE,
+    MAPS,
+    MASQUERADE_ALL,
+    MASQUERADE_OWN,
+    PICKS,
+    RANGED,
+    REFUSED,
     SERVICES,
-    Frontend,
+    SOURCE_RANGES,
+    Family,
     Key,
     Tables,
-    Target,
     Transaction,
-    pick_chain,
-    picked_from,
+    chain_of,
+    pack_mark,
+    unpack_frontend,
+    unpack_mark,
 )
+
+Slot = tuple[str, Key]
+"""A slot's map, `endpoints` or `picks`, and its key."""
+
+_UNWANTED = Wanted(())
+_ABSENT = object()
 
 
 @dataclass(slots=True)
@@ -44,12 +74,12 @@ class Plan:
     """What to do at once, and what is left for a later transaction.
 
     `retire`: slots no count covers any more. `clean`: frontends whose conntrack
-    entries must be looked at once `now` is committed, with the targets that serve.
+    entries must be looked at once `now` is committed.
     """
 
-    now: Transaction = field(default_factory=Transaction)
-    retire: list[Key] = field(default_factory=list)
-    clean: dict[Frontend, frozenset[Target]] = field(default_factory=dict)
+    now: Transaction
+    retire: list[Slot] = field(default_factory=list)
+    clean: set[Key] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.now or self.retire)
@@ -57,25 +87,89 @@ class Plan:
     def __str__(self) -> str:
         lines = list(self.now.lines())
         if self.retire:
-            later = Transaction()
-            later.delete[ENDPOINTS] = self.retire
+            later = Transaction(self.now.family)
+            for name, key in self.retire:
+                later.delete[name].append(key)
             lines += ["# later", *later.lines()]
         if self.clean:
             lines += ["# conntrack", *map(_clean_line, sorted(self.clean))]
         return "\n".join(lines)
 
 
-def _clean_line(frontend: Frontend) -> str:
-    return f"conntrack -D -p {frontend.protocol.lower()} --orig-dst {frontend.address} --dport {frontend.port} # stale"
+def _clean_line(frontend: Key) -> str:
+    address, protocol, port = unpack_frontend(frontend)
+    return f"conntrack -D -p {protocol.lower()} --orig-dst {address} --dport {port} # stale"
 
 
-def assign_slots(old: Sequence[Target | None], wanted: Collection[Target]) -> list[Target]:
+def plan_all(tables: Tables, index: Index) -> Plan:
+    """Compare everything: at the start, after an error, at every resync."""
+    family = tables.family
+    planner = _Planner(tables, index)
+    for name in (ENDPOINTS, PICKS):
+        for key in tables[name]:
+            planner.strays.setdefault((name, key[:-4]), []).append(unpack_mark(key[-4:]))
+    frontends = {frontend for frontend in index.frontends if len(frontend) == family.width + 8}
+    for name in (SERVICES, INSIDE, ADMITTED, EXTERNAL, REFUSED):
+        frontends.update(tables[name])
+    frontends.update(frontend for _, frontend in planner.strays)
+    frontends.update(key[: family.width + 8] for key in tables[SOURCE_RANGES])
+    for frontend in sorted(frontends):
+        planner.frontend(frontend, index.wanted(frontend) or _UNWANTED)
+    planner.drop_unknown_ids()
+    addresses = {each for each in index.addresses if len(each) == family.width}
+    planner.members(CLUSTER_IPS, index.addresses, {*tables[CLUSTER_IPS], *addresses})
+    for pair in sorted(tables[HAIRPIN]):
+        if pair[: family.width] != pair[family.width :]:
+            planner.plan.now.delete[HAIRPIN].append(pair)
+    own = {pair[: family.width] for pair in tables[HAIRPIN] if pair[: family.width] == pair[family.width :]}
+    planner.members(HAIRPIN, index.hairpin, {*own, *(each for each in index.hairpin if len(each) == family.width)})
+    if EXTERNAL_SOURCE not in tables.chains:
+        planner.plan.now.chains.append(EXTERNAL_SOURCE)
+    return planner.plan
+
+
+def plan_changes(tables: Tables, index: Index, touched: Touched) -> Plan:
+    """Compare what an update touched. `tables` must be what the kernel has."""
+    width = tables.family.width
+    planner = _Planner(tables, index)
+    for frontend in sorted(each for each in touched.frontends if len(each) == width + 8):
+        planner.frontend(frontend, index.wanted(frontend) or _UNWANTED)
+    planner.members(CLUSTER_IPS, index.addresses, [each for each in touched.addresses if len(each) == width])
+    planner.members(HAIRPIN, index.hairpin, [each for each in touched.hairpin if len(each) == width])
+    return planner.plan
+
+
+def plan_retire(tables: Tables, retired: Iterable[Slot]) -> Transaction:
+    """Delete those of the retired slots that are still there and still unused."""
+    transaction = Transaction(tables.family)
+    for name, key in dict.fromkeys(retired):
+        if key in tables[name] and not _in_use(tables, name, key):
+            transaction.delete[name].append(key)
+    return transaction
+
+
+def _in_use(tables: Tables, name: str, key: Key) -> bool:
+    inside, outside = tables.picks(key[:-4])
+    slot = unpack_mark(key[-4:])
+    pick, number = (outside, slot - OUTSIDE_SLOTS) if slot >= OUTSIDE_SLOTS else (inside, slot)
+    if pick is None or pick.outside != (slot >= OUTSIDE_SLOTS):
+        return False
+    return number < pick.slots and name == (PICKS if pick.affinity else ENDPOINTS)
+
+
+def unused_chains(tables: Tables) -> list[str]:
+    """Pick chains no service goes to. Deleting them is safe: nothing can be on its way there but through a map."""
+    used = {chain_of(value) for name, spec in MAPS.items() if spec.kind == "verdict" for value in tables[name].values()}
+    return sorted(chain for chain in tables.chains if pick_of(chain) and chain not in used)
+
+
+def assign_slots(old: Sequence[bytes | None], wanted: Collection[bytes]) -> list[bytes]:
     """Put the wanted targets into slots 0 to k-1, moving as few as possible.
 
     `old`: what slots 0 to k-1 hold now, None for an empty one.
     """
     free = set(wanted)
-    slots: list[Target | None] = []
+    slots: list[bytes | None] = []
     for target in old:
         if target in free:
             free.remove(target)
@@ -87,89 +181,197 @@ def assign_slots(old: Sequence[Target | None], wanted: Collection[Target]) -> li
     return [target or next(incoming) for target in slots]
 
 
-def plan_all(tables: Tables, index: Index) -> Plan:
-    """Compare everything: at the start, after an error, at every resync."""
-    plan = Plan()
-    strays: dict[Frontend, list[int]] = {}
-    for address, protocol, port, slot in tables[ENDPOINTS]:
-        strays.setdefault(Frontend(address, protocol, port), []).append(slot)
-    for frontend in sorted({*tables[SERVICES], *strays, *index.frontends}):
-        _plan_frontend(plan, tables, index, Frontend(*frontend), strays.get(Frontend(*frontend), ()))
-    _plan_set(plan, tables, CLUSTER_IPS, index.addresses, {k[0] for k in tables[CLUSTER_IPS]} | index.addresses.keys())
-    for pair in sorted(tables[HAIRPIN]):
-        if pair[0] != pair[1]:
-            plan.now.delete[HAIRPIN].append(pair)
-    own = {pair[0] for pair in tables[HAIRPIN] if pair[0] == pair[1]}
-    _plan_set(plan, tables, HAIRPIN, index.hairpin, own | index.hairpin.keys())
-    return plan
+class _Planner:
+    """Plans frontend by frontend.
 
+    `strays`: slots the kernel has, where some may come after a hole (not by our hand).
+    """
 
-def plan_changes(tables: Tables, index: Index, touched: Touched) -> Plan:
-    """Compare what an update touched. `tables` must be what the kernel has."""
-    plan = Plan()
-    for frontend in sorted(touched.frontends):
-        _plan_frontend(plan, tables, index, frontend, ())
-    _plan_set(plan, tables, CLUSTER_IPS, index.addresses, touched.addresses)
-    _plan_set(plan, tables, HAIRPIN, index.hairpin, touched.hairpin)
-    return plan
+    def __init__(self, tables: Tables, index: Index) -> None:
+        self.tables = tables
+        self.index = index
+        self.family: Family = tables.family
+        self.plan = Plan(Transaction(tables.family))
+        self.strays: dict[tuple[str, Key], list[int]] = {}
+        self._ids: set[Key] = set()
 
+    def members(self, name: str, counts: Mapping[bytes, int], addresses: Iterable[bytes]) -> None:
+        """Bring a set of addresses to what is wanted, as far as these addresses go."""
+        present, now = self.tables[name], self.plan.now
+        for address in sorted(addresses):
+            key = address * (2 if name == HAIRPIN else 1)  # a hairpin is a connection from a pod to itself
+            wanted = self.index.is_member(counts, address)
+            if wanted and key not in present:
+                now.put(name, key, None, replaces=False)
+            elif not wanted and key in present:
+                now.delete[name].append(key)
 
-def plan_retire(tables: Tables, retired: Iterable[Key]) -> Transaction:
-    """Delete those of the retired slots that are still there and still unused."""
-    transaction = Transaction()
-    for key in dict.fromkeys(retired):
-        address, protocol, port, slot = key
-        if key in tables[ENDPOINTS] and slot >= tables.count(Frontend(address, protocol, port)):
-            transaction.delete[ENDPOINTS].append(key)
-    return transaction
+    def frontend(self, frontend: Key, wanted: Wanted) -> None:
+        """Plan everything about one frontend."""
+        inside = self._pick(wanted, wanted.inside, outside=False)
+        # with nobody at all it is refused, for everybody
+        split = inside is not None and wanted.outside is not None
+        outside = self._pick(wanted, wanted.outside or (), outside=True) if split else None
+        changed = False
+        for pick, targets, base in ((inside, wanted.inside, 0), (outside, wanted.outside or (), OUTSIDE_SLOTS)):
+            for name in (ENDPOINTS, PICKS):
+                region = _Region(name, frontend, base)
+                if pick is not None and name == (PICKS if pick.affinity else ENDPOINTS):
+                    changed |= self._slots(region, targets, _layout(wanted.balance, targets, pick))
+                else:
+                    self._slots(region, (), ())
+        first = outside or inside
+        verdict: object = GOTO + first.chain if first else (DROP if wanted.drop else _ABSENT)
+        ranged = first is not None and wanted.ranges is not None
+        changed |= self._set(SERVICES, frontend, GOTO + RANGED if ranged else verdict)
+        changed |= self._set(ADMITTED, frontend, verdict if ranged else _ABSENT)
+        changed |= self._set(INSIDE, frontend, GOTO + inside.chain if outside and inside else _ABSENT)
+        kept = MASQUERADE_OWN if outside else MASQUERADE_ALL
+        self._set(EXTERNAL, frontend, GOTO + kept if wanted.external and first else _ABSENT)
+        self._set(REFUSED, frontend, None if wanted.external and not first else _ABSENT)
+        self._ranges(frontend, wanted.ranges or () if ranged else ())
+        # A flow to a target that went would stay with it: UDP has no end of connection, and a TCP client
+        # that has no answer yet tries the same again. A flow of either protocol that began when nothing
+        # was served was left untranslated, and conntrack remembers that.
+        if changed and not (self._was_served(frontend) and self._targets_before(frontend) <= wanted.targets):
+            self.plan.clean.add(frontend)
 
+    def _pick(self, wanted: Wanted, targets: Sequence[bytes], *, outside: bool) -> Pick | None:
+        if not targets and not outside:
+            return None
+        hashed = wanted.balance != RANDOM and bool(targets)
+        slots = hashing.table_size(len(targets)) if hashed else len(targets)
+        pick = Pick(slots, hashed, wanted.affinity if slots else 0, outside)
+        if pick.chain not in self.tables.chains and pick.chain not in self.plan.now.chains:
+            self.plan.now.chains.append(pick.chain)
+        return pick
 
-def unused_chains(tables: Tables) -> list[str]:
-    """Pick chains no service goes to. Deleting them is safe: nothing can be on its way there but through a map."""
-    used = set(tables[SERVICES].values())
-    return sorted((chain for chain in tables.chains if chain not in used), key=picked_from)
+    def _slots(self, region: _Region, targets: Sequence[bytes], layout: Sequence[bytes] | None) -> bool:
+        """Fill the slots, as `layout` says or else disturbing few, and leave those beyond for later.
 
+        True if any of the former changed.
+        """
+        present, now = self.tables[region.map], self.plan.now
+        count = len(targets) if layout is None else len(layout)
+        if present:
+            self._leave(region, count)
+        elif not count:
+            return False
+        ids = self._ids_of(region, targets) if region.map == PICKS else {}
+        slots = [region.key(number) for number in range(count)]
+        if layout is None:
+            layout = assign_slots(
+                [self._target(region.map, key) for key in slots] if present else [None] * count, targets
+            )
+        changed = False
+        for key, target in zip(slots, layout, strict=True):
+            value = ids[target] if ids else target
+            if present.get(key) != value:
+                now.put(region.map, key, value, replaces=key in present)
+                changed = True
+        return changed
 
-def _plan_frontend(plan: Plan, tables: Tables, index: Index, frontend: Frontend, known: Iterable[int]) -> None:
-    """Plan one frontend. `known`: slots the kernel has, where some may come after a hole (not by our hand)."""
-    services, endpoints = tables[SERVICES], tables[ENDPOINTS]
-    wanted = index.targets(frontend)
-    old_chain = services.get(frontend)
-    count = len(wanted)
-    length = 0
-    while (*frontend, length) in endpoints:
-        length += 1
-    changed = False
-    old = [endpoints.get((*frontend, slot)) for slot in range(count)]
-    for slot, target in enumerate(assign_slots(old, wanted)):
-        key = (*frontend, slot)
-        if endpoints.get(key) != target:
-            plan.now.put(ENDPOINTS, key, target, replaces=key in endpoints)
-            changed = True
-    chain = pick_chain(count) if count else None
-    if chain is not None and chain not in tables.chains and chain not in plan.now.chains:
-        plan.now.chains.append(chain)
-    if chain != old_chain:
-        changed = True
-        if chain is None:
-            plan.now.delete[SERVICES].append(frontend)
+    def _leave(self, region: _Region, count: int) -> None:
+        """Put off the deletion of the region's slots from `count` on."""
+        beyond = [*region.consecutive(self.tables[region.map])][count:]
+        if known := self.strays.get((region.map, region.frontend)):
+            numbers = [slot - region.base for slot in known if (slot >= OUTSIDE_SLOTS) == (region.base > 0)]
+            beyond = [region.key(number) for number in sorted(numbers) if number >= count]
+        self.plan.retire += [(region.map, key) for key in beyond]
+
+    def _target(self, name: str, key: Key) -> bytes | None:
+        """Who is in a slot."""
+        value = self.tables[name].get(key)
+        if name == PICKS and isinstance(value, bytes):
+            value = self.tables[ADDRESSES].get(value)
+        return value if isinstance(value, bytes) else None
+
+    def _was_served(self, frontend: Key) -> bool:
+        return bool(chain_of(self.tables[SERVICES].get(frontend)))
+
+    def _targets_before(self, frontend: Key) -> set[bytes | None]:
+        regions = [_Region(name, frontend, base) for name in (ENDPOINTS, PICKS) for base in (0, OUTSIDE_SLOTS)]
+        return {self._target(each.map, key) for each in regions for key in each.consecutive(self.tables[each.map])}
+
+    def _ids_of(self, region: _Region, targets: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Each target's id. Those of targets that went are deleted."""
+        addresses, now = self.tables[ADDRESSES], self.plan.now
+        old = {}
+        for key in region.consecutive(self.tables[PICKS]):
+            number = self.tables[PICKS][key]
+            if isinstance(number, bytes) and isinstance(target := addresses.get(number), bytes):
+                old[target] = number
+        ids = {}
+        for target in targets:
+            number = old.pop(target, None)
+            if number is None:
+                number = self._new_id(region, target)
+                now.put(ADDRESSES, number, target, replaces=False)
+            ids[target] = number
+            self._ids.add(number)
+        now.delete[ADDRESSES] += old.values()
+        return ids
+
+    def _new_id(self, region: _Region, target: bytes) -> bytes:
+        """An id nobody has. It follows from what it stands for, so it is hardly ever somebody else's later."""
+        number = zlib.crc32(target, zlib.crc32(region.key(0)))
+        while True:
+            packed = pack_mark(number)
+            if packed not in self.tables[ADDRESSES] and packed not in self.plan.now.add[ADDRESSES]:
+                return packed
+            number = number + 1 & 0xFFFFFFFF
+
+    def drop_unknown_ids(self) -> None:
+        """Once every frontend has been planned: delete the ids that belong to none."""
+        gone = set(self.plan.now.delete[ADDRESSES])
+        self.plan.now.delete[ADDRESSES] += [
+            number for number in sorted(self.tables[ADDRESSES]) if number not in self._ids and number not in gone
+        ]
+
+    def _set(self, name: str, key: Key, value: object) -> bool:
+        present = self.tables[name]
+        there: object = present.get(key, _ABSENT) if present else _ABSENT
+        if there == value:
+            return False
+        if value is _ABSENT:
+            self.plan.now.delete[name].append(key)
         else:
-            plan.now.put(SERVICES, frontend, chain, replaces=old_chain is not None)
-    beyond = {*range(count, length), *(slot for slot in known if slot >= count)}
-    plan.retire += [(*frontend, slot) for slot in sorted(beyond)]
-    # A flow to a target that went would stay with it: UDP has no end of connection, and a TCP client
-    # that has no answer yet tries the same again. A flow of either protocol that began when nothing
-    # was served was left untranslated, and conntrack remembers that.
-    lost = any(endpoints[(*frontend, slot)] not in wanted for slot in range(length))
-    if changed and (lost or old_chain is None):
-        plan.clean[frontend] = wanted
+            self.plan.now.put(name, key, value, replaces=there is not _ABSENT)  # type: ignore[arg-type] # a Value
+        return True
+
+    def _ranges(self, frontend: Key, ranges: Sequence[bytes]) -> None:
+        present = self.tables[SOURCE_RANGES]
+        if not present and not ranges:
+            return
+        width = self.family.width
+        wanted = {frontend + each[:width] + frontend + each[width:] for each in ranges}
+        size = len(frontend)
+        there = {key for key in present if key[:size] == frontend}
+        self.plan.now.delete[SOURCE_RANGES] += sorted(there - wanted)
+        self.plan.now.add[SOURCE_RANGES].update((key, None) for key in sorted(wanted - there))
 
 
-def _plan_set(plan: Plan, tables: Tables, name: str, wanted: Collection[str], addresses: Iterable[str]) -> None:
-    width = 2 if name == HAIRPIN else 1  # a hairpin is a connection from a pod to itself
-    for address in sorted(addresses):
-        key = (address,) * width
-        if address in wanted and key not in tables[name]:
-            plan.now.put(name, key, None, replaces=False)
-        elif address not in wanted and key in tables[name]:
-            plan.now.delete[name].append(key)
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A run of slots: a frontend's in one map, from `base` on."""
+
+    map: str
+    frontend: Key
+    base: int
+
+    def key(self, number: int) -> Key:
+        return self.frontend + pack_mark(self.base + number)
+
+    def consecutive(self, present: Collection[Key]) -> Iterator[Key]:
+        """The keys that are there, from the first on, up to a hole."""
+        number = 0
+        while (key := self.key(number)) in present:
+            yield key
+            number += 1
+
+
+def _layout(balance: str, targets: Sequence[bytes], pick: Pick) -> Sequence[bytes] | None:
+    """Who has each slot, where that follows from the targets alone."""
+    if not pick.hashed:
+        return None
+    return (hashing.maglev if balance == MAGLEV else hashing.rendezvous)(tuple(targets), pick.slots)

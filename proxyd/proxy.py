@@ -1,53 +1,113 @@
 """The sync: from a view of the store to a kernel that agrees with it.
 
-Owns: when the kernel is listed and compared (`verify`), when only what changed
-is written, and what is left for later. Invariants:
+Owns: when the kernel is listed and compared, when only what changed is written,
+and what is left for later. Invariants:
 
 - Nothing is written before the first complete view; the first sync of a process
   lists the kernel and writes only differences, so a restart disturbs nothing.
-- `_tables` is what the kernel has as far as our own commits say, or None when
-  that is not known: after any error the next sync lists and compares.
-- A change by someone else shows in nftables' generation number, which every
-  commit increases by one; more than our own increase means: compare.
-- Ready means: the first complete view was written, listed again and found right.
+- A plane's `tables` is what the kernel has as far as our own commits say, or None
+  when that is not known: after any error the next sync lists and compares.
+- `verify` lists beside the syncs, which go on meanwhile, and compares with what
+  our commits say; only where that differs does a sync list once more and repair.
+- What the kernel refuses is narrowed down to a frontend, which is told of and
+  left out until its service changes; everything else is served.
+- Ready means: the first complete view was written, and `verify` found it right.
 """
 
 from __future__ import annotations
 
+import errno
+import gc
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
+from podlane.api.types import EndpointSlice, Service
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
+from podlane.runtime.runner import NotReady
+from proxyd import proxymetrics
 from proxyd.conntrack import Conntrack
 from proxyd.desired import Clash, Index, Touched
+from proxyd.healthcheck import ServiceHealth
 from proxyd.host import Host
 from proxyd.nft import Nft
-from proxyd.plan import Plan, plan_all, plan_changes, plan_retire, unused_chains
+from proxyd.plan import Plan, Slot, plan_all, plan_changes, plan_retire, unused_chains
 from proxyd.ruleset import Skeleton
+from proxyd.serving import Place
 from proxyd.source import Source, View
-from proxyd.tables import MAPS, Frontend, Key, Tables, Target, Transaction
+from proxyd.tables import (
+    ADDRESSES,
+    FAMILIES,
+    MAPS,
+    PICKS,
+    Family,
+    Frontend,
+    Key,
+    Refused,
+    Tables,
+    Target,
+    Transaction,
+    pack_frontend,
+    show_address,
+    unpack_frontend,
+    unpack_target,
+)
 
 RETIRE_AFTER = 0.25
 """Seconds a slot outlives its use. A look-up on its way takes microseconds; a paused virtual CPU, longer."""
 
 VERIFY_INTERVAL = 30.0
-WATCH_INTERVAL = 0.5  # seconds between looks at the generation number, some 10 µs each
-_VERIFY_SHARE = 20  # other people's commits make us compare at most 1/20 of the time
+_MOST_BLAMED = 32
+"""Elements the kernel is asked about one by one in a sync, before halves are tried."""
 
-_ELEMENTS = metrics.gauge("podlane_proxyd_elements", "Elements in the kernel.", ["map"])
+_OUTDATED = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY})
+"""What the kernel says when it does not have what we believe; after a fresh look it means the element itself."""
+_PASSING = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EINTR, errno.EAGAIN})
+
+_ELEMENTS = metrics.gauge("podlane_proxyd_elements", "Elements in the kernel.", ["family", "map"])
 _COMMITS = metrics.counter("podlane_proxyd_commits_total", "nftables transactions by result.", ["result"])
 _REPAIRS = metrics.counter("podlane_proxyd_repairs_total", "Times the kernel differed from what was written.")
 _CLEANED = metrics.counter("podlane_proxyd_conntrack_deleted_total", "Stale conntrack entries deleted.")
 _SERVICES = metrics.gauge("podlane_proxyd_services", "Services proxied.")
+_LEFT_OUT = metrics.gauge("podlane_proxyd_left_out", "Frontends the kernel refused, which are not served.")
+_VERIFIED = metrics.histogram("podlane_proxyd_verify_duration_seconds", "Time of one comparison with the kernel.")
+
+
+@dataclass(slots=True)
+class _Plane:
+    """What is known of one family's table."""
+
+    family: Family
+    skeleton: Skeleton
+    tables: Tables | None = None
+    retired: dict[Slot, float] = field(default_factory=dict)
+    commits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Who else is told. None of these may block or raise.
+
+    `applied(revision, terminating)`: endpoint slices up to a store revision are in the kernel;
+    `left_out(service, message)`: the kernel refused an element of the service's;
+    `health(ports, addresses)`: what to answer at health-check node ports.
+    """
+
+    applied: Callable[[int, bool], None] = lambda _revision, _terminating: None
+    left_out: Callable[[Service, str], None] = lambda _service, _message: None
+    health: Callable[[Mapping[int, ServiceHealth], tuple[str, ...]], None] = lambda _ports, _addresses: None
+    eligible: Callable[[bool], None] = lambda _eligible: None
 
 
 class Proxy:
-    """One node's service proxy. `sync` belongs to a Runner, `watch` to a thread of its own.
+    """One node's service proxy. `sync` and `verify` each belong to a Runner.
 
-    `trigger_after(seconds)` must cause a sync then.
+    `trigger_after(seconds)` must cause a sync then. `node_addresses` chooses, from the
+    node's InternalIPs, at which addresses node ports are served.
     """
 
     def __init__(
@@ -60,26 +120,29 @@ class Proxy:
         node: str,
         clock: Clock,
         trigger_after: Callable[[float], None],
+        node_addresses: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda internal_ips: internal_ips,
+        outlets: Outlets | None = None,
     ) -> None:
         self._source = source
         self._nft = nft
         self._conntrack = conntrack
         self._host = host
+        self._node = node
         self._clock = clock
         self._trigger_after = trigger_after
+        self._node_addresses = node_addresses
+        self._outlets = outlets or Outlets()
         self._log = get_logger("proxyd")
         self._lock = threading.Lock()
-        self._index = Index(node)
+        self._index = Index(Place(node))
         self._indexed = False
-        self._tables: Tables | None = None
-        self._skeleton: Skeleton | None = None
-        self._generation: int | None = None
-        self._verified_at = 0.0
-        self._verify_took = 0.0
-        self._verify_wanted = False
-        self._ready = False
-        self._retired: dict[Key, float] = {}
-        self._unclean: dict[Frontend, frozenset[Target]] = {}
+        self._planes: dict[Family, _Plane] = {}
+        self._ranges: tuple[str, ...] = ()
+        self._written = self._ready = False
+        self._repairs = 0
+        self._synced_at: float | None = None  # both in Unix time
+        self._verified_at: float | None = None
+        self._unclean: set[Key] = set()
         self._unclean_ranges: tuple[str, ...] = ()
         self._clashes: list[Clash] = []
 
@@ -87,165 +150,333 @@ class Proxy:
         """For Daemon.add_ready_check."""
         return None if self._ready else "the kernel has not been brought to the first complete list yet"
 
+    def status(self) -> dict[str, object]:
+        """What `proxyd status` shows, in JSON's types."""
+        with self._lock:
+            place, index = self._index.place, self._index
+            return {
+                "node": self._node,
+                "zone": place.zone,
+                "ready": self._ready,
+                "nodePortAddresses": list(place.node_addresses),
+                "services": index.proxied,
+                "leftOut": {_shown(key): why for key, why in index.left_out.items()},
+                "clashes": [str(clash) for clash in self._clashes],
+                "families": {
+                    plane.family.title: {
+                        "podNetworks": list(plane.skeleton.pod_networks),
+                        "serviceRanges": list(plane.skeleton.service_ranges),
+                        "elements": {name: len(plane.tables[name]) for name in MAPS} if plane.tables else {},
+                        "chains": len(plane.tables.chains) if plane.tables else 0,
+                        "retiring": len(plane.retired),
+                    }
+                    for plane in self._planes.values()
+                },
+                "repairs": self._repairs,
+                "verifiedAt": self._verified_at,
+                "syncedAt": self._synced_at,
+            }
+
     def sync(self) -> None:
         """Bring the kernel to what the store says. Raises NotReady, PodlaneError; the next sync repairs."""
-        with self._lock:
+        with self._lock, nullcontext() if self._written else _without_gc():
             view = self._source.take(complete=not self._indexed)
             started = self._clock.monotonic()
-            touched = self._take_in(view)
-            skeleton = Skeleton(view.pod_networks, view.service_ranges)
-            due = self._verify_wanted or started - self._verified_at >= VERIFY_INTERVAL
-            if self._tables is None or skeleton != self._skeleton or due:
-                plan = self._verify(skeleton)
-            else:
-                plan = self._write(self._tables, plan_changes(self._tables, self._index, touched))
-            self._clean(plan.clean)
-            self._retire()
-            now = self._clock.monotonic()
-            if plan:
-                self._report(plan, now - started)
-            self._trigger_after(max(0.0, self._verified_at + VERIFY_INTERVAL - now))
+            touched, terminating = self._take_in(view)
+            self._stand(view)
+            full, plans = False, []
+            for plane in list(self._planes.values()):
+                full |= plane.tables is None
+                plans.append(self._bring(plane, touched))
+            if not self._written:
+                self._written = True
+                self._unclean.update(self._index.frontends)
+                self._unclean_ranges = self._ranges
+            self._tell(view, terminating=terminating)
+            for plan in plans:
+                self._unclean |= plan.clean
+            self._clean()
+            for plane in self._planes.values():
+                self._retire(plane)
+            self._report(plans, self._clock.monotonic() - started, full=full)
 
-    def watch(self, stop: threading.Event) -> None:
-        """Look twice a second until `stop`: the body of one thread."""
-        while not self._clock.wait(stop, WATCH_INTERVAL):
-            self.look()
-
-    def look(self) -> None:
-        """See whether someone else changed nftables, and ask for a sync if so."""
+    def verify(self) -> None:
+        """Compare the kernel with what was written, beside the syncs. Raises PodlaneError; ask again then."""
+        started = self._clock.monotonic()
         with self._lock:
-            if self._generation is None or self._tables is None:
-                return
-            quiet = self._clock.monotonic() - self._verified_at
-            try:
-                meddled = self._nft.generation() != self._generation
-            except PodlaneError as error:
-                self._log.debug("cannot read generation", error=str(error))
-                return
-            wanted = meddled and quiet >= self._verify_took * _VERIFY_SHARE
-            self._verify_wanted |= wanted
-        if wanted:
-            self._trigger_after(0.0)
+            planes = [(plane, plane.commits) for plane in self._planes.values() if plane.tables is not None]
+            ranges, six = self._ranges, any(plane.family.width == 16 for plane in self._planes.values())
+        if not planes:
+            return
+        for change in self._host.ensure(ranges, ipv6=six):
+            self._log.info("host changed", change=change)
+        same = [self._compare(plane, commits) for plane, commits in planes]
+        if all(same):
+            self._ready, self._verified_at = True, self._clock.now()
+            _VERIFIED.observe(self._clock.monotonic() - started)
+        elif not self._ready:
+            raise NotReady("compare table: it changed meanwhile, or is not as it was written")
+
+    def _compare(self, plane: _Plane, commits: int) -> bool:
+        """Whether the kernel has what was written; if not, ask for a repair, unless it is not certain."""
+        static = self._nft.intact(plane.family)
+        try:
+            found = self._nft.dump(plane.family)
+        except PodlaneError as error:
+            self._log.debug("list table", family=str(plane.family), error=str(error))
+            found = Tables(plane.family)
+        with self._lock:
+            if plane.tables is None or plane.commits != commits:
+                return False  # what was listed is of no one moment of ours
+            if static and found.maps == plane.tables.maps and found.chains == plane.tables.chains:
+                return True
+            plane.tables = None
+            self._repairs += 1
+            _REPAIRS.inc()
+        self._log.warning("table was changed by someone else, repairing", family=str(plane.family), static=not static)
+        self._trigger_after(0.0)
+        return False
 
     # --- what is wanted ----------------------------------------------------------------
 
-    def _take_in(self, view: View) -> Touched:
+    def _take_in(self, view: View) -> tuple[Touched, bool]:
+        """Bring the index to the view; also tell whether an endpoint has begun to go."""
         self._indexed = False  # should this fail half-way, the next sync begins with whole lists
+        terminating = True
         if view.complete:
             services = {name: each for name, each in view.services.items() if each is not None}
             slices = {name: each for name, each in view.slices.items() if each is not None}
             touched = self._index.replace(services, slices)
         else:
+            terminating = any(_ends(self._index.slice(name), each) for name, each in view.slices.items())
             touched = self._index.update(view.services, view.slices)
+        addresses = self._node_addresses(view.internal_ips)
+        moved = self._index.move(Place(self._node, view.zone, addresses))
         self._indexed = True
         clashes = self._index.clashes
         for clash in clashes:
             if clash not in self._clashes:
                 self._log.warning("service left out", error=str(clash))
         self._clashes = clashes
-        return touched
+        return touched | moved, terminating
+
+    def _stand(self, view: View) -> None:
+        """Have a plane for each family that is in use, and none for one that is not."""
+        self._ranges = view.service_ranges
+        for family in FAMILIES:
+            skeleton = Skeleton(
+                _of_family(view.pod_networks, family), _of_family(view.service_ranges, family), family=family
+            )
+            plane = self._planes.get(family)
+            if not (skeleton.pod_networks or skeleton.service_ranges):
+                if plane is not None:
+                    self._nft.delete(family)
+                    del self._planes[family]
+            elif plane is None or plane.skeleton != skeleton:
+                self._planes[family] = _Plane(family, skeleton)
 
     # --- bringing it into the kernel ------------------------------------------------------
 
-    def _verify(self, skeleton: Skeleton) -> Plan:
+    def _bring(self, plane: _Plane, touched: Touched) -> Plan:
+        if plane.tables is None:
+            return self._bring_whole(plane)
+        return self._settle(plane, lambda tables: plan_changes(tables, self._index, touched), fresh=False)
+
+    def _bring_whole(self, plane: _Plane) -> Plan:
         """List the kernel, compare everything, write the differences."""
-        known, self._tables = self._tables, None  # unknown until all went well
-        # the host's settings do not show in the generation, so they have their own time
-        if not self._verify_wanted:
-            for change in self._host.ensure(skeleton.service_ranges):
-                self._log.info("host changed", change=change)
-        intact = skeleton == self._skeleton and self._nft.intact()
-        if not intact:
-            self._nft.load(skeleton)
-        started = self._clock.monotonic()
-        generation = self._nft.generation()
-        tables = self._nft.dump()
-        plan = plan_all(tables, self._index)
-        self._verify_took = self._clock.monotonic() - started
-        if known is not None and (not intact or tables.maps != known.maps) and skeleton == self._skeleton:
-            _REPAIRS.inc()
-            self._log.warning("table was changed by someone else, repairing", static=not intact, elements=len(plan.now))
-        self._skeleton = skeleton
-        self._generation = generation
-        self._write(tables, plan)
-        self._write(tables, Plan(now=Transaction(drop_chains=unused_chains(tables))))
-        if not self._ready:
-            self._prove()
-        if not self._ready or plan.now:
+        for change in self._host.ensure(self._ranges, ipv6=plane.family.width == 16):
+            self._log.info("host changed", change=change)
+        if not self._nft.intact(plane.family):
+            self._nft.load(plane.skeleton)
+        tables = self._nft.dump(plane.family)
+        plane.tables = tables
+        plan = self._settle(plane, lambda tables: plan_all(tables, self._index), fresh=True)
+        self._commit(plane, Transaction(plane.family, drop_chains=unused_chains(tables)))
+        if plan.now:
             # flows may have begun while nothing, or something else, was in the kernel
-            self._unclean.update({f: self._index.targets(f) for f in self._index.frontends})
-            self._unclean_ranges = skeleton.service_ranges
-        self._tables = tables
-        self._ready = True
-        self._verify_wanted = False
-        self._verified_at = self._clock.monotonic()
+            self._unclean.update(self._index.frontends)
+            self._unclean_ranges = self._ranges
         return plan
 
-    def _prove(self) -> None:
-        """List once more: what we believe to have written must be what is there."""
-        if rest := plan_all(self._nft.dump(), self._index).now:
-            raise PodlaneError(f"verify table: {len(rest)} elements are still not as they should be")
+    def _settle(self, plane: _Plane, make: Callable[[Tables], Plan], *, fresh: bool) -> Plan:
+        """Plan and commit, leaving out what the kernel refuses. `fresh`: the tables were listed just now."""
+        for attempt in range(_MOST_BLAMED + 1):
+            assert plane.tables is not None
+            plan = make(plane.tables)
+            try:
+                self._commit(plane, plan.now)
+            except Refused as error:
+                if error.errno in _PASSING or (error.errno in _OUTDATED and not fresh):
+                    plane.tables = None
+                    raise
+                if attempt == _MOST_BLAMED or not (blamed := _blamed(plan.now, error)):
+                    self._halve(plane, sorted(_frontends_in(plan.now)), error)
+                    continue
+                for key in blamed:
+                    self._leave_out(key, error)
+            else:
+                due = self._clock.monotonic() + RETIRE_AFTER
+                plane.retired.update((slot, due) for slot in plan.retire if slot not in plane.retired)
+                return plan
+        plane.tables = None
+        raise PodlaneError(f"commit {plane.family} table: the kernel refuses it, whatever is left out")
 
-    def _write(self, tables: Tables, plan: Plan) -> Plan:
-        """Commit what is to be done now and note what is for later."""
-        self._commit(tables, plan.now)
-        if plan.retire:
-            due = self._clock.monotonic() + RETIRE_AFTER
-            self._retired.update((key, due) for key in plan.retire if key not in self._retired)
-            self._trigger_after(RETIRE_AFTER)
-        return plan
+    def _halve(self, plane: _Plane, frontends: list[Key], error: Refused) -> None:
+        """Commit as much as the kernel takes, half by half; leave out the frontends it does not."""
+        if not frontends:
+            plane.tables = None
+            raise error
+        assert plane.tables is not None
+        plan = plan_changes(plane.tables, self._index, Touched(frontends=set(frontends)))
+        try:
+            self._commit(plane, plan.now)
+        except Refused as refused:
+            if refused.errno in _PASSING:
+                plane.tables = None
+                raise
+            if len(frontends) == 1:
+                self._leave_out(frontends[0], refused)
+                return
+            middle = len(frontends) // 2
+            self._halve(plane, frontends[:middle], refused)
+            self._halve(plane, frontends[middle:], refused)
 
-    def _commit(self, tables: Tables, transaction: Transaction) -> None:
+    def _leave_out(self, key: Key, error: Refused) -> None:
+        self._index.left_out[key] = str(error)
+        owner = self._index.owner(key)
+        what = _shown(key)
+        self._log.error("left out, for the kernel refuses it", service=owner, frontend=what, error=str(error))
+        if owner is not None and (service := self._index.services.get(owner)) is not None:
+            self._outlets.left_out(service, f"node {self._node} cannot serve {what}: {error}")
+
+    def _commit(self, plane: _Plane, transaction: Transaction) -> None:
+        """Raises Refused, with nothing done, or PodlaneError, and then it is not known what the kernel has."""
         if not transaction:
             return
+        assert plane.tables is not None
+        plane.commits += 1
         try:
             self._nft.commit(transaction)
-            tables.apply(transaction)
-        except PodlaneError:
-            # refused, or unknown whether done: either way we no longer know what the kernel has
-            self._tables = None
+            plane.tables.apply(transaction)
+        except PodlaneError as error:
             _COMMITS.labels("error").inc()
+            if not isinstance(error, Refused):
+                plane.tables = None
             raise
         _COMMITS.labels("ok").inc()
-        if self._generation is not None:
-            # if another commit came between, this falls behind the kernel's number, and `watch` sees it
-            self._generation += 1
 
-    def _retire(self) -> None:
+    def _retire(self, plane: _Plane) -> None:
         """Delete the slots whose time has come; the others ask for another sync."""
-        if not self._retired or self._tables is None:
+        if not plane.retired or plane.tables is None:
             return
         now = self._clock.monotonic()
-        due = [key for key, at in self._retired.items() if at <= now]
-        self._commit(self._tables, plan_retire(self._tables, due))
-        for key in due:
-            del self._retired[key]
-        if self._retired:
-            self._trigger_after(max(0.0, min(self._retired.values()) - now))
+        due = [slot for slot, at in plane.retired.items() if at <= now]
+        self._commit(plane, plan_retire(plane.tables, due))
+        for slot in due:
+            del plane.retired[slot]
+        if plane.retired:
+            self._trigger_after(max(0.0, min(plane.retired.values()) - now))
 
-    def _clean(self, frontends: Mapping[Frontend, Collection[Target]]) -> None:
+    # --- everything else ------------------------------------------------------------------
+
+    def _tell(self, view: View, *, terminating: bool) -> None:
+        self._outlets.applied(view.revision, terminating)
+        self._outlets.health(self._index.health, self._index.place.node_addresses)
+        self._outlets.eligible(not view.leaving)
+
+    def _clean(self) -> None:
         """Delete stale conntrack entries; what fails is tried again by the next sync."""
-        self._unclean.update((frontend, frozenset(targets)) for frontend, targets in frontends.items())
         if not self._unclean and not self._unclean_ranges:
             return
-        deleted = self._conntrack.clean(self._unclean, self._unclean_ranges)
-        self._unclean, self._unclean_ranges = {}, ()
+        deleted = self._conntrack.clean(_Serving(self._index, self._unclean), self._unclean_ranges)
+        self._unclean, self._unclean_ranges = set(), ()
         if deleted:
             _CLEANED.inc(deleted)
             self._log.info("stale conntrack entries deleted", entries=deleted)
 
-    def _report(self, plan: Plan, elapsed: float) -> None:
-        assert self._tables is not None
-        for name in MAPS:
-            _ELEMENTS.labels(name).set(len(self._tables[name]))
-        _SERVICES.set(self._index.services)
+    def _report(self, plans: Collection[Plan], elapsed: float, *, full: bool) -> None:
+        self._synced_at = self._clock.now()
+        families = [plan.now.family.title for plan in plans]
+        proxymetrics.synced(families, elapsed, self._synced_at, full=full)  # type: ignore[arg-type] # IPFamily
+        if not any(plans):
+            return
+        for plane in self._planes.values():
+            for name in MAPS:
+                _ELEMENTS.labels(plane.family.title, name).set(len(plane.tables[name]) if plane.tables else 0)
+        _SERVICES.set(self._index.proxied)
+        _LEFT_OUT.set(len(self._index.left_out))
         self._log.info(
             "sync complete",
-            added=sum(map(len, plan.now.add.values())),
-            deleted=sum(map(len, plan.now.delete.values())),
-            retiring=len(plan.retire),
-            services=self._index.services,
-            endpoints=len(self._tables["endpoints"]),
+            added=sum(len(keys) for plan in plans for keys in plan.now.add.values()),
+            deleted=sum(len(keys) for plan in plans for keys in plan.now.delete.values()),
+            retiring=sum(len(plan.retire) for plan in plans),
+            services=self._index.proxied,
             elapsed=elapsed,
         )
-        self._log.debug("plan", script=plan)
+        for plan in plans:
+            self._log.debug("plan", script=plan)
+
+
+class _Serving(Mapping[Frontend, set[Target]]):
+    """Who serves at each of these frontends, told when asked: of ten thousand few have flows."""
+
+    def __init__(self, index: Index, frontends: Collection[Key]) -> None:
+        self._index, self._frontends = index, frontends
+
+    def __getitem__(self, frontend: Frontend) -> set[Target]:
+        key = pack_frontend(frontend)
+        if key not in self._frontends:
+            raise KeyError(frontend)
+        wanted = self._index.wanted(key)
+        return {unpack_target(each) for each in wanted.targets} if wanted else set()
+
+    def __iter__(self) -> Iterator[Frontend]:
+        return map(unpack_frontend, self._frontends)
+
+    def __len__(self) -> int:
+        return len(self._frontends)
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Make tens of thousands of objects that stay, without looking again and again for those that do not."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _shown(key: Key) -> str:
+    """A frontend, or an address."""
+    return str(unpack_frontend(key)) if len(key) in {12, 24} else show_address(key)
+
+
+def _ends(old: EndpointSlice | None, new: EndpointSlice | None) -> bool:
+    """Whether an endpoint of the slice is terminating, or gone."""
+    if new is None or (old is not None and len(new.endpoints) < len(old.endpoints)):
+        return True
+    return any(endpoint.conditions.terminating for endpoint in new.endpoints)
+
+
+def _of_family(networks: Collection[str], family: Family) -> tuple[str, ...]:
+    return tuple(sorted(each for each in networks if (":" in each) == (family.width == 16)))
+
+
+def _frontends_in(transaction: Transaction) -> set[Key]:
+    """The frontends that a transaction adds something of."""
+    size = transaction.family.width + 8
+    return {key[:size] for name, added in transaction.add.items() if "proto" in MAPS[name].key for key in added}
+
+
+def _blamed(transaction: Transaction, error: Refused) -> set[Key]:
+    """What to leave out so that the element at fault is not written: frontends, or a member of a set."""
+    if error.element is None:
+        return set()
+    name, key = error.element
+    family = transaction.family
+    if name == ADDRESSES:
+        return {slot[:-4] for slot, number in transaction.add[PICKS].items() if number == key}
+    return {key[: family.width + 8] if "proto" in MAPS[name].key else key[: family.width]}

@@ -1,4 +1,4 @@
-"""The static part of the table: maps, base chains and rules, as one nft script.
+"""The static part of a family's table: maps, base chains and rules, as one nft script.
 
 Owns: which hooks are used and why (README.md has the picture). Invariant: the
 script is idempotent and atomic: loading it over itself, or over another
@@ -15,10 +15,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from proxyd.tables import CLUSTER_IPS, FAMILY, HAIRPIN, MAPS, SERVICES, TABLE
+from proxyd.chains import EXTERNAL_SOURCE
+from proxyd.tables import (
+    ADMITTED,
+    AFFINITY,
+    CLUSTER_IPS,
+    HAIRPIN,
+    IPV4,
+    MAPS,
+    MASQUERADE_ALL,
+    MASQUERADE_OWN,
+    RANGED,
+    REFUSED,
+    SERVICES,
+    SOURCE_RANGES,
+    TABLE,
+    Family,
+    MapSpec,
+)
 
 POD_NETWORKS = "pod_networks"
 SERVICE_RANGES = "service_ranges"
+REFUSE = "refuse"
+
+AFFINITY_SIZE = 1 << 20
+"""Clients of all services with affinity together; beyond it, new ones are spread without being remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +53,7 @@ class Skeleton:
     pod_networks: tuple[str, ...] = ()
     service_ranges: tuple[str, ...] = ()
     size: int | None = None
+    family: Family = IPV4
 
     def script(self, *, anew: bool = False) -> str:
         """The script for `nft -f`. With `anew` the table is deleted first, with all it holds."""
@@ -39,67 +61,90 @@ class Skeleton:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseChain:
+class Chain:
+    """`hook` is "" for a chain that others go to."""
+
     name: str
     hook: str
     rules: tuple[str, ...]
 
 
-_TO_SERVICE = f"ct original ip daddr @{CLUSTER_IPS}"
-_DISPATCH = f"ip daddr . meta l4proto . th dport vmap @{SERVICES}"
-_UNSERVED = (
-    # known address, but no endpoint or no such port: refuse at once
-    f"ip daddr @{CLUSTER_IPS} goto refuse",
-    # an address no service has must not leave for the default gateway: conntrack would remember it
-    # untranslated, and a service that gets the address later would not be seen
-    f"ip daddr @{SERVICE_RANGES} drop",
-)
-
-CHAINS = (
-    BaseChain("prerouting", "type nat hook prerouting priority dstnat; policy accept;", (_DISPATCH,)),
-    BaseChain("output", "type nat hook output priority -100; policy accept;", (_DISPATCH,)),
-    BaseChain(
-        "postrouting",
-        "type nat hook postrouting priority srcnat; policy accept;",
-        (
-            # the reply must come back through this node to be translated
-            f"{_TO_SERVICE} ip saddr != @{POD_NETWORKS} masquerade fully-random",
-            # a pod that was sent to itself would answer itself directly
-            f"{_TO_SERVICE} ip saddr . ip daddr @{HAIRPIN} masquerade fully-random",
+def chains_of(family: Family) -> tuple[Chain, ...]:
+    """Every chain with rules that never change."""
+    ip = family.name
+    frontend = f"{ip} daddr . meta l4proto . th dport"
+    dispatch = (f"{frontend} vmap @{SERVICES}",)
+    refuse_frontend = f"{frontend} @{REFUSED} goto {REFUSE}"
+    # only what begins a connection, or belongs to none, can be for an address that is not served
+    known = "ct state established,related accept"
+    unserved = (
+        known,
+        refuse_frontend,
+        # a service's address, but no endpoint or no such port: refuse at once
+        f"{ip} daddr @{CLUSTER_IPS} goto {REFUSE}",
+        # an address no service has must not leave for the default gateway: conntrack would remember it
+        # untranslated, and a service that gets the address later would not be seen
+        f"{ip} daddr @{SERVICE_RANGES} drop",
+    )
+    return (
+        # TCP by reset: the ICMP answer is rate limited, and some of a burst would time out (30 of 30 against 10)
+        Chain(REFUSE, "", ("meta l4proto tcp reject with tcp reset", f"reject with {_ICMP[ip]} type port-unreachable")),
+        # before the translation: afterwards nobody knows which service was meant
+        Chain(RANGED, "", (f"{frontend} . {ip} saddr @{SOURCE_RANGES} {frontend} vmap @{ADMITTED}", "drop")),
+        Chain(MASQUERADE_ALL, "", ("masquerade fully-random",)),
+        Chain(MASQUERADE_OWN, "", ("fib saddr type local masquerade fully-random",)),
+        Chain("prerouting", "type nat hook prerouting priority dstnat; policy accept;", dispatch),
+        Chain("output", "type nat hook output priority -100; policy accept;", dispatch),
+        Chain(
+            "postrouting",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            (
+                # a pod that was sent to itself would answer itself directly
+                f"ct status dnat {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random",
+                # the reply must come back through this node to be translated
+                f"ct original {ip} daddr @{CLUSTER_IPS} {ip} saddr != @{POD_NETWORKS} masquerade fully-random",
+                f"ct status dnat goto {EXTERNAL_SOURCE}",
+            ),
         ),
-    ),
-    BaseChain("filter-forward", "type filter hook forward priority filter - 10; policy accept;", _UNSERVED),
-    BaseChain(
-        "filter-output",
-        "type filter hook output priority filter - 10; policy accept;",
-        _UNSERVED,
-    ),
-)
+        Chain("filter-input", "type filter hook input priority filter - 10; policy accept;", (known, refuse_frontend)),
+        Chain("filter-forward", "type filter hook forward priority filter - 10; policy accept;", unserved),
+        Chain("filter-output", "type filter hook output priority filter - 10; policy accept;", unserved),
+    )
 
-# TCP by reset: the ICMP answer is rate limited, and some of a burst would time out (30 of 30 against 10 of 30)
-REFUSE = ("meta l4proto tcp reject with tcp reset", "reject with icmp type port-unreachable")
+
+_ICMP = {"ip": "icmp", "ip6": "icmpv6"}
 
 
 def _lines(skeleton: Skeleton, anew: bool) -> Iterator[str]:
-    where = f"{FAMILY} {TABLE}"
+    family = skeleton.family
+    where = f"{family.name} {TABLE}"
+    chains = chains_of(family)
     if anew:
         yield f"table {where} {{ }}"
         yield f"delete table {where}"
     yield f"table {where} {{"
-    size = f" size {skeleton.size};" if skeleton.size is not None else ""
     for spec in MAPS.values():
-        yield f"  {'set' if spec.kind == 'set' else 'map'} {spec.name} {{ type {spec.type};{size} }}"
+        yield f"  {_declaration(spec, skeleton)}"
+    yield (
+        f"  map {AFFINITY.name} {{ type {AFFINITY.declaration(family)}; flags dynamic,timeout; size {AFFINITY_SIZE}; }}"
+    )
     for name in (POD_NETWORKS, SERVICE_RANGES):
-        yield f"  set {name} {{ type ipv4_addr; flags interval; }}"
-    yield "  chain refuse { }"
-    for chain in CHAINS:
+        yield f"  set {name} {{ type {family.address_type}; flags interval; }}"
+    yield f"  chain {EXTERNAL_SOURCE} {{ }}"
+    for chain in chains:
         yield f"  chain {chain.name} {{ {chain.hook} }}"
     yield "}"
     for name, networks in ((POD_NETWORKS, skeleton.pod_networks), (SERVICE_RANGES, skeleton.service_ranges)):
         yield f"flush set {where} {name}"
         if networks:
             yield f"add element {where} {name} {{ {', '.join(networks)} }}"
-    for chain_name, rules in (("refuse", REFUSE), *((chain.name, chain.rules) for chain in CHAINS)):
-        yield f"flush chain {where} {chain_name}"
-        for rule in rules:
-            yield f"add rule {where} {chain_name} {rule}"
+    for chain in chains:
+        yield f"flush chain {where} {chain.name}"
+        for rule in chain.rules:
+            yield f"add rule {where} {chain.name} {rule}"
+
+
+def _declaration(spec: MapSpec, skeleton: Skeleton) -> str:
+    size = f" size {skeleton.size};" if skeleton.size is not None else ""
+    flags = " flags interval;" if spec.kind == "ranges" else ""
+    return f"{'map' if spec.is_map else 'set'} {spec.name} {{ type {spec.declaration(skeleton.family)};{flags}{size} }}"

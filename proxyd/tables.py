@@ -1,11 +1,15 @@
 """What proxyd keeps in the kernel, as values: frontends, targets, maps, transactions.
 
-Owns: the maps' names, keys and byte formats, the content of the table (`Tables`)
-and the one kind of change (`Transaction`), which prints as an nft script.
-Invariant: everything that may change while proxyd runs is an element of a map or
-a pick chain; the rules are constant (ruleset.py). A `Tables` changes only by
-`apply`, whose refusals are the kernel's: so the cache of what was applied, the
-fake kernel and the kernel cannot come to mean different things.
+Owns: the maps' names, keys and byte formats, the content of a table (`Tables`)
+and the one kind of change (`Transaction`), which prints as an nft script. There
+is one table a family, `ip podlane` and `ip6 podlane`, of the same shape.
+Invariants: everything that may change while proxyd runs is an element of a map
+or a pick chain; the rules are constant (ruleset.py). Keys and values are the
+kernel's own bytes, so that writing, listing and comparing tens of thousands of
+elements costs no translation; people see them through `MapSpec.show`. A
+`Tables` changes only by `apply`, whose refusals are the kernel's: so the cache
+of what was applied, the fake kernel and the kernel cannot come to mean
+different things.
 Source: linux/net/netfilter/nf_tables_api.c, nft_set_hash.c (EEXIST for a key
 with other data, ENOENT for a missing one, ENFILE beyond `size`, EBUSY for a
 chain that is still a verdict).
@@ -18,28 +22,51 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from socket import AF_INET, inet_ntop, inet_pton
-from typing import Any, NamedTuple
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
 
 from podlane.errors import PodlaneError
+from proxyd.chains import Pick, pick_of, rules_of
 
-FAMILY = "ip"
 TABLE = "podlane"
 
-Key = tuple[Any, ...]
-Value = Any  # what the map's MapSpec says: a Target, a chain's name, or None for a set
+Key = bytes
+Value = bytes | str | None
+"""What the map's MapSpec says: packed data, a verdict in nft's words, or None for a set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An address family as nftables and the socket library name it; `width`: bytes of an address."""
+
+    name: str
+    af: int
+    width: int
+    nfproto: int
+    title: str
+
+    @property
+    def address_type(self) -> str:
+        return f"{self.title.lower()}_addr"
+
+    def __str__(self) -> str:
+        return self.title
+
+
+IPV4 = Family("ip", AF_INET, 4, 2, "IPv4")
+IPV6 = Family("ip6", AF_INET6, 16, 10, "IPv6")
+FAMILIES = (IPV4, IPV6)
 
 
 class Frontend(NamedTuple):
-    """Where clients connect to. `protocol` is "TCP" or "UDP"."""
+    """Where clients connect to. `protocol` is "TCP", "UDP" or "SCTP"."""
 
     address: str
     protocol: str
     port: int
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol.lower()}"
+        return f"{bracketed(self.address)}:{self.port}/{self.protocol.lower()}"
 
 
 class Target(NamedTuple):
@@ -49,7 +76,11 @@ class Target(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"{bracketed(self.address)}:{self.port}"
+
+
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 class Refused(PodlaneError):
@@ -65,148 +96,166 @@ class Refused(PodlaneError):
         super().__init__(f"{what}: {cause}")
 
 
-def pick_chain(count: int) -> str:
-    """The name of the chain that picks one of `count` targets."""
-    return f"lb{count}"
+# --- byte formats: every field of a concatenation takes a multiple of four bytes -----
+
+PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
+PROTOCOL_BYTES = {name: bytes((number, 0, 0, 0)) for name, number in PROTOCOL_NUMBERS.items()}
+_MARK = struct.Struct("=I")
 
 
-def picked_from(chain: str) -> int:
-    """The number of targets the chain picks from; 0 when it is not a pick chain."""
-    digits = chain.removeprefix("lb")
-    return int(digits) if chain.startswith("lb") and digits.isascii() and digits.isdigit() else 0
+def pack_address(address: str) -> bytes:
+    """Raises ValueError for what is no address."""
+    try:
+        return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+    except OSError:
+        raise ValueError(f'expected an IP address, got "{address}"') from None
 
 
-# --- byte formats: every field of a concatenation takes four bytes -------------------
-
-_PROTOCOL_NUMBER = {"TCP": 6, "UDP": 17}
-_PROTOCOL_NAME = {6: "TCP", 17: "UDP"}
-_FRONTEND = struct.Struct("=4sB3x2s2x")
-_SLOT = struct.Struct("=4sB3x2s2xI")
-_TARGET = struct.Struct("=4s2s2x")
+def show_address(packed: bytes) -> str:
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
 
 
-@lru_cache(maxsize=65536)
-def _pack_address(address: str) -> bytes:
-    return inet_pton(AF_INET, address)
+def pack_port(port: int) -> bytes:
+    return port.to_bytes(2) + b"\0\0"
 
 
-@lru_cache(maxsize=65536)
-def _show_packed(packed: bytes) -> str:
-    return inet_ntop(AF_INET, packed)
+def pack_frontend(frontend: Frontend) -> Key:
+    return pack_address(frontend[0]) + PROTOCOL_BYTES[frontend[1]] + pack_port(frontend[2])
 
 
-def _pack_frontend(key: Key) -> bytes:
-    address, protocol, port = key
-    return _FRONTEND.pack(_pack_address(address), _protocol_number(protocol), port.to_bytes(2))
+def unpack_frontend(key: Key) -> Frontend:
+    address, number = key[:-8], key[-8]
+    # a number we do not know can only come from someone else's hand
+    return Frontend(show_address(address), _PROTOCOL_NAMES.get(number, str(number)), int.from_bytes(key[-4:-2]))
 
 
-def _unpack_frontend(data: bytes) -> Key:
-    address, protocol, port = _FRONTEND.unpack(data)
-    return Frontend(_show_packed(address), _protocol_name(protocol), int.from_bytes(port))
+def pack_target(target: Target) -> bytes:
+    return pack_address(target[0]) + pack_port(target[1])
 
 
-def _pack_slot(key: Key) -> bytes:
-    address, protocol, port, slot = key
-    return _SLOT.pack(_pack_address(address), _protocol_number(protocol), port.to_bytes(2), slot)
+def unpack_target(value: bytes) -> Target:
+    return Target(show_address(value[:-4]), int.from_bytes(value[-4:-2]))
 
 
-def _unpack_slot(data: bytes) -> Key:
-    address, protocol, port, slot = _SLOT.unpack(data)
-    return _show_packed(address), _protocol_name(protocol), int.from_bytes(port), slot
+pack_mark = _MARK.pack
+"""A number in host byte order: a slot or an id, as numgen and jhash leave it in a register."""
 
 
-def _pack_target(value: Target) -> bytes:
-    return _TARGET.pack(_pack_address(value[0]), value[1].to_bytes(2))
+def unpack_mark(data: bytes) -> int:
+    return int(_MARK.unpack(data)[0])
 
 
-def _unpack_target(data: bytes) -> Target:
-    address, port = _TARGET.unpack(data)
-    return Target(_show_packed(address), int.from_bytes(port))
+def family_of(frontend_key: Key) -> Family:
+    return IPV4 if len(frontend_key) == 12 else IPV6
 
 
-def _protocol_name(number: int) -> str:
-    # a number we do not know can only come from someone else's hand; it must still have a key, to be deleted
-    return _PROTOCOL_NAME.get(number) or str(number)
-
-
-def _protocol_number(name: str) -> int:
-    return _PROTOCOL_NUMBER.get(name) or int(name)
-
-
-def _pack_addresses(key: Key) -> bytes:
-    return b"".join(map(_pack_address, key))
-
-
-def _unpack_addresses(data: bytes) -> Key:
-    return tuple(_show_packed(data[at : at + 4]) for at in range(0, len(data), 4))
-
-
-def _show_frontend(key: Key) -> str:
-    return f"{key[0]} . {key[1].lower()} . {key[2]}"
-
-
-def _show_slot(key: Key) -> str:
-    return f"{_show_frontend(key)} . {key[3]:#010x}"
-
-
-def _show_addresses(key: Key) -> str:
-    return " . ".join(key)
+_FIELDS: Mapping[str, tuple[str, Callable[[bytes], str]]] = {
+    "proto": ("inet_proto", lambda data: _PROTOCOL_NAMES.get(data[0], str(data[0])).lower()),
+    "port": ("inet_service", lambda data: str(int.from_bytes(data[:2]))),
+    "mark": ("mark", lambda data: f"{unpack_mark(data):#010x}"),
+}
+_FRONTEND = ("address", "proto", "port")
 
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """One map (or set): how it is declared and how its keys and values are packed and shown.
+    """One map (or set): its fields and what its values are.
 
-    `kind`: "data" maps to a Target, "verdict" to the chain to go to, "set" to nothing.
+    `kind`: "data" maps to `data`'s fields, "verdict" to a verdict, "set" to nothing,
+    "ranges" is a set whose last field is a range: its key is the range's first key and then its last.
     """
 
     name: str
     kind: str
-    type: str
-    pack_key: Callable[[Key], bytes]
-    unpack_key: Callable[[bytes], Key]
-    show_key: Callable[[Key], str]
+    key: tuple[str, ...]
+    data: tuple[str, ...] = ()
 
-    def show(self, key: Key, value: Value) -> str:
+    def key_size(self, family: Family) -> int:
+        """Bytes of a key; of a range, of each end."""
+        return sum(family.width if field == "address" else 4 for field in self.key)
+
+    def declaration(self, family: Family) -> str:
+        """The type, as nft declares it."""
+        named = _types(family, self.key)
+        return (
+            f"{named} : {'verdict' if self.kind == 'verdict' else _types(family, self.data)}" if self.is_map else named
+        )
+
+    @property
+    def is_map(self) -> bool:
+        return self.kind in {"data", "verdict"}
+
+    def show_key(self, family: Family, key: Key) -> str:
+        if self.kind != "ranges":
+            return _show(family, self.key, key)
+        size = len(key) // 2
+        return f"{_show(family, self.key, key[:size])}-{show_address(key[-family.width :])}"
+
+    def show(self, family: Family, key: Key, value: Value) -> str:
         """The element as nft writes it."""
-        if self.kind == "set":
-            return self.show_key(key)
-        return f"{self.show_key(key)} : {f'goto {value}' if self.kind == 'verdict' else f'{value[0]} . {value[1]}'}"
+        shown = self.show_key(family, key)
+        if isinstance(value, bytes):
+            return f"{shown} : {_show(family, self.data, value)}"
+        return shown if value is None else f"{shown} : {value}"
 
 
-pack_target = _pack_target
-unpack_target = _unpack_target
+def _types(family: Family, fields: tuple[str, ...]) -> str:
+    return " . ".join(family.address_type if field == "address" else _FIELDS[field][0] for field in fields)
+
+
+def _show(family: Family, fields: tuple[str, ...], data: bytes) -> str:
+    parts, at = [], 0
+    for name in fields:
+        size = family.width if name == "address" else 4
+        piece = data[at : at + size]
+        parts.append(show_address(piece) if name == "address" else _FIELDS[name][1](piece))
+        at += size
+    return " . ".join(parts)
+
 
 SERVICES = "services"
+INSIDE = "inside"
+ADMITTED = "admitted"
 ENDPOINTS = "endpoints"
+PICKS = "picks"
+ADDRESSES = "addresses"
+EXTERNAL = "external"
+REFUSED = "refused"
+SOURCE_RANGES = "source_ranges"
 CLUSTER_IPS = "cluster_ips"
 HAIRPIN = "hairpin"
 
 MAPS: Mapping[str, MapSpec] = {
     spec.name: spec
     for spec in (
-        MapSpec(
-            SERVICES,
-            "verdict",
-            "ipv4_addr . inet_proto . inet_service : verdict",
-            _pack_frontend,
-            _unpack_frontend,
-            _show_frontend,
-        ),
+        MapSpec(SERVICES, "verdict", _FRONTEND),
+        MapSpec(INSIDE, "verdict", _FRONTEND),
+        MapSpec(ADMITTED, "verdict", _FRONTEND),
         # The slot's type is `mark`: an integer in host order, which is what numgen leaves in its
         # register. A `typeof … numgen` key would load once, but nft 1.0.6 cannot add to it later.
-        MapSpec(
-            ENDPOINTS,
-            "data",
-            "ipv4_addr . inet_proto . inet_service . mark : ipv4_addr . inet_service",
-            _pack_slot,
-            _unpack_slot,
-            _show_slot,
-        ),
-        MapSpec(CLUSTER_IPS, "set", "ipv4_addr", _pack_addresses, _unpack_addresses, _show_addresses),
-        MapSpec(HAIRPIN, "set", "ipv4_addr . ipv4_addr", _pack_addresses, _unpack_addresses, _show_addresses),
+        MapSpec(ENDPOINTS, "data", (*_FRONTEND, "mark"), ("address", "port")),
+        MapSpec(PICKS, "data", (*_FRONTEND, "mark"), ("mark",)),
+        MapSpec(ADDRESSES, "data", ("mark",), ("address", "port")),
+        MapSpec(EXTERNAL, "verdict", _FRONTEND),
+        MapSpec(REFUSED, "set", _FRONTEND),
+        MapSpec(SOURCE_RANGES, "ranges", (*_FRONTEND, "address")),
+        MapSpec(CLUSTER_IPS, "set", ("address",)),
+        MapSpec(HAIRPIN, "set", ("address", "address")),
     )
 }
+
+AFFINITY = MapSpec("affinity", "data", (*_FRONTEND, "address"), ("mark",))
+"""Which client goes to which id. Packets fill it, and time empties it; proxyd only reads it, for people."""
+
+GOTO = "goto "
+DROP = "drop"
+MASQUERADE_ALL, MASQUERADE_OWN, RANGED = "masquerade-all", "masquerade-own", "ranged"
+
+
+def chain_of(verdict: Value) -> str:
+    """The chain a verdict goes to, or ""."""
+    return verdict[len(GOTO) :] if isinstance(verdict, str) and verdict.startswith(GOTO) else ""
 
 
 # --- changes -------------------------------------------------------------------------
@@ -220,6 +269,7 @@ class Transaction:
     added, chains dropped. So a key in both `delete` and `add` gets a new value.
     """
 
+    family: Family
     chains: list[str] = field(default_factory=list)
     delete: dict[str, list[Key]] = field(default_factory=lambda: {name: [] for name in MAPS})
     add: dict[str, dict[Key, Value]] = field(default_factory=lambda: {name: {} for name in MAPS})
@@ -242,43 +292,44 @@ class Transaction:
 
     def lines(self) -> Iterator[str]:
         """What an operator would give to nft."""
-        where = f"{FAMILY} {TABLE}"
+        family = self.family
+        where = f"{family.name} {TABLE}"
         for chain in self.chains:
             yield f"add chain {where} {chain}"
-            for rule in pick_rules(chain):
+            for rule in rules_of(chain, family.name):
                 yield f"add rule {where} {chain} {rule}"
         for name, keys in self.delete.items():
-            yield from (f"delete element {where} {name} {{ {MAPS[name].show_key(key)} }}" for key in keys)
+            yield from (f"delete element {where} {name} {{ {MAPS[name].show_key(family, key)} }}" for key in keys)
         for name, elements in self.add.items():
-            yield from (
-                f"add element {where} {name} {{ {MAPS[name].show(key, value)} }}" for key, value in elements.items()
-            )
+            show = MAPS[name].show
+            yield from (f"add element {where} {name} {{ {show(family, *each)} }}" for each in elements.items())
         for chain in self.drop_chains:
             yield f"delete chain {where} {chain}"
 
 
-def pick_rules(chain: str) -> tuple[str, str]:
-    """The two rules of a pick chain: pick, and (a slot was missing) drop.
-
-    Without the drop a miss would be remembered by conntrack as "no translation".
-    """
-    key = f"ip daddr . meta l4proto . th dport . numgen random mod {picked_from(chain)}"
-    return f"dnat ip to {key} map @{ENDPOINTS}", "drop"
-
-
 @dataclass(slots=True)
 class Tables:
-    """The content of the table: pick chains and the elements of each map."""
+    """The content of one family's table: pick chains and the elements of each map."""
 
+    family: Family
     chains: set[str] = field(default_factory=set)
     maps: dict[str, dict[Key, Value]] = field(default_factory=lambda: {name: {} for name in MAPS})
 
     def __getitem__(self, name: str) -> dict[Key, Value]:
         return self.maps[name]
 
-    def count(self, frontend: Frontend) -> int:
-        """How many slots new connections to the frontend are spread over."""
-        return picked_from(self.maps[SERVICES].get(frontend, ""))
+    def picks(self, frontend: Key) -> tuple[Pick | None, Pick | None]:
+        """How connections to the frontend are spread: those from inside (pods, this host), those from outside.
+
+        None: they are not. Where both are treated alike, both are the same.
+        """
+        verdict = self.maps[SERVICES].get(frontend)
+        if verdict is not None and chain_of(verdict) == RANGED:
+            verdict = self.maps[ADMITTED].get(frontend)
+        outside = pick_of(chain_of(verdict))
+        if outside is None or not outside.outside:
+            return outside, outside
+        return pick_of(chain_of(self.maps[INSIDE].get(frontend))), outside
 
     def apply(self, transaction: Transaction, *, size: int | None = None) -> None:
         """Carry it out, or raise Refused and be left as before. `size` limits each map's elements."""
@@ -299,27 +350,37 @@ class Tables:
             seen: set[Key] = set()
             for key in keys:
                 if key not in present or key in seen:
-                    raise Refused(f"delete {name} {MAPS[name].show_key(key)}", errno.ENOENT, (name, key))
+                    raise self._refused("delete", name, key, errno.ENOENT)
                 seen.add(key)
             self._check_added(name, transaction.add[name], seen, chains)
-            if size is not None and len((present.keys() - seen) | transaction.add[name].keys()) > size:
+            if (
+                size is not None
+                and len(present) - len(seen) + len(transaction.add[name].keys() - (present.keys() - seen)) > size
+            ):
                 raise Refused(f"add to {name}", errno.ENFILE)
         for chain in transaction.drop_chains:
             if chain not in chains:
                 raise Refused(f"delete chain {chain}", errno.ENOENT)
-            if any(value == chain for value in self._verdicts_after(transaction)):
+            if any(chain_of(value) == chain for value in self._verdicts_after(transaction)):
                 raise Refused(f"delete chain {chain}", errno.EBUSY)
 
     def _check_added(self, name: str, added: Mapping[Key, Value], deleted: set[Key], chains: Iterable[str]) -> None:
         present = self.maps[name]
-        spec = MAPS[name]
-        for key, value in added.items():
-            if key in present and key not in deleted and present[key] != value:
-                raise Refused(f"add {name} {spec.show(key, value)}", errno.EEXIST, (name, key))
-            if spec.kind == "verdict" and value not in chains:
-                raise Refused(f"add {name} {spec.show(key, value)}", errno.ENOENT, (name, key))
+        for key in added.keys() & present.keys():
+            if key not in deleted and present[key] != added[key]:
+                raise self._refused("add", name, key, errno.EEXIST)
+        if MAPS[name].kind == "verdict":
+            for key, value in added.items():
+                chain = chain_of(value)
+                if chain and pick_of(chain) and chain not in chains:
+                    raise self._refused("add", name, key, errno.ENOENT)
 
-    def _verdicts_after(self, transaction: Transaction) -> Iterator[str]:
-        gone = set(transaction.delete[SERVICES])
-        yield from (value for key, value in self.maps[SERVICES].items() if key not in gone)
-        yield from transaction.add[SERVICES].values()
+    def _refused(self, verb: str, name: str, key: Key, number: int) -> Refused:
+        return Refused(f"{verb} {name} {MAPS[name].show_key(self.family, key)}", number, (name, key))
+
+    def _verdicts_after(self, transaction: Transaction) -> Iterator[Value]:
+        for name, spec in MAPS.items():
+            if spec.kind == "verdict":
+                gone = set(transaction.delete[name])
+                yield from (value for key, value in self.maps[name].items() if key not in gone)
+                yield from transaction.add[name].values()

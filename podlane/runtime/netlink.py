@@ -227,6 +227,11 @@ class NetlinkSocket:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    @property
+    def port(self) -> int:
+        """The socket's own address: what its changes are told to others with."""
+        return int(self._socket.getsockname()[0])
+
     def __enter__(self) -> Self:
         return self
 
@@ -406,6 +411,11 @@ def messages(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
         if kind != NLMSG_NOOP:
             yield kind, flags, sequence, view[at + 16 : at + length]
         at += (length + 3) & ~3
+
+
+def sender(datagram: Buffer) -> int:
+    """The `port` of whoever caused the first message of a notification; 0 for the kernel itself."""
+    return int(_HEADER.unpack_from(datagram)[4]) if len(datagram) >= 16 else 0
 
 
 def _failure(index: int, body: memoryview) -> Failure:
