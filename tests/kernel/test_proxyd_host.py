@@ -219,7 +219,14 @@ def test_a_segment_out_of_window_reaches_the_client_from_the_service_address(net
     with listener, raw, ear, made:
         ear.settimeout(5)
         port = made.getsockname()[1]
-        far_off = segment("10.5.1.2", "192.0.2.2", 8080, port, sequence=0x12345678, data=b"late")
+        while True:
+            packet = ear.recv(2048)
+            if packet[9] == socket.IPPROTO_TCP and packet[33] == 0x12:  # SYN and ACK
+                break
+        (sequence,) = struct.unpack("!I", packet[24:28])
+        # far beyond the window; what lies before it conntrack takes for an old segment, and translates
+        beyond = (sequence + (1 << 30)) % (1 << 32)
+        far_off = segment("10.5.1.2", "192.0.2.2", 8080, port, sequence=beyond, data=b"late")
         raw.sendto(far_off, ("192.0.2.2", 0))
         while True:
             packet = ear.recv(2048)

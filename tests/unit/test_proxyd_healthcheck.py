@@ -219,3 +219,21 @@ def test_a_health_check_that_raises_has_failed() -> None:
     assert server.set({port: WEB}, HOME) == []  # closed: nothing is opened any more
     with pytest.raises(OSError, match="refused"):
         ask(port)
+
+
+def test_what_comes_and_goes_before_the_thread_looks_is_served_right(state: State) -> None:
+    """As at a start with many changes: several calls before the thread has run at all."""
+    server = HealthCheckServer(lambda: state.well)
+    port, other = free_port(), free_port()
+    server.set({port: WEB}, HOME)
+    server.set({other: WEB}, HOME)
+    server.set({port: MAIL, other: WEB}, HOME)
+    stop = threading.Event()
+    thread = threading.Thread(target=server.serve, args=(stop,))
+    thread.start()
+    try:
+        assert (ask(port)[0], ask(other)[0]) == (503, 200)
+    finally:
+        stop.set()
+        thread.join(10)
+        server.close()
