@@ -29,6 +29,7 @@ from podlane.api.types import (
     ReplicationController,
     Service,
 )
+from podlane.cli.description_service import UNSET, endpoint_lines, service_fields
 from podlane.cli.tables import event_source, last_seen, node_roles
 from podlane.runtime.text import NONE, UNKNOWN, TableWriter, age, pairs, rfc1123
 
@@ -38,8 +39,8 @@ _COLUMN = 18
 Lines = Iterator[str]
 
 
-def _field(name: str, value: object) -> str:
-    return f"{name + ':':<{_COLUMN}}{value}"
+def _field(name: str, value: object, width: int = _COLUMN) -> str:
+    return f"{name + ':':<{width}}{value}"
 
 
 def _map(name: str, values: Mapping[str, str]) -> Lines:
@@ -74,11 +75,11 @@ def _conditions(conditions: Sequence[Condition], *, full: bool = False) -> Lines
     yield from _grid(("Type", "Status", "LastTransitionTime", "Reason", "Message"), *rows)
 
 
-def _events(events: Sequence[Event] | None, now: datetime) -> Lines:
+def _events(events: Sequence[Event] | None, now: datetime, width: int) -> Lines:
     if events is None:
         return
     if not events:
-        yield _field("Events", NONE)
+        yield _field("Events", NONE, width)
         return
     yield "Events:"
     rows = [(e.type, e.reason, last_seen(e, now), event_source(e) or UNKNOWN, e.message.strip()) for e in events]
@@ -172,11 +173,14 @@ def _top(obj: Object) -> Lines:
 
 
 def _labels(obj: Object) -> Lines:
+    yield from _map("Labels", obj.metadata.labels)
+    yield from _map("Annotations", _shown_annotations(obj))
+
+
+def _shown_annotations(obj: Object) -> dict[str, str]:
     from podlane.cli.merge import LAST_APPLIED
 
-    yield from _map("Labels", obj.metadata.labels)
-    shown = {k: v for k, v in obj.metadata.annotations.items() if k != LAST_APPLIED}
-    yield from _map("Annotations", shown)
+    return {key: value for key, value in obj.metadata.annotations.items() if key != LAST_APPLIED}
 
 
 def _pod(pod: Pod) -> Lines:
@@ -224,32 +228,12 @@ def _controller(rc: ReplicationController, related: Sequence[Object]) -> Lines:
         yield from _conditions(rc.status.conditions, full=True)
 
 
-def _service(service: Service, related: Sequence[Object]) -> Lines:
-    spec = service.spec
+def _service(service: Service, related: Sequence[Object]) -> tuple[list[str], int]:
+    """The lines, and the width of the names in them."""
     slices = [piece for piece in related if isinstance(piece, EndpointSlice)]
-    yield from _top(service)
-    yield from _labels(service)
-    yield _field("Selector", pairs(spec.selector))
-    yield _field("Type", spec.type)
-    yield _field("IP", spec.cluster_ip or NONE)
-    for port in spec.ports:
-        yield _field("Port", f"{port.name or '<unset>'}  {port.port}/{port.protocol}")
-        yield _field("TargetPort", f"{port.target_port}/{port.protocol}")
-        yield _field("Endpoints", ",".join(_serving(slices, port.name)) or NONE)
-    yield _field("Session Affinity", spec.session_affinity)
-
-
-def _serving(slices: Sequence[EndpointSlice], port_name: str) -> list[str]:
-    """`10.244.1.2:8080` for every ready endpoint of one service port."""
-    return [
-        f"{address}:{port.port}"
-        for piece in slices
-        for port in piece.ports
-        if port.name == port_name
-        for endpoint in piece.endpoints
-        if endpoint.conditions.ready
-        for address in endpoint.addresses
-    ]
+    fields = list(service_fields(service, slices, _shown_annotations(service)))
+    width = max(_COLUMN, max(len(name) for name, _ in fields) + 3)
+    return [_field(name, value, width) if name else " " * width + value for name, value in fields], width
 
 
 def _node(node: Node, related: Sequence[Object], now: datetime) -> Lines:
@@ -306,19 +290,11 @@ def _slice(piece: EndpointSlice) -> Lines:
     yield from _labels(piece)
     yield _field("AddressType", piece.address_type)
     yield "Ports:"
-    ports = [(port.name or "<unset>", str(port.port), port.protocol) for port in piece.ports]
+    ports = [(port.name or UNSET, str(port.port), port.protocol) for port in piece.ports]
     yield from _grid(("Name", "Port", "Protocol"), *ports)
     yield "Endpoints:"
     for endpoint in piece.endpoints:
-        conditions = endpoint.conditions
-        target = endpoint.target_ref
-        yield f"  - Addresses:  {','.join(endpoint.addresses)}"
-        yield (
-            f"    Conditions: ready={str(conditions.ready).lower()} serving={str(conditions.serving).lower()} "
-            f"terminating={str(conditions.terminating).lower()}"
-        )
-        yield f"    TargetRef:  {f'{target.kind}/{target.name}' if target else NONE}"
-        yield f"    NodeName:   {endpoint.node_name or NONE}"
+        yield from endpoint_lines(endpoint)
 
 
 def _lease(lease: Lease) -> Lines:
@@ -347,8 +323,6 @@ def _body(obj: Object, now: datetime, related: Sequence[Object]) -> Lines:
             yield from _pod(obj)
         case ReplicationController():
             yield from _controller(obj, related)
-        case Service():
-            yield from _service(obj, related)
         case Node():
             yield from _node(obj, related, now)
         case EndpointSlice():
@@ -370,6 +344,11 @@ def describe_object(
     obj: Object, now: datetime, *, events: Sequence[Event] | None, related: Sequence[Object] = ()
 ) -> Lines:
     """The lines about one object. `events` of None leaves the events out."""
-    yield from _body(obj, now, related)
+    width = _COLUMN
+    if isinstance(obj, Service):
+        lines, width = _service(obj, related)
+        yield from lines
+    else:
+        yield from _body(obj, now, related)
     if not isinstance(obj, Event | Lease):
-        yield from _events(events, now)
+        yield from _events(events, now, width)

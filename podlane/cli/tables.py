@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from podlane.api.meta import get_condition
+from podlane.api.services import ingress_of
 from podlane.api.types import (
     Endpoint,
     EndpointSlice,
@@ -33,15 +35,21 @@ from podlane.runtime.text import NONE, UNKNOWN, age, pairs
 UNSET = "<unset>"
 _SHOWN = 3
 """How many addresses or ports of an endpoint slice a cell shows."""
+_INGRESS_WIDTH = 16
+"""How many letters of a load balancer's addresses a cell shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`cells` yields all columns in the order of `columns`; those in `wide` are shown with -o wide only."""
+    """`cells` yields all columns in the order of `columns`; those in `wide` are shown with -o wide only.
+
+    `full` yields the cells with -o wide, where some are shortened without.
+    """
 
     columns: tuple[str, ...]
     wide: frozenset[str]
     cells: Callable[[Any, datetime], Sequence[str]]
+    full: Callable[[Any, datetime], Sequence[str]] | None = None
 
     def _shown(self, wide: bool) -> list[int]:
         return [i for i, column in enumerate(self.columns) if wide or column not in self.wide]
@@ -50,7 +58,7 @@ class Table:
         return [self.columns[i] for i in self._shown(wide)]
 
     def row(self, obj: Object, now: datetime, *, wide: bool = False) -> list[str]:
-        cells = self.cells(obj, now)
+        cells = (self.full or self.cells)(obj, now) if wide else self.cells(obj, now)
         return [cells[i] for i in self._shown(wide)]
 
 
@@ -82,16 +90,30 @@ def _controller(rc: ReplicationController, now: datetime) -> Sequence[str]:
 
 
 def service_ports(ports: Sequence[ServicePort]) -> str:
-    """`80/TCP,53/UDP`."""
-    return ",".join(f"{port.port}/{port.protocol}" for port in ports) or NONE
+    """`80/TCP,53/UDP`, with node ports `80:31234/TCP`."""
+    shown = (f"{port.port}{f':{port.node_port}' if port.node_port else ''}/{port.protocol}" for port in ports)
+    return ",".join(shown) or NONE
 
 
-def _service(service: Service, now: datetime) -> Sequence[str]:
+def external_addresses(service: Service, *, wide: bool = False) -> str:
+    """Where it is reached from outside; a load balancer's own addresses are shortened unless `wide`."""
+    spec = service.spec
+    if spec.type == "ExternalName":
+        return spec.external_name
+    if spec.type != "LoadBalancer":
+        return ",".join(spec.external_ips) or NONE
+    served = ",".join(sorted(set(ingress_of(service))))
+    if not wide and len(served) > _INGRESS_WIDTH:
+        served = served[: _INGRESS_WIDTH - 3] + "..."
+    return ",".join(filter(None, (served, *spec.external_ips))) or "<pending>"
+
+
+def _service(service: Service, now: datetime, *, wide: bool = False) -> Sequence[str]:
     return (
         service.metadata.name,
         service.spec.type,
         service.spec.cluster_ip or NONE,
-        NONE,
+        external_addresses(service, wide=wide),
         service_ports(service.spec.ports),
         age(service.metadata.creation_timestamp, now),
         pairs(service.spec.selector),
@@ -205,10 +227,15 @@ def _event(event: Event, now: datetime) -> Sequence[str]:
     )
 
 
-def _table(columns: str, wide: str, cells: Callable[[Any, datetime], Sequence[str]]) -> Table:
+def _table(
+    columns: str,
+    wide: str,
+    cells: Callable[[Any, datetime], Sequence[str]],
+    full: Callable[[Any, datetime], Sequence[str]] | None = None,
+) -> Table:
     """Columns separated by `|`; those after the first in `wide` are shown with -o wide only."""
     names = tuple(columns.split("|"))
-    return Table(names, frozenset(filter(None, wide.split("|"))), cells)
+    return Table(names, frozenset(filter(None, wide.split("|"))), cells, full)
 
 
 TABLES: dict[type[Object], Table] = {
@@ -216,7 +243,9 @@ TABLES: dict[type[Object], Table] = {
     ReplicationController: _table(
         "NAME|DESIRED|CURRENT|READY|AGE|CONTAINERS|IMAGES|SELECTOR", "CONTAINERS|IMAGES|SELECTOR", _controller
     ),
-    Service: _table("NAME|TYPE|CLUSTER-IP|EXTERNAL-IP|PORT(S)|AGE|SELECTOR", "SELECTOR", _service),
+    Service: _table(
+        "NAME|TYPE|CLUSTER-IP|EXTERNAL-IP|PORT(S)|AGE|SELECTOR", "SELECTOR", _service, partial(_service, wide=True)
+    ),
     Node: _table(
         "NAME|STATUS|ROLES|AGE|VERSION|INTERNAL-IP|EXTERNAL-IP|OS-IMAGE|KERNEL-VERSION|CONTAINER-RUNTIME",
         "INTERNAL-IP|EXTERNAL-IP|OS-IMAGE|KERNEL-VERSION|CONTAINER-RUNTIME",

@@ -9,16 +9,22 @@ from cli_shell import NOW, Shell, ago, lines, owner, pod, rc, running, terminate
 from msgspec.structs import replace
 
 from podlane.api.types import (
+    ClientIPConfig,
     Condition,
     Container,
     ContainerPort,
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
     EnvVar,
     Event,
     EventSource,
+    ForNode,
+    ForZone,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Namespace,
     Node,
     NodeAddress,
@@ -32,6 +38,8 @@ from podlane.api.types import (
     Service,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
+    SessionAffinityConfig,
     TCPSocketAction,
 )
 from podlane.cli.description import describe_object, probe_text
@@ -186,21 +194,22 @@ def test_a_service_and_its_endpoints():
     assert (
         text(service, piece)
         == """\
-Name:             web
-Namespace:        default
-Labels:           <none>
-Annotations:      <none>
-Selector:         app=web
-Type:             ClusterIP
-IP:               10.96.0.9
-Port:             http  80/TCP
-TargetPort:       http/TCP
-Endpoints:        10.244.1.2:8080,10.244.2.2:8080
-Port:             dns  53/UDP
-TargetPort:       5353/UDP
-Endpoints:        <none>
-Session Affinity: None
-Events:           <none>"""
+Name:                     web
+Namespace:                default
+Labels:                   <none>
+Annotations:              <none>
+Selector:                 app=web
+Type:                     ClusterIP
+IP:                       10.96.0.9
+Port:                     http  80/TCP
+TargetPort:               http/TCP
+Endpoints:                10.244.1.2:8080,10.244.2.2:8080
+Port:                     dns  53/UDP
+TargetPort:               5353/UDP
+Endpoints:                <none>
+Session Affinity:         None
+Internal Traffic Policy:  Cluster
+Events:                   <none>"""
     )
     assert """\
 Endpoints:
@@ -210,6 +219,99 @@ Endpoints:
     NodeName:   node1
   - Addresses:  10.244.1.3
     Conditions: ready=false serving=true terminating=false
+""" in text(piece)
+
+
+def test_all_that_a_service_may_have():
+    service = Service(
+        metadata=ObjectMeta(name="web", namespace="default", annotations={"podlane.io/balance": "maglev", "a": "b"}),
+        spec=ServiceSpec(
+            type="LoadBalancer",
+            selector={"app": "web"},
+            cluster_ip="10.96.0.9",
+            cluster_ips=("10.96.0.9", "fd00::9"),
+            ip_families=("IPv4", "IPv6"),
+            ip_family_policy="PreferDualStack",
+            external_ips=("198.51.100.1",),
+            load_balancer_ip="192.0.2.9",
+            load_balancer_class="example.com/metal",
+            load_balancer_source_ranges=("10.0.0.0/8", "fd00::/8"),
+            ports=(ServicePort(name="http", port=80, target_port=8080, node_port=30080, app_protocol="http"),),
+            session_affinity="ClientIP",
+            session_affinity_config=SessionAffinityConfig(client_ip=ClientIPConfig(timeout_seconds=60)),
+            external_traffic_policy="Local",
+            internal_traffic_policy="Local",
+            health_check_node_port=31000,
+            traffic_distribution="PreferClose",
+            publish_not_ready_addresses=True,
+        ),
+        status=ServiceStatus(
+            load_balancer=LoadBalancerStatus(
+                ingress=(LoadBalancerIngress(ip="192.0.2.9", ip_mode="VIP"), LoadBalancerIngress(hostname="lb.example"))
+            )
+        ),
+    )
+    ports = (EndpointPort(name="http", port=8080),)
+    four = EndpointSlice(endpoints=(endpoint("10.244.1.2"),), ports=ports)
+    six = EndpointSlice(address_type="IPv6", endpoints=(endpoint("fd00:1::2"), endpoint("fd00:1::3")), ports=ports)
+    assert (
+        text(service, four, six)
+        == """\
+Name:                        web
+Namespace:                   default
+Labels:                      <none>
+Annotations:                 a=b
+                             podlane.io/balance=maglev
+Selector:                    app=web
+Type:                        LoadBalancer
+IP Family Policy:            PreferDualStack
+IP Families:                 IPv4,IPv6
+IP:                          10.96.0.9
+IPs:                         10.96.0.9,fd00::9
+External IPs:                198.51.100.1
+Desired LoadBalancer IP:     192.0.2.9
+LoadBalancer Ingress:        192.0.2.9 (VIP), lb.example
+Port:                        http  80/TCP
+TargetPort:                  8080/TCP
+NodePort:                    http  30080/TCP
+AppProtocol:                 http
+Endpoints (IPv4):            10.244.1.2:8080
+Endpoints (IPv6):            [fd00:1::2]:8080,[fd00:1::3]:8080
+Session Affinity:            ClientIP
+Session Affinity Timeout:    60s
+External Traffic Policy:     Local
+Internal Traffic Policy:     Local
+HealthCheck NodePort:        31000
+LoadBalancer Class:          example.com/metal
+LoadBalancer Source Ranges:  10.0.0.0/8,fd00::/8
+Traffic Distribution:        PreferClose
+Publish Not Ready:           true
+Events:                      <none>"""
+    )
+
+
+def test_a_service_that_is_a_name():
+    service = Service(
+        metadata=ObjectMeta(name="db", namespace="default"),
+        spec=ServiceSpec(type="ExternalName", external_name="db.example.com"),
+    )
+    assert "Type:              ExternalName\nExternal Name:     db.example.com\nSession Affinity:  None\n" in text(
+        service
+    )
+
+
+def test_endpoints_with_zones_and_hints():
+    hints = EndpointHints(for_zones=(ForZone(name="a"), ForZone(name="b")), for_nodes=(ForNode(name="node1"),))
+    piece = EndpointSlice(
+        metadata=ObjectMeta(name="web-1", namespace="default"),
+        endpoints=(replace(endpoint("10.244.1.2"), zone="a", hostname="web-0", hints=hints),),
+    )
+    assert """\
+    Hostname:   web-0
+    TargetRef:  Pod/web-1
+    NodeName:   node1
+    Zone:       a
+    Hints:      zone a, zone b, node node1
 """ in text(piece)
 
 

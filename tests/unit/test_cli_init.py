@@ -145,3 +145,33 @@ def test_without_etcd(shell):
 def test_a_broken_config_is_named(shell):
     shell.store.txn([], [Put(KEY, b"{")])
     assert shell.fails("init").startswith(f"error: read {KEY}: not JSON")
+
+
+def test_two_service_ranges_and_the_ports_of_nodes(shell):
+    shell.ok("init", "--service-cidr", "10.96.0.0/16, fd00:10:96::/112", "--service-node-port-range", "31000-31999")
+    config = shell.registry.cluster_config()
+    assert (config.service_cidr, config.service_node_port_range) == ("10.96.0.0/16,fd00:10:96::/112", "31000-31999")
+    again = shell.ok("init", "--service-cidr", "10.96.0.0/16,fd00:10:96::/112", "--service-node-port-range=31000-31999")
+    assert again == "network unchanged\ncluster unchanged\n"
+    errors = lines(shell.fails("init", "--service-node-port-range=31000-31999"))
+    assert errors[1:] == ['error: cluster.serviceCIDR: "10.96.0.0/16,fd00:10:96::/112" -> "10.96.0.0/16"']
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("--service-cidr", "10.96.0.0/16,10.97.0.0/16"),
+            "--service-cidr: expected one range, or one of each family, got 10.96.0.0/16, 10.97.0.0/16",
+        ),
+        (("--service-cidr", "fd00::/112,10.244.0.0/24"), "--service-cidr: 10.244.0.0/24 overlaps the pods' network"),
+        (
+            ("--service-node-port-range", "32767-30000"),
+            "--service-node-port-range: expected ports from 1 to 65535, the lower first, got 32767-30000",
+        ),
+    ],
+)
+def test_wrong_ranges_write_nothing(shell, args, message):
+    before = shell.revision()
+    assert message in shell.fails("init", *args, code=2)
+    assert shell.revision() == before

@@ -15,6 +15,8 @@ from podlane.api.types import (
     EventSource,
     Lease,
     LeaseSpec,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Namespace,
     Node,
     NodeAddress,
@@ -27,6 +29,7 @@ from podlane.api.types import (
     Service,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
 )
 from podlane.cli.output import TablePrinter
 from podlane.cli.podstatus import summarize
@@ -149,6 +152,31 @@ def test_services(capsys):
         "web    ClusterIP   10.96.0.10   <none>        80/TCP,53/UDP   3d    app=web\n"
         "bare   ClusterIP   None         <none>        <none>          3d    <none>\n"
     )
+
+
+def test_services_of_every_type(capsys):
+    node_ports = (ServicePort(port=80, node_port=31234), ServicePort(port=53, protocol="UDP", node_port=30053))
+    served = service("lb", type="LoadBalancer", ports=node_ports[:1])
+    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in ("192.0.2.20", "192.0.2.10"))
+    served = replace(served, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)))
+    shown = [
+        service("np", type="NodePort", ports=node_ports),
+        service("new", type="LoadBalancer", ports=node_ports[:1]),
+        served,
+        replace(served, spec=replace(served.spec, external_ips=("198.51.100.1",))),
+        service("ext", external_ips=("198.51.100.1", "198.51.100.2"), ports=node_ports[:1]),
+        service("name", type="ExternalName", external_name="db.example.com", cluster_ip="", ports=()),
+    ]
+    assert show(capsys, shown) == (
+        "NAME   TYPE           CLUSTER-IP   EXTERNAL-IP                     PORT(S)                     AGE\n"
+        "np     NodePort       10.96.0.10   <none>                          80:31234/TCP,53:30053/UDP   3d\n"
+        "new    LoadBalancer   10.96.0.10   <pending>                       80:31234/TCP                3d\n"
+        "lb     LoadBalancer   10.96.0.10   192.0.2.10,19...                80:31234/TCP                3d\n"
+        "lb     LoadBalancer   10.96.0.10   192.0.2.10,19...,198.51.100.1   80:31234/TCP                3d\n"
+        "ext    ClusterIP      10.96.0.10   198.51.100.1,198.51.100.2       80:31234/TCP                3d\n"
+        "name   ExternalName   <none>       db.example.com                  <none>                      3d\n"
+    )
+    assert "   192.0.2.10,192.0.2.20   " in show(capsys, [served], wide=True)
 
 
 def node(name="node1", ready="True", *, labels=None, unschedulable=False) -> Node:
