@@ -43,3 +43,22 @@ def test_the_service_of_the_web_example_finds_its_pods_and_only_those() -> None:
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_each_example_says_how_it_is_used(file: Path) -> None:
     assert f"podlane apply -f docs/examples/{file.name}" in file.read_text()
+
+
+def test_the_examples_of_services_find_the_web_pods() -> None:
+    objects = [m.obj for m in load([EXAMPLES])]
+    found = {o.metadata.name: o for o in objects if isinstance(o, types.Service)}
+    (controller,) = (o for o in objects if isinstance(o, types.ReplicationController))
+    labels = controller.spec.template.metadata.labels
+    kinds = {"web-nodeport": "NodePort", "web-loadbalancer": "LoadBalancer", "web-affinity": "ClusterIP"}
+    for name, kind in kinds.items():
+        service = found[name]
+        assert service.spec.type == kind
+        assert selects(service.spec.selector, labels)
+        assert [port.target_port for port in service.spec.ports] == ["http"]
+    assert found["web-loadbalancer"].spec.external_traffic_policy == "Local"
+    affine = found["web-affinity"]
+    assert affine.spec.session_affinity_config == types.SessionAffinityConfig(
+        client_ip=types.ClientIPConfig(timeout_seconds=600)
+    )
+    assert affine.metadata.annotations[types.BALANCE_ANNOTATION] == "maglev"
