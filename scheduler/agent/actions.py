@@ -70,11 +70,11 @@ class Attach:
 
     def __str__(self) -> str:
         pod = f"ip -n {self.name}"
-        plug = Plug("", self.ip, self.network)
-        return (
-            f"ip link add master {BRIDGE} type veth peer name {INSIDE} netns {self.name} && "
-            f"{pod} address add {plug.interface} dev {INSIDE} && {pod} route add default via {self.network.gateway}"
-        )
+        commands = [f"ip link add master {BRIDGE} type veth peer name {INSIDE} netns {self.name}"]
+        for interface, gateway in Plug("", self.ip, self.network).routes:
+            commands.append(f"{pod} address add {interface} dev {INSIDE}")
+            commands.append(f"{pod} route add default via {gateway}")
+        return " && ".join(commands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,10 @@ class WriteHosts:
     container: str
     path: str
     hostname: str
-    ip: str
+    ips: tuple[str, ...]
 
     def __str__(self) -> str:
-        return shlex.join(["echo", f"{self.ip} {self.hostname}"]) + f" >> {self.path}"
+        return " && ".join(shlex.join(["echo", f"{ip} {self.hostname}"]) + f" >> {self.path}" for ip in self.ips)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 
 from scheduler.agent.network import NetworkSpec
 
@@ -27,13 +27,13 @@ class Addresses:
 
     def free(self) -> Iterator[str]:
         """Every address that may be handed out, the next one first."""
-        network = IPv4Network(self.network.subnet)
-        # in /31 and /32 no address is set apart (RFC 3021)
-        edge = 1 if network.prefixlen < 31 else 0
+        network = ip_network(self.network.subnet)
+        # in /31 and /32 (/127 and /128) no address is set apart (RFC 3021, 6164); IPv6 has no broadcast
+        edge = 1 if network.prefixlen < network.max_prefixlen - 1 else 0
+        count = network.num_addresses - edge - (edge if network.version == 4 else 0)
         first = int(network.network_address) + edge
-        count = network.num_addresses - 2 * edge
-        start = int(IPv4Address(self.last)) + 1 - first if self.last else 0
+        start = int(ip_address(self.last)) + 1 - first if self.last else 0
         for step in range(count):
-            address = str(IPv4Address(first + (start + step) % count))
+            address = str(network[edge + (start + step) % count])
             if address != self.network.gateway and address not in self.used:
                 yield address

@@ -76,9 +76,14 @@ class NodeNetwork:
             self._log.info("bridge made right", subnet=spec.subnet, mtu=spec.mtu, commands=[str(x) for x in changes])
 
     def with_addresses(self, records: Collection[Record]) -> tuple[Record, ...]:
-        """The records, those of attached infra containers with their address."""
+        """The records, those of attached infra containers with their addresses."""
         self._live = frozenset(link_of(r.id) for r in records if _is_live_infra(r))
-        return tuple(replace(r, ip=c.pod_ip(r)) if _is_live_infra(r) and self._is_attached(r) else r for r in records)
+        return tuple(
+            replace(r, ip=c.pod_ip(r), ips=self._ports[link_of(r.id)].ips)
+            if _is_live_infra(r) and self._is_attached(r)
+            else r
+            for r in records
+        )
 
     def is_missed(self, link: str) -> bool:
         """Whether a link that is gone ought to be there. From any thread."""

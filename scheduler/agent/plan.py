@@ -278,10 +278,14 @@ class _Builder:
         files = self.seen.files
         config = c.container_config(self.pod, ct, self.infra, number, wait, mounts=files.mounts(uid))
         self.steps += [
-            WriteHosts(ct.name, files.hosts(uid), c.hostname_of(self.pod), self.ip),
+            WriteHosts(ct.name, files.hosts(uid), c.hostname_of(self.pod), self._ips()),
             Create(ct.name, config),
             Start(ct.name, config.name),
         ]
+
+    def _ips(self) -> tuple[str, ...]:
+        known = self.seen.addresses
+        return known.network.ips(self.ip) if known is not None else (self.ip,)
 
     def _first_attempt(self, ct: Container) -> int:
         """Goes on counting where the status stopped when the engine lost its containers."""

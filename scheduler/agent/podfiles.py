@@ -12,7 +12,7 @@ the host's loopback, which a pod cannot reach.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,6 @@ fe00::0\tip6-localnet
 fe00::0\tip6-mcastprefix
 fe00::1\tip6-allnodes
 fe00::2\tip6-allrouters
-{ip}\t{hostname}
 """
 
 
@@ -67,9 +66,9 @@ class PodFiles:
     def paths(self) -> Paths:
         return Paths(str(self._folder), _resolv_conf(self._resolv_conf, self._upstream))
 
-    def write_hosts(self, path: str, hostname: str, ip: str) -> None:
+    def write_hosts(self, path: str, hostname: str, ips: Sequence[str]) -> None:
         """Write a pod's hosts file unless it begins as it should. Raises PodlaneError."""
-        text = _HOSTS.format(ip=ip, hostname=hostname)
+        text = _HOSTS + "".join(f"{ip}\t{hostname}\n" for ip in ips)
         file = Path(path)
         try:
             if file.is_file() and file.read_text(errors="replace").startswith(text):

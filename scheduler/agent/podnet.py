@@ -16,17 +16,19 @@ bridge plugin; linux/drivers/net/veth.c, net/bridge/br_stp_if.c
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from typing import Literal, Protocol
 
 from podlane.errors import PodlaneError
 from podlane.runtime import namespace
 from podlane.runtime.netlink import NETLINK_ROUTE, DumpInterrupted, Message, NetlinkError, NetlinkSocket
 from scheduler.agent import rtnl
-from scheduler.agent.network import NetworkSpec
+from scheduler.agent.network import Interface, NetworkSpec
 
 BRIDGE = "podlane0"
 INSIDE = "eth0"
@@ -44,7 +46,7 @@ class PodNetError(PodlaneError):
 
 @dataclass(frozen=True, slots=True)
 class Plug:
-    """How a container (its id) is to be attached: with which address, to which network."""
+    """How a container (its id) is to be attached: with which (first) address, to which network."""
 
     container: str
     ip: str
@@ -56,12 +58,14 @@ class Plug:
         return link_of(self.container)
 
     @property
-    def interface(self) -> IPv4Interface:
-        return IPv4Interface((self.ip, IPv4Network(self.network.subnet).prefixlen))
+    def routes(self) -> tuple[tuple[Interface, str], ...]:
+        """Each address with the gateway of its default route."""
+        gateways = (segment.gateway for segment in self.network.segments)
+        return tuple(zip(self.network.interfaces(self.ip), gateways, strict=False))
 
     @property
     def alias(self) -> str:
-        return f"{self.interface} via {self.network.gateway}"
+        return ", ".join(f"{interface} via {gateway}" for interface, gateway in self.routes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,11 @@ class Port:
     up: bool
     hairpin: bool
 
+    @property
+    def ips(self) -> tuple[str, ...]:
+        """The pod's addresses, as the alias tells them."""
+        return tuple(part.partition("/")[0] for part in self.alias.split(", ") if "/" in part)
+
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
@@ -81,7 +90,7 @@ class Bridge:
     mac: str
     mtu: int
     up: bool
-    addresses: frozenset[IPv4Interface]
+    addresses: frozenset[Interface]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +150,8 @@ def link_of(container: str) -> str:
 
 
 def mac_of(ip: str) -> str:
-    """A locally administered MAC made of an IPv4 address, in the form CNI plugins gave theirs (0a:58:…)."""
-    return f"0a:58:{IPv4Address(ip).packed.hex(':')}"
+    """A locally administered MAC made of an address, in the form CNI plugins gave theirs (0a:58:…)."""
+    return f"0a:58:{ip_address(ip).packed[-4:].hex(':')}"
 
 
 def is_attached(plug: Plug, ports: Mapping[str, Port]) -> bool:
@@ -164,7 +173,7 @@ def plan_bridge(network: NetworkSpec, seen: Bridge | None) -> tuple[Change, ...]
     those of its subnet that were added after it.
     """
     mac, mtu = mac_of(network.gateway), str(network.mtu)
-    wanted = IPv4Interface((network.gateway, IPv4Network(network.subnet).prefixlen))
+    wanted = network.gateways()
     changes: list[Change] = []
     if seen is None:
         changes.append(Change("create", f"{mac} {mtu}"))
@@ -175,12 +184,15 @@ def plan_bridge(network: NetworkSpec, seen: Bridge | None) -> tuple[Change, ...]
         changes.append(Change("set mac", mac))
     if seen.mtu != network.mtu:
         changes.append(Change("set mtu", mtu))
-    changes += [Change("delete address", str(a)) for a in sorted(seen.addresses - {wanted})]
-    if wanted not in seen.addresses:
-        changes.append(Change("add address", str(wanted)))
+    changes += [Change("delete address", str(a)) for a in in_order(seen.addresses - set(wanted))]
+    changes += [Change("add address", str(a)) for a in wanted if a not in seen.addresses]
     if not seen.up:
         changes.append(Change("set up"))
     return tuple(changes)
+
+
+def in_order(addresses: Collection[Interface]) -> list[Interface]:
+    return sorted(addresses, key=lambda address: (address.version, int(address.ip), address.network.prefixlen))
 
 
 # ---- the kernel ------------------------------------------------------------------------------------
@@ -198,6 +210,8 @@ class KernelPodNet:
                 link, seen = self._bridge(here)
                 changes = plan_bridge(network, seen)
                 for change in changes:
+                    if change.verb == "add address" and ":" in change.value:
+                        _set_ipv6(BRIDGE, on=True)  # it may be off for new links
                     here.request(_message(change, link.index if link else 0))
                     if change.verb == "create":
                         link = _find(here, BRIDGE)
@@ -237,7 +251,7 @@ class KernelPodNet:
                 raise PodNetError(f"delete ports of {BRIDGE}: {failure}")
 
     def watch(self, stop: threading.Event, gone: Callable[[str], None]) -> None:
-        groups = [rtnl.GROUP_LINK, rtnl.GROUP_IPV4_IFADDR]
+        groups = [rtnl.GROUP_LINK, rtnl.GROUP_IPV4_IFADDR, rtnl.GROUP_IPV6_IFADDR]
         with NetlinkSocket(NETLINK_ROUTE, groups=groups, timeout=self._timeout) as events:
             while not stop.is_set():
                 try:
@@ -249,7 +263,8 @@ class KernelPodNet:
                     if kind == rtnl.RTM_DELLINK:  # also, from the bridge, when a port leaves it
                         gone(rtnl.parse_link(body).name)
                     elif kind == rtnl.RTM_DELADDR:
-                        gone(rtnl.address_label(body))
+                        index, name = rtnl.address_link(body)
+                        gone(name or _name_of(index))
 
     def _open(self) -> NetlinkSocket:
         return NetlinkSocket(NETLINK_ROUTE, timeout=self._timeout)
@@ -278,6 +293,12 @@ class KernelPodNet:
             if outside is None or inside is None:
                 raise PodNetError("its namespace went away")
         assert inside is not None
+        wanted = any(interface.version == 6 for interface, _ in plug.routes)
+        had = any(address.version == 6 for address in _addresses(inner, inside.index))
+        if wanted or had:
+            with namespace.inside(there):
+                _set_ipv6(INSIDE, on=wanted)  # Docker turns it off in its namespaces; off takes address and route along
+                _set_ipv6("lo", on=wanted)
         _send(inner, _inner_messages(inner, inside, plug))
         joined = rtnl.set_link(outside.index, mtu=plug.network.mtu, master=bridge.index, alias=plug.alias)
         _send(here, [joined, rtnl.set_hairpin(outside.index)])
@@ -285,15 +306,15 @@ class KernelPodNet:
 
 def _inner_messages(inner: NetlinkSocket, link: rtnl.Link, plug: Plug) -> list[Message]:
     """What sets up the pod's side."""
-    others = _addresses(inner, link.index) - {plug.interface}
-    messages = [rtnl.delete_address(link.index, address) for address in sorted(others)]
+    others = _addresses(inner, link.index) - {interface for interface, _ in plug.routes}
+    messages = [rtnl.delete_address(link.index, address) for address in in_order(others)]
     if (loopback := _find(inner, "lo")) is not None:
         messages.append(rtnl.set_link(loopback.index))
     return [
         *messages,
         rtnl.set_link(link.index, mac=mac_of(plug.ip), mtu=plug.network.mtu),
-        rtnl.add_address(link.index, plug.interface),
-        rtnl.replace_default_route(link.index, IPv4Address(plug.network.gateway)),
+        *(rtnl.add_address(link.index, interface) for interface, _ in plug.routes),
+        *(rtnl.replace_default_route(link.index, gateway) for _, gateway in plug.routes),
     ]
 
 
@@ -309,9 +330,9 @@ def _message(change: Change, index: int) -> Message:
         case "set up":
             return rtnl.set_link(index)
         case "delete address":
-            return rtnl.delete_address(index, IPv4Interface(change.value))
+            return rtnl.delete_address(index, ip_interface(change.value))
         case "add address":
-            return rtnl.add_address(index, IPv4Interface(change.value))
+            return rtnl.add_address(index, ip_interface(change.value))
 
 
 def _send(at: NetlinkSocket, messages: list[Message]) -> None:
@@ -339,7 +360,7 @@ def _ports(at: NetlinkSocket, bridge: int) -> list[rtnl.Link]:
     return []
 
 
-def _addresses(at: NetlinkSocket, index: int) -> frozenset[IPv4Interface]:
+def _addresses(at: NetlinkSocket, index: int) -> frozenset[Interface]:
     for left in reversed(range(_DUMP_TRIES)):
         try:
             return rtnl.parse_addresses(at.dump(rtnl.get_addresses(index)), index)
@@ -347,3 +368,21 @@ def _addresses(at: NetlinkSocket, index: int) -> frozenset[IPv4Interface]:
             if not left:
                 raise
     return frozenset()
+
+
+def _set_ipv6(link: str, *, on: bool) -> None:
+    """Of a link in the calling thread's namespace. A kernel without IPv6 says so when it gets an address."""
+    try:
+        setting = Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6")
+        wanted = "0" if on else "1"
+        if setting.read_text().strip() != wanted:
+            setting.write_text(wanted)
+    except FileNotFoundError:
+        return
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # gone, which is told as well
+        return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
 
 from scheduler.agent.network import NetworkSpec
 from scheduler.agent.podnet import BRIDGE, Bridge, Change, Plug, PodNetError, Port, mac_of, plan_bridge
@@ -19,12 +19,13 @@ from scheduler.agent.podnet import BRIDGE, Bridge, Change, Plug, PodNetError, Po
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A pod's side: `ip address` and `ip route` of its eth0."""
+    """A pod's side: `ip address` and `ip route` of its eth0; `gateway6` is IPv6's where there are both."""
 
     addresses: frozenset[str]
     mac: str
     mtu: int
     gateway: str
+    gateway6: str = ""
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ class FakePodNet:
             if any(pair.pid == pid and link != plug.link for link, pair in self._pairs.items()):
                 raise PodNetError(f"{what}: its namespace has an eth0 of another's making")
             mtu = plug.network.mtu
-            inside = Inside(frozenset({str(plug.interface)}), mac_of(plug.ip), mtu, plug.network.gateway)
+            addresses = frozenset(str(interface) for interface, _ in plug.routes)
+            inside = Inside(addresses, mac_of(plug.ip), mtu, *(gateway for _, gateway in plug.routes))
             port = Port(plug.link, plug.alias, mtu, up=True, hairpin=True)
             self._pairs[plug.link] = _Pair(port, joined=True, pid=pid, inside=inside)
 
@@ -113,7 +115,7 @@ class FakePodNet:
         """Another MTU and MAC, and one more address."""
         with self._lock:
             assert self.bridge is not None
-            addresses = self.bridge.addresses | {IPv4Interface(address)}
+            addresses = self.bridge.addresses | {ip_interface(address)}
             self.bridge = replace(self.bridge, mtu=mtu, mac=mac, addresses=addresses, up=False)
 
     def occupy(self) -> None:
@@ -156,7 +158,7 @@ def _changed(bridge: Bridge | None, change: Change) -> Bridge:
         case "set up":
             return replace(bridge, up=True)
         case "delete address":
-            assert IPv4Interface(change.value) in bridge.addresses, "cannot assign requested address"
-            return replace(bridge, addresses=bridge.addresses - {IPv4Interface(change.value)})
+            assert ip_interface(change.value) in bridge.addresses, "cannot assign requested address"
+            return replace(bridge, addresses=bridge.addresses - {ip_interface(change.value)})
         case _:
-            return replace(bridge, addresses=bridge.addresses | {IPv4Interface(change.value)})
+            return replace(bridge, addresses=bridge.addresses | {ip_interface(change.value)})

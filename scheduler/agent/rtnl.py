@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface, ip_address, ip_interface
 
 from podlane.runtime.netlink import (
     NLM_F_CREATE,
@@ -26,13 +26,14 @@ from podlane.runtime.netlink import (
     u8,
     u32,
 )
+from scheduler.agent.network import Interface
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE = 24
-GROUP_LINK, GROUP_IPV4_IFADDR = 1, 5
+GROUP_LINK, GROUP_IPV4_IFADDR, GROUP_IPV6_IFADDR = 1, 5, 9
 
-_AF_INET, _AF_BRIDGE = 2, 7
+_AF_INET, _AF_BRIDGE, _AF_INET6 = 2, 7, 10
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst, src, tos, table, protocol, scope, type, flags
@@ -45,6 +46,8 @@ _VETH_INFO_PEER = 1
 _BRPORT_MODE = 4
 _SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST = 1, 2, 3, 4
+_IFA_F_NODAD = 2
+_SCOPE_GLOBAL = 0
 _RTA_OIF, _RTA_GATEWAY = 4, 5
 _MAIN_TABLE, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
 
@@ -138,41 +141,53 @@ def delete_link(name: str) -> Message:
 
 
 def get_addresses(index: int) -> Message:
-    """To be dumped: the IPv4 addresses of one link."""
-    return Message(RTM_GETADDR, 0, _IFADDR.pack(_AF_INET, 0, 0, 0, index))
+    """To be dumped: the addresses of one link."""
+    return Message(RTM_GETADDR, 0, _IFADDR.pack(0, 0, 0, 0, index))
 
 
-def parse_addresses(answers: Iterator[tuple[int, memoryview]], index: int) -> frozenset[IPv4Interface]:
-    found = set()
+def parse_addresses(answers: Iterator[tuple[int, memoryview]], index: int) -> frozenset[Interface]:
+    """All IPv4 addresses, and of IPv6 those that are not the link's own."""
+    found: set[Interface] = set()
     for _, body in answers:
-        _, prefix, _, _, at = _IFADDR.unpack_from(body)
-        local = attribute_map(body[_IFADDR.size :]).get(_IFA_LOCAL)
-        if at == index and local is not None:
-            found.add(IPv4Interface((bytes(local), prefix)))
+        family, prefix, _, scope, at = _IFADDR.unpack_from(body)
+        given = attribute_map(body[_IFADDR.size :])
+        local = given.get(_IFA_LOCAL, given.get(_IFA_ADDRESS) if family == _AF_INET6 else None)
+        if at == index and local is not None and (family == _AF_INET or scope == _SCOPE_GLOBAL):
+            found.add(ip_interface((bytes(local), prefix)))
     return frozenset(found)
 
 
-def address_label(body: bytes) -> str:
-    """The name of the link an address notification is about."""
-    return get_text(attribute_map(body[_IFADDR.size :]).get(_IFA_LABEL, b""))
+def address_link(body: bytes) -> tuple[int, str]:
+    """Index and name of the link an address notification is about; for IPv6 the name is not told."""
+    index = _IFADDR.unpack_from(body)[4]
+    return index, get_text(attribute_map(body[_IFADDR.size :]).get(_IFA_LABEL, b""))
 
 
-def add_address(index: int, address: IPv4Interface) -> Message:
-    body = _address(index, address) + attr(_IFA_BROADCAST, address.network.broadcast_address.packed)
+def add_address(index: int, address: Interface) -> Message:
+    """IPv6 without the search for duplicates: it would take a second, and hairpin ports return its question."""
+    flags = 0 if address.version == 4 else _IFA_F_NODAD
+    body = _address(index, address, flags)
+    if isinstance(address, IPv4Interface):
+        body += attr(_IFA_BROADCAST, address.network.broadcast_address.packed)
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def delete_address(index: int, address: IPv4Interface) -> Message:
-    return Message(RTM_DELADDR, 0, _address(index, address))
+def delete_address(index: int, address: Interface) -> Message:
+    return Message(RTM_DELADDR, 0, _address(index, address, 0))
 
 
-def _address(index: int, address: IPv4Interface) -> bytes:
+def _address(index: int, address: Interface, flags: int) -> bytes:
     packed = address.ip.packed
-    body = _IFADDR.pack(_AF_INET, address.network.prefixlen, 0, 0, index)
+    body = _IFADDR.pack(_family(address.version), address.network.prefixlen, flags, 0, index)
     return body + attr(_IFA_LOCAL, packed) + attr(_IFA_ADDRESS, packed)
 
 
-def replace_default_route(index: int, gateway: IPv4Address) -> Message:
-    body = _RTMSG.pack(_AF_INET, 0, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, 0, _UNICAST, 0)
-    body += u32(_RTA_OIF, index) + attr(_RTA_GATEWAY, gateway.packed)
+def replace_default_route(index: int, gateway: str) -> Message:
+    to = ip_address(gateway)
+    body = _RTMSG.pack(_family(to.version), 0, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, 0, _UNICAST, 0)
+    body += u32(_RTA_OIF, index) + attr(_RTA_GATEWAY, to.packed)
     return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def _family(version: int) -> int:
+    return _AF_INET if version == 4 else _AF_INET6

@@ -95,7 +95,7 @@ class Record:
     A container that could not be started is "exited" with the engine's exit
     code and `error`. `joined` is the id of the container whose network it uses.
     The engine knows of no `ip`: the agent fills it in where it sees the container
-    attached to the pod network.
+    attached to the pod network, and in `ips` all of them, that one first.
     """
 
     id: str
@@ -105,6 +105,7 @@ class Record:
     image: str = ""
     image_id: str = ""
     ip: str = ""
+    ips: tuple[str, ...] = ()
     joined: str = ""
     created_at: float = 0.0
     started_at: float | None = None

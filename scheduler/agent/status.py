@@ -56,7 +56,11 @@ def compute(
     )
     old = pod.status
     phase = old.phase if is_pod_finished(pod) else _phase(pod, statuses)
-    ip = infra.ip if infra else (old.pod_ip if phase in {"Succeeded", "Failed"} else "")
+    ip, ips = old.pod_ip, old.pod_ips or ((PodIP(ip=old.pod_ip),) if old.pod_ip else ())
+    if infra is not None:
+        ip, ips = infra.ip, tuple(PodIP(ip=each) for each in infra.ips)
+    elif phase not in {"Succeeded", "Failed"}:
+        ip, ips = "", ()
     created = [r.created_at for r in records]
     return PodStatus(
         phase=phase,  # type: ignore[arg-type] # one of the five literals
@@ -65,7 +69,7 @@ def compute(
         reason=old.reason,
         host_ip=node_ip,
         pod_ip=ip,
-        pod_ips=(PodIP(ip=ip),) if ip else (),
+        pod_ips=ips,
         start_time=old.start_time or utcnow_from(min(created, default=now)),
         container_statuses=statuses,
     )
@@ -76,7 +80,7 @@ def is_urgent(old: PodStatus, new: PodStatus) -> bool:
 
     def key(status: PodStatus) -> tuple[object, ...]:
         condition = get_condition(status.conditions, "Ready")
-        return status.phase, condition.status if condition else "", status.pod_ip if condition else ""
+        return status.phase, condition.status if condition else "", status.pod_ips if condition else ()
 
     return key(old) != key(new) and not (old.phase == new.phase == "Pending")
 

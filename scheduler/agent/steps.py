@@ -9,7 +9,7 @@ gone) has succeeded. Event reasons and texts are the kubelet's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from podlane.api.types import Pod
@@ -43,7 +43,7 @@ class Events(Protocol):
 class HostsFiles(Protocol):
     """podfiles.PodFiles, as far as it is used here."""
 
-    def write_hosts(self, path: str, hostname: str, ip: str) -> None: ...
+    def write_hosts(self, path: str, hostname: str, ips: Sequence[str]) -> None: ...
 
 
 class Steps:
@@ -118,7 +118,7 @@ class Steps:
                 self._podnet.attach(Plug(identity, step.ip, step.network), pid)
                 self._memory.succeeded(plan.uid, step.container)
             case WriteHosts():
-                self._files.write_hosts(step.path, step.hostname, step.ip)
+                self._files.write_hosts(step.path, step.hostname, step.ips)
             case Signal():
                 self._signal(plan, step)
             case Stop():

@@ -18,7 +18,7 @@ import pytest
 
 from podlane.runtime.netlink import NETLINK_ROUTE, NetlinkSocket
 from scheduler.agent import rtnl
-from scheduler.agent.network import NetworkSpec
+from scheduler.agent.network import NetworkSpec, Segment
 from scheduler.agent.podnet import KernelPodNet, Plug, PodNet, PodNetError, is_attached, strays
 from scheduler.agent.podnetfake import FakePodNet, Inside
 from tests.kernel.conftest import Netns, NetnsMaker, eventually, inside
@@ -26,6 +26,7 @@ from tests.kernel.conftest import Netns, NetnsMaker, eventually, inside
 pytestmark = [pytest.mark.contract, pytest.mark.kernel]
 
 NET = NetworkSpec(subnet="10.99.7.0/24", gateway="10.99.7.1", mtu=1400)
+DUAL = replace(NET, second=Segment("fd00:99:7::/64", "fd00:99:7::1"))
 MOVED = NetworkSpec(subnet="10.99.8.0/24", gateway="10.99.8.1", mtu=1400)
 
 
@@ -115,8 +116,9 @@ def look_inside(pid: int) -> Inside | None:
     links = [x for x in ip_inside(pid, "address") if x["ifname"] == "eth0"]
     if not links:
         return None
-    addresses = {f"{a['local']}/{a['prefixlen']}" for a in links[0]["addr_info"] if a["family"] == "inet"}
-    routes = [r["gateway"] for r in ip_inside(pid, "route") if r["dst"] == "default"]
+    addresses = {f"{a['local']}/{a['prefixlen']}" for a in links[0]["addr_info"] if a["scope"] == "global"}
+    both = [*ip_inside(pid, "route"), *ip_inside(pid, "-6", "route")]
+    routes = [r["gateway"] for r in both if r["dst"] == "default"]
     return Inside(frozenset(addresses), links[0]["address"], links[0]["mtu"], *routes)
 
 
@@ -279,6 +281,50 @@ def test_a_changed_network_reaches_what_is_attached(world: World) -> None:
     assert world.look(one.pid) == Inside(frozenset({"10.99.7.5/16"}), "0a:58:0a:63:07:05", 1300, "10.99.0.1")
 
 
+BOTH = Inside(frozenset({"10.99.7.5/24", "fd00:99:7::5/64"}), "0a:58:0a:63:07:05", 1400, "10.99.7.1", "fd00:99:7::1")
+
+
+def test_a_network_of_both_families(world: World) -> None:
+    assert commands(world, DUAL) == [
+        "ip link add podlane0 address 0a:58:0a:63:07:01 mtu 1400 type bridge",
+        "ip address add 10.99.7.1/24 dev podlane0",
+        "ip address add fd00:99:7::1/64 dev podlane0",
+        "ip link set podlane0 up",
+    ]
+    assert commands(world, DUAL) == []
+    one = world.container()
+    plug = one.plug("10.99.7.5", DUAL)
+    for _ in range(2):
+        world.net.attach(plug, one.pid)
+        assert world.look(one.pid) == BOTH
+        assert is_attached(plug, world.net.ports())
+    assert world.net.ports()[plug.link].ips == ("10.99.7.5", "fd00:99:7::5")
+
+
+def test_a_network_of_ipv6_alone(world: World) -> None:
+    alone = NetworkSpec("fd00:99:7::/64", "fd00:99:7::1", 1400)
+    assert commands(world, alone)[1] == "ip address add fd00:99:7::1/64 dev podlane0"
+    one = world.container()
+    world.net.attach(one.plug("fd00:99:7::5", alone), one.pid)
+    inside = Inside(frozenset({"fd00:99:7::5/64"}), "0a:58:00:00:00:05", 1400, "fd00:99:7::1")
+    assert world.look(one.pid) == inside
+    assert is_attached(one.plug("fd00:99:7::5", alone), world.net.ports())
+
+
+def test_ipv6_comes_to_what_is_attached_and_goes(world: World) -> None:
+    commands(world)
+    one = world.container()
+    alone = Inside(frozenset({"10.99.7.5/24"}), "0a:58:0a:63:07:05", 1400, "10.99.7.1")
+    world.net.attach(one.plug("10.99.7.5"), one.pid)
+    assert commands(world, DUAL) == ["ip address add fd00:99:7::1/64 dev podlane0"]
+    assert not is_attached(one.plug("10.99.7.5", DUAL), world.net.ports())
+    world.net.attach(one.plug("10.99.7.5", DUAL), one.pid)
+    assert world.look(one.pid) == BOTH
+    assert commands(world) == ["ip address delete fd00:99:7::1/64 dev podlane0"]
+    world.net.attach(one.plug("10.99.7.5"), one.pid)
+    assert world.look(one.pid) == alone
+
+
 def test_a_port_goes_with_its_container(world: World) -> None:
     commands(world)
     one = world.container()
@@ -352,6 +398,63 @@ def test_pods_reach_the_host_and_each_other(kernel: World, host: Netns) -> None:
         ["nsenter", f"--net=/proc/{one.pid}/ns/net", *argv], check=True, capture_output=True, timeout=30
     )
     assert len(told.stdout.split()) == 3
+
+
+@pytest.fixture
+def docker_like(processes: Processes) -> Callable[[Container], None]:
+    """What Docker does to the namespaces it makes."""
+
+    def off(container: Container) -> None:
+        setting = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+        argv = ["nsenter", f"--net=/proc/{container.pid}/ns/net", "sh", "-c", f"echo 1 > {setting}"]
+        subprocess.run(argv, check=True, timeout=10)
+
+    return off
+
+
+def test_ipv6_works_at_once_where_docker_has_turned_it_off(
+    kernel: World, host: Netns, docker_like: Callable[[Container], None]
+) -> None:
+    commands(kernel, DUAL)
+    one, two = kernel.container(), kernel.container()
+    for container, ip in ((one, "10.99.7.5"), (two, "10.99.7.6")):
+        docker_like(container)
+        kernel.net.attach(container.plug(ip, DUAL), container.pid)
+    assert look_inside(one.pid) == BOTH
+    assert host.ping("fd00:99:7::5", count=3) == 3
+    for destination in ("fd00:99:7::6", "fd00:99:7::1", "::1"):
+        argv = ["nsenter", f"--net=/proc/{one.pid}/ns/net", *Netns("pod").ping_argv(destination, count=3)]
+        told = subprocess.run(argv, check=True, capture_output=True, timeout=30)
+        assert len(told.stdout.split()) == 3, destination
+    states = [a for x in ip_inside(one.pid, "-6", "address") for a in x["addr_info"]]
+    assert not any(a.get("dadfailed") or a.get("tentative") for a in states if a["scope"] == "global")
+
+
+def test_a_host_that_turns_ipv6_off_for_new_links_has_it_on_the_bridge(kernel: World, host: Netns) -> None:
+    host.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"])
+    commands(kernel, DUAL)
+    assert "fd00:99:7::1/64" in host.run("ip -6 address show podlane0")
+    assert commands(kernel, DUAL) == []
+
+
+def test_an_ipv6_address_that_leaves_the_bridge_is_told(kernel: World, host: Netns) -> None:
+    commands(kernel, DUAL)
+    told: list[str] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=kernel.watching, args=(stop, told.append))
+    thread.start()
+
+    def again() -> bool:
+        host.run("ip address delete fd00:99:7::1/64 dev podlane0")
+        commands(kernel, DUAL)
+        return "podlane0" in told
+
+    try:
+        eventually(again)
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_reused_address_is_reached_at_once(kernel: World, host: Netns) -> None:

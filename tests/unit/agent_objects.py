@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -72,8 +73,8 @@ class HostsFiles:
     def __init__(self) -> None:
         self.written: dict[str, str] = {}
 
-    def write_hosts(self, path: str, hostname: str, ip: str) -> None:
-        self.written[path] = f"{ip} {hostname}"
+    def write_hosts(self, path: str, hostname: str, ips: Sequence[str]) -> None:
+        self.written[path] = " ".join([*ips, hostname])
 
 
 class Host:
@@ -84,7 +85,8 @@ class Host:
         self.runtime = FakeRuntime(self.clock)
         self.runtime.ensure_infra_image()
         self.podnet = FakePodNet(self.runtime.alive)
-        self.podnet.ensure(SPEC)
+        self.spec = SPEC
+        self.podnet.ensure(self.spec)
         self.files = HostsFiles()
         for image in images:
             self.runtime.add_image(image)
@@ -113,9 +115,12 @@ class Host:
         ports = self.podnet.ports()
 
         def attached(record: Record) -> bool:
-            return bool(c.pod_ip(record)) and is_attached(Plug(record.id, c.pod_ip(record), SPEC), ports)
+            return bool(c.pod_ip(record)) and is_attached(Plug(record.id, c.pod_ip(record), self.spec), ports)
 
-        return tuple(replace(r, ip=c.pod_ip(r)) if r.running and attached(r) else r for r in self.runtime.list())
+        return tuple(
+            replace(r, ip=c.pod_ip(r), ips=self.spec.ips(c.pod_ip(r))) if r.running and attached(r) else r
+            for r in self.runtime.list()
+        )
 
     def look(self, **changes: Any) -> Plan:
         records = self.records()
@@ -133,7 +138,7 @@ class Host:
             "endings": endings,
             "drains": {uid: self.drains.get(uid, Drain(waits_for="the store")) for uid in draining},
             "network": self.network,
-            "addresses": Addresses(SPEC, frozenset(map(c.pod_ip, records)) - {""}),
+            "addresses": Addresses(self.spec, frozenset(map(c.pod_ip, records)) - {""}),
         }
         return plan(Observed(**{**given, **changes}))
 

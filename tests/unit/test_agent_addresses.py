@@ -34,6 +34,17 @@ def test_a_last_one_of_an_earlier_subnet_is_no_harm() -> None:
     assert len(set(moved.free())) == 5
 
 
+def test_a_network_of_ipv6_alone() -> None:
+    wide = NetworkSpec("fd00:5::/64", "fd00:5::1", 1450)
+    assert list(islice(Addresses(wide).free(), 2)) == ["fd00:5::2", "fd00:5::3"]
+    assert list(islice(Addresses(wide, last="fd00:5::ffff:ffff:ffff:fffe").free(), 3)) == [
+        "fd00:5::ffff:ffff:ffff:ffff",
+        "fd00:5::2",
+        "fd00:5::3",
+    ]
+    assert list(Addresses(NetworkSpec("fd00:5::/126", "fd00:5::1", 1450)).free()) == ["fd00:5::2", "fd00:5::3"]
+
+
 @st.composite
 def pools(draw: st.DrawFn) -> Addresses:
     base = draw(st.integers(0, 2**32 - 1))

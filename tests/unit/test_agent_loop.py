@@ -224,6 +224,27 @@ def test_pods_move_when_the_subnet_changed(cluster: Cluster) -> None:
     eventually(lambda: cluster.get("p").status.pod_ip.startswith("10.5.77.") and cluster.ready("p"))
 
 
+def test_pods_get_ipv6_when_the_network_does_and_keep_running(cluster: Cluster) -> None:
+    agent = cluster.start()
+    cluster.bind("p")
+    eventually(lambda: cluster.ready("p"))
+    assert [each.ip for each in cluster.get("p").status.pod_ips] == ["10.5.3.2"]
+    running = cluster.runtime.running()
+    ipv6 = "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:3::1/64\n"
+    cluster.subnet_file.write_text(SUBNET_ENV + ipv6)
+    agent.trigger()
+    both = ["10.5.3.2", "fd00:5:0:3::2"]
+    eventually(lambda: [each.ip for each in cluster.get("p").status.pod_ips] == both and cluster.ready("p"))
+    assert cluster.runtime.running() == running
+    cluster.kill()
+    cluster.subnet_file.unlink()  # netd restarts too
+    before = cluster.get("p")
+    agent = cluster.start()
+    eventually(lambda: agent.runner.synced_once)
+    time.sleep(0.3)
+    assert cluster.get("p") == before
+
+
 def test_a_bridge_deleted_by_hand_is_made_again_with_its_pods(cluster: Cluster) -> None:
     cluster.start()
     pods = [cluster.bind(f"p{i}") for i in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from podlane.runtime.clock import SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.agent.fake import FakeRuntime
-from scheduler.agent.network import NetworkSpec, NoSubnet, contains, parse, read_subnet_file
+from scheduler.agent.network import NetworkSpec, NoSubnet, Segment, contains, parse, read_subnet_file
 from scheduler.agent.node import Facts, Heartbeat, Registrar, describe, machine_capacity, parse_capacity
 
 pytestmark = pytest.mark.unit
@@ -191,6 +192,40 @@ def test_the_subnet_file(tmp_path: Path) -> None:
 def test_half_a_subnet_file_is_none(text: str) -> None:
     with pytest.raises(NoSubnet):
         parse(text)
+
+
+ENV6 = "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:3::1/64\n"
+DUAL = NetworkSpec("10.5.3.0/24", "10.5.3.1", 1450, Segment("fd00:5:0:3::/64", "fd00:5:0:3::1"))
+
+
+def test_a_subnet_file_with_ipv6() -> None:
+    assert parse(ENV + ENV6) == DUAL
+    assert parse(ENV.replace("FLANNEL_SUBNET=10.5.3.1/24\n", "") + ENV6) == NetworkSpec(
+        "fd00:5:0:3::/64", "fd00:5:0:3::1", 1450
+    )
+    with pytest.raises(NoSubnet, match="MTU from 1280"):
+        parse(ENV.replace("1450", "1279") + ENV6)
+    with pytest.raises(NoSubnet):
+        parse(ENV + ENV6.replace("/64", ""))
+    with pytest.raises(NoSubnet):
+        parse(ENV + ENV6.replace("fd00:5:0:3::1/64", "10.6.3.1/24"))
+
+
+@pytest.mark.parametrize(
+    ("network", "ip", "expected"),
+    [
+        (SPEC, "10.5.3.9", ("10.5.3.9",)),
+        (DUAL, "10.5.3.9", ("10.5.3.9", "fd00:5:0:3::9")),
+        (DUAL, "10.5.3.254", ("10.5.3.254", "fd00:5:0:3::fe")),
+        (DUAL, "10.5.4.9", ("10.5.4.9",)),  # of an earlier subnet
+        (replace(DUAL, second=Segment("fd00:5:0:3::/124", "fd00:5:0:3::1")), "10.5.3.15",
+         ("10.5.3.15", "fd00:5:0:3::f")),
+        (replace(DUAL, second=Segment("fd00:5:0:3::/124", "fd00:5:0:3::1")), "10.5.3.16", ("10.5.3.16",)),
+        (replace(DUAL, second=Segment("fd00:5:0:3::/64", "fd00:5:0:3::9")), "10.5.3.9", ("10.5.3.9",)),
+    ],
+)  # fmt: skip
+def test_a_pod_has_the_same_number_in_both_subnets(network: NetworkSpec, ip: str, expected: tuple[str, ...]) -> None:
+    assert network.ips(ip) == expected
 
 
 def test_belonging_to_the_network() -> None:

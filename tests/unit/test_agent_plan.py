@@ -15,7 +15,7 @@ from scheduler.agent.actions import Attach, Create, Signal, Start
 from scheduler.agent.addresses import Addresses
 from scheduler.agent.containers import INFRA, expand
 from scheduler.agent.model import Drain, PodPlan
-from scheduler.agent.network import NetworkSpec
+from scheduler.agent.network import NetworkSpec, Segment
 from scheduler.agent.runtime import RuntimeRefused
 
 pytestmark = pytest.mark.unit
@@ -328,6 +328,44 @@ def test_addresses_are_dealt_once_and_a_full_subnet_is_told() -> None:
         "FailedCreatePodSandBox: no free address in 10.5.3.0/29",
     )
     assert plan.summary() == "start=3 wait=1"
+
+
+def test_a_pod_of_two_families_has_both_addresses_and_both_routes() -> None:
+    host = Host(pod("p"))
+    host.spec = replace(SPEC, second=Segment("fd00:5:0:3::/64", "fd00:5:0:3::1"))
+    host.podnet.ensure(host.spec)
+    attach = next(s for s in host.look().pods[0].steps if isinstance(s, Attach))
+    assert str(attach).split(" && ") == [
+        "ip link add master podlane0 type veth peer name eth0 netns podlane_POD_p_default_uid-p_0",
+        "ip -n podlane_POD_p_default_uid-p_0 address add 10.5.3.2/24 dev eth0",
+        "ip -n podlane_POD_p_default_uid-p_0 route add default via 10.5.3.1",
+        "ip -n podlane_POD_p_default_uid-p_0 address add fd00:5:0:3::2/64 dev eth0",
+        "ip -n podlane_POD_p_default_uid-p_0 route add default via fd00:5:0:3::1",
+    ]
+    host.sync()
+    assert host.files.written == {"/var/lib/podlane/agent/pods/uid-p/hosts": "10.5.3.2 fd00:5:0:3::2 p"}
+    (infra,) = [r for r in host.records() if r.ip]
+    assert infra.ips == ("10.5.3.2", "fd00:5:0:3::2")
+    assert host.look().summary() == "keep=1"
+    host.restart_agent()
+    assert host.look().summary() == "keep=1"
+
+
+def test_ipv6_comes_and_goes_without_a_restart() -> None:
+    host = Host(pod("p"))
+    host.sync()
+    running = host.all_running()
+    host.spec = replace(SPEC, second=Segment("fd00:5:0:3::/64", "fd00:5:0:3::1"))
+    for network, expected in (
+        (host.spec, ("10.5.3.2", "fd00:5:0:3::2")),
+        (replace(SPEC, second=Segment("fd00:5:0:4::/64", "fd00:5:0:4::1")), ("10.5.3.2", "fd00:5:0:4::2")),
+        (SPEC, ("10.5.3.2",)),
+    ):
+        host.spec = network
+        host.podnet.ensure(network)
+        assert [type(s) for s in host.sync().pods[0].steps] == [Attach]
+        assert [r.ips for r in host.records() if r.ip] == [expected]
+    assert host.all_running() == running
 
 
 # --- ends -------------------------------------------------------------------------------------------

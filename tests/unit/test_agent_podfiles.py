@@ -23,7 +23,7 @@ def files(folder: Path, resolv: str | None = "nameserver 192.0.2.1\n", upstream:
 def test_the_hosts_file_is_the_kubelet_s_and_stays_as_it_was_added_to(tmp_path: Path) -> None:
     pods = files(tmp_path)
     path = Path(pods.paths().hosts("u1"))
-    pods.write_hosts(str(path), "web-1", "10.5.3.2")
+    pods.write_hosts(str(path), "web-1", ["10.5.3.2"])
     lines = path.read_text().splitlines()
     assert lines[0] == "# Podlane-managed hosts file."
     assert lines[1] == "127.0.0.1\tlocalhost"
@@ -31,24 +31,31 @@ def test_the_hosts_file_is_the_kubelet_s_and_stays_as_it_was_added_to(tmp_path: 
     inode = path.stat().st_ino
     with path.open("a") as file:
         file.write("192.0.2.9\tmine\n")
-    pods.write_hosts(str(path), "web-1", "10.5.3.2")
+    pods.write_hosts(str(path), "web-1", ["10.5.3.2"])
     assert path.read_text().endswith("mine\n")
-    pods.write_hosts(str(path), "web-1", "10.5.3.3")
+    pods.write_hosts(str(path), "web-1", ["10.5.3.3"])
     assert path.read_text().endswith("10.5.3.3\tweb-1\n")
     assert path.stat().st_ino == inode  # mounts follow it
+
+
+def test_a_pod_with_two_addresses_has_its_name_at_both(tmp_path: Path) -> None:
+    pods = files(tmp_path)
+    path = Path(pods.paths().hosts("u1"))
+    pods.write_hosts(str(path), "web-1", ["10.5.3.2", "fd00:5:3::2"])
+    assert path.read_text().splitlines()[-2:] == ["10.5.3.2\tweb-1", "fd00:5:3::2\tweb-1"]
 
 
 def test_a_hosts_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pods").write_text("in the way")
     with pytest.raises(PodlaneError, match=r"write .*hosts: "):
-        files(tmp_path).write_hosts(str(tmp_path / "pods" / "u1" / "hosts"), "web-1", "10.5.3.2")
+        files(tmp_path).write_hosts(str(tmp_path / "pods" / "u1" / "hosts"), "web-1", ["10.5.3.2"])
 
 
 def test_only_known_pods_keep_their_folder(tmp_path: Path) -> None:
     pods = files(tmp_path)
     pods.keep(set())
     for uid in ("u1", "u2"):
-        pods.write_hosts(pods.paths().hosts(uid), "p", "10.5.3.2")
+        pods.write_hosts(pods.paths().hosts(uid), "p", ["10.5.3.2"])
     pods.keep({"u2"})
     assert [p.name for p in (tmp_path / "pods").iterdir()] == ["u2"]
 

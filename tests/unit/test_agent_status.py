@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
-from agent_objects import IMAGE, Host, container, deleted, name, pod
+from agent_objects import IMAGE, SPEC, Host, container, deleted, name, pod
 
 from podlane.api.meta import get_condition
 from podlane.api.types import Pod, PodStatus, Probe
 from scheduler.agent import status
 from scheduler.agent.containers import INFRA
+from scheduler.agent.network import Segment
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +77,24 @@ def test_a_running_pod() -> None:
     assert (one.image, one.image_id, one.started) == (IMAGE, f"docker://sha256:{IMAGE}", True)
     assert one.container_id.startswith("docker://0")
     assert told.pod_ips[0].ip == "10.5.3.2"
+
+
+def test_a_pod_s_addresses_are_reported_the_first_one_first_and_stay_when_it_is_finished() -> None:
+    host = running(restart_policy="Never")
+    host.spec = replace(SPEC, second=Segment("fd00:5:0:3::/64", "fd00:5:0:3::1"))
+    host.podnet.ensure(host.spec)
+    before = report(host)
+    assert before.pod_ips == ()
+    host.sync()
+    told = report(host)
+    assert (told.pod_ip, [each.ip for each in told.pod_ips]) == ("10.5.3.2", ["10.5.3.2", "fd00:5:0:3::2"])
+    assert status.is_urgent(before, told)
+    adopt(host, told)
+    host.runtime.end(name("web", "p"), 0)
+    adopt(host, report(host))
+    host.settle(2)
+    finished = report(host)
+    assert (finished.phase, finished.pod_ips) == ("Succeeded", told.pod_ips)
 
 
 def test_a_running_pod_whose_probe_does_not_pass() -> None:
