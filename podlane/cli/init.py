@@ -40,8 +40,14 @@ class Settings:
 
 
 @click.command("init", cls=Command)
-@click.option("--network", default="10.244.0.0/16", show_default=True, metavar="CIDR", help="Addresses of the pods.")
-@click.option("--subnet-len", type=int, help="Prefix length of a node's share (default: flannel's, 24).")
+@click.option(
+    "--network",
+    default="10.244.0.0/16",
+    show_default=True,
+    metavar="CIDR[,CIDR]",
+    help="Addresses of the pods; with two, IPv4 and IPv6, of which a node gets a /64.",
+)
+@click.option("--subnet-len", type=int, help="Prefix length of a node's share of IPv4 (default: flannel's, 24).")
 @click.option(
     "--service-cidr",
     default="10.96.0.0/16",
@@ -149,8 +155,8 @@ def desired(
         options |= {"DirectRouting": True} if direct_routing else {}
         options |= {"MTU": mtu} if mtu else {}
     share = {} if subnet_len is None else {"SubnetLen": subnet_len}
-    config = {"Network": network, **share, "Backend": options}
     errors: list[FieldError] = []
+    config = {**_families(network, errors), **share, "Backend": options}
     pods: tuple[Network, ...] = ()
     networks: tuple[Network, ...] = ()
     try:
@@ -181,6 +187,21 @@ def desired(
         node_grace_seconds=node_grace_seconds,
     )
     return Settings(config, cluster)
+
+
+def _families(text: str, errors: list[FieldError]) -> dict[str, Any]:
+    """The fields of flannel's config for one network, or one of each family."""
+    fields: dict[str, Any] = {}
+    for part in text.split(","):
+        name = "IPv6Network" if ":" in part else "Network"
+        if name in fields:
+            errors.append(FieldError("--network", f"expected one network, or one of each family, got {text}"))
+        fields[name] = part.strip()
+    if "IPv6Network" in fields:
+        fields["EnableIPv6"] = True
+    if "Network" not in fields:
+        fields["EnableIPv4"] = False
+    return fields
 
 
 def _answers(session: Session) -> bool:

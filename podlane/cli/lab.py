@@ -32,12 +32,14 @@ def lab(ctx: click.Context) -> None:
 @lab.command()
 @click.option("--hosts", "nodes", default=3, show_default=True, metavar="N", help="Hosts that run pods.")
 @click.option("--etcd", "servers", default=1, show_default=True, metavar="1|3", type=int, help="etcd members.")
+@click.option("--dual-stack", is_flag=True, help="IPv6 beside IPv4: for hosts, pods and services.")
 @_name
-def up(name: str, nodes: int, servers: int) -> None:
+def up(name: str, nodes: int, servers: int, dual_stack: bool) -> None:
     """Make a lab, or start what is missing of it."""
     begin = time.monotonic()
-    target = Topology(name, nodes, servers)
-    note(f"lab {name}: {nodes} hosts, {servers} etcd; logs in {target.log_dir}")
+    target = Topology(name, nodes, servers, dual_stack)
+    families = ", IPv4 and IPv6" if dual_stack else ""
+    note(f"lab {name}: {nodes} hosts, {servers} etcd{families}; logs in {target.log_dir}")
     Lab(target, lambda line: note(f"  {line}")).up()
     note(f"lab {name}: ready after {time.monotonic() - begin:.1f} s")
 

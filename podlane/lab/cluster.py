@@ -97,7 +97,7 @@ class Lab:
                     loaded = sum(pool.map(lambda host: images.load(lab, host), nodes))
                 note(f"{images.WEB_IMAGE}, imported on {loaded} hosts")
             with self._step("cluster config") as note:
-                note(self.podlane("init").strip().splitlines()[-1])
+                note(self.podlane("init", *lab.init_arguments).strip().splitlines()[-1])
             with self._step("daemons") as note:
                 started = self._start(lab.hosts)
                 self._wait_ready(lab.hosts)
@@ -265,7 +265,8 @@ class Lab:
             return
         if there != self.topology:
             raise LabError(
-                f"lab {there.name!r} has {there.nodes} hosts and {there.servers} etcd members already; "
+                f"lab {there.name!r} has {there.nodes} hosts and {there.servers} etcd members already"
+                f"{', and both families' if there.dual_stack else ''}; "
                 f"podlane lab down --name {there.name} first, or choose another --name"
             )
 

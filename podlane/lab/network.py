@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from podlane.lab.topology import GATEWAY, NETNS_ROOT, Host, Topology, netns_path
+from podlane.lab.topology import GATEWAY, GATEWAY6, NETNS_ROOT, Host, Topology, netns_path
 from podlane.runtime import namespace
 from podlane.runtime.command import run
 
@@ -57,6 +57,7 @@ def build(lab: Topology) -> int:
             "link set lo up",
             "link set br0 up",
             f"address replace {GATEWAY}/24 dev br0",
+            *([f"address replace {GATEWAY6}/64 dev br0 nodad"] if lab.dual_stack else []),
         ],
     )
     run(within(lab.underlay, ["nft", "-f", "-"]), input=_fault_rules(), timeout=10)
@@ -76,9 +77,15 @@ def build(lab: Topology) -> int:
                 "link set eth0 up",
                 f"address replace {host.address}/24 dev eth0",
                 f"route replace default via {GATEWAY}",
+                *(_dual_stack(host) if lab.dual_stack else []),
             ],
         )
     return new
+
+
+def _dual_stack(host: Host) -> list[str]:
+    """A host's IPv6, usable at once: nobody else has its address."""
+    return [f"address replace {host.address6}/64 dev eth0 nodad", f"route replace ::/0 via {GATEWAY6}"]
 
 
 def destroy(lab: Topology) -> int:

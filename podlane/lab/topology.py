@@ -23,8 +23,14 @@ NETNS_ROOT = Path("/run/netns")
 DEFAULT_NAME = "lab"
 
 UNDERLAY_PREFIX = "192.168.64"
+UNDERLAY_PREFIX6 = "fd00:64:"
 GATEWAY = f"{UNDERLAY_PREFIX}.1"
-"""The underlay's own address: the hosts' default route and the lab's client from outside."""
+GATEWAY6 = f"{UNDERLAY_PREFIX6}:1"
+"""The underlay's own addresses: the hosts' default routes and the lab's client from outside."""
+
+POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
+SERVICE_RANGES = ("10.96.0.0/16", "fd00:10:96::/112")
+"""Of a lab with both families. Without IPv6 the defaults of `podlane init` count."""
 
 MAX_NODES = 100
 ETCD_CLIENT_PORT = 2379
@@ -41,14 +47,23 @@ class Host:
     role: Role
     address: str
 
+    @property
+    def address6(self) -> str:
+        """The IPv6 address it has in a lab with both families: the same number."""
+        return f"{UNDERLAY_PREFIX6}:{self.address.rpartition('.')[2]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """`nodes` run pods; each of `servers` (1 or 3) runs an etcd member and a scheduler."""
+    """`nodes` run pods; each of `servers` (1 or 3) runs an etcd member and a scheduler.
+
+    With `dual_stack` hosts, pods and services have IPv6 addresses too.
+    """
 
     name: str
     nodes: int = 3
     servers: int = 1
+    dual_stack: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, naming the option to change."""
@@ -111,11 +126,18 @@ class Topology:
         """The cgroup above all containers of the lab, as dockerd's --cgroup-parent takes it."""
         return f"/podlane-lab-{self.name}"
 
+    @property
+    def init_arguments(self) -> tuple[str, ...]:
+        """What `podlane init` is given."""
+        if not self.dual_stack:
+            return ()
+        return (f"--network={','.join(POD_NETWORKS)}", f"--service-cidr={','.join(SERVICE_RANGES)}")
+
     def docker_socket(self, host: Host | str) -> Path:
         return self.run_dir / (host if isinstance(host, str) else host.name) / "docker.sock"
 
     def encode(self) -> bytes:
-        return msgspec.json.encode({"name": self.name, "nodes": self.nodes, "servers": self.servers})
+        return msgspec.json.encode(self)
 
 
 def decode(data: bytes) -> Topology:

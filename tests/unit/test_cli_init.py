@@ -60,6 +60,33 @@ def test_every_option_arrives(shell):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            "10.1.0.0/16,fd00:1::/48",
+            {"Network": "10.1.0.0/16", "IPv6Network": "fd00:1::/48", "EnableIPv6": True},
+        ),
+        ("fd00:1::/48", {"IPv6Network": "fd00:1::/48", "EnableIPv6": True, "EnableIPv4": False}),
+    ],
+)
+def test_pods_with_addresses_of_each_family(shell, given, expected):
+    shell.ok("init", "--network", given, "--service-cidr", "10.96.0.0/16,fd00:96::/112")
+    stored = network(shell)
+    del stored["Backend"]
+    assert stored == expected
+    assert shell.ok("init", "--network", given, "--service-cidr", "10.96.0.0/16,fd00:96::/112") == (
+        "network unchanged\ncluster unchanged\n"
+    )
+
+
+def test_two_networks_of_a_family_are_refused(shell):
+    assert "--network: expected one network, or one of each family" in shell.fails(
+        "init", "--network", "10.1.0.0/16,10.2.0.0/16", code=2
+    )
+    assert shell.store.get(KEY) is None
+
+
 def test_again_changes_nothing(shell):
     shell.ok("init")
     before = shell.revision()

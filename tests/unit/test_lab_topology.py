@@ -33,6 +33,18 @@ def test_every_host_has_an_address_of_its_own() -> None:
     assert lab.endpoints == tuple(f"http://192.168.64.{n}:2379" for n in (11, 12, 13))
 
 
+def test_a_lab_of_both_families() -> None:
+    lab = Topology("lab", dual_stack=True)
+    assert [lab.host(name).address6 for name in ("server1", "node3")] == ["fd00:64::11", "fd00:64::103"]
+    assert lab.init_arguments == (
+        "--network=10.244.0.0/16,fd00:10:244::/48",
+        "--service-cidr=10.96.0.0/16,fd00:10:96::/112",
+    )
+    assert Topology("lab").init_arguments == ()
+    assert decode(lab.encode()) == lab
+    assert decode(b'{"name": "old", "nodes": 2, "servers": 1}') == Topology("old", 2)
+
+
 def test_two_labs_share_no_name() -> None:
     def names(lab: Topology) -> set[str]:
         return {lab.cgroup, str(lab.run_dir), lab.underlay, *(lab.netns(h) for h in lab.hosts)}
