@@ -21,8 +21,8 @@ from podlane.lab.topology import Host
 from podlane.store.interface import Put
 
 SERVICES, EACH = 10_000, 5
-STARTS = 3
-IDLE = 90.0  # seconds, three resyncs
+STARTS, IDLES = 3, 3
+IDLE = 60.0  # seconds of each sample: two resyncs
 READY_TIMEOUT = 120.0
 OPTIONS = (f"--cluster-cidr={POD_NETWORK}", "--node-name=node-0")
 
@@ -66,14 +66,14 @@ def _check(hosts: Hosts, host: Host) -> None:
 
 
 def _idle(proxyd: process.Record, say: Progress) -> list[float]:
-    """Shares of one core, of thirds of IDLE."""
+    """Shares of one core."""
     time.sleep(5)
     shares = []
-    for _ in range(3):
+    for _ in range(IDLES):
         begin, used = time.monotonic(), cpu_seconds(proxyd.pid)
-        time.sleep(IDLE / 3)
+        time.sleep(IDLE)
         shares.append((cpu_seconds(proxyd.pid) - used) / (time.monotonic() - begin))
-    say("idle: " + ", ".join(f"{share:.2%}" for share in shares) + " of a core in 30 s each")
+    say("idle: " + ", ".join(f"{share:.2%}" for share in shares) + f" of a core, in {IDLE:.0f} s each")
     return shares
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from bench.lab import BenchLabError, Watched, bench_lab
 from bench.pods import apply, controller, service
 from bench.rows import Benchmark, Declared, Measured, Progress
-from bench.wrk import PATIENCE, Load, loading, together
+from bench.wrk import Load, loading, together
 from podlane.api.meta import is_pod_ready
 from podlane.api.types import Pod, Service
 from podlane.lab.traffic import ask_from
@@ -59,8 +59,7 @@ class Rollout:
         with loading(sources, self.url, connections=CONNECTIONS) as running:
             time.sleep(BEFORE)
             step()
-            # what hangs now must fail now, and not be forgotten
-            time.sleep(AFTER + PATIENCE)
+            time.sleep(AFTER)
         self.loads[name] = together(running.loads)
         self.say(f"{name}: {self.loads[name]}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import threading
 import time
@@ -13,7 +12,6 @@ from bench import kubeproxy_shape as shape
 from bench.proxyd_objects import Objects, changed, objects
 from bench.proxyd_world import KubeProxyShaped, Synced, check, namespace, synced
 from bench.rows import Benchmark, Declared, Measured, Progress
-from podlane.runtime.runner import Runner
 
 SIZES = ((1000, 5), (5000, 5), (10_000, 5), (45_000, 1))
 FULL_AIMS = {(10_000, 5): 0.4, (45_000, 1): 0.8}
@@ -24,11 +22,11 @@ PEER_FULL_ROUNDS = {(1000, 5): 3, (5000, 5): 3, (10_000, 5): 2}  # in one transa
 CHANGES, PEER_CHANGES = 40, 7
 PERCENT_ROUNDS, PEER_PERCENT_ROUNDS = 10, 3
 RESYNCS, PEER_LISTS = 7, 3
+CHANGES_DURING = 20
 PERCENT = 100  # services
 PEER = "nft -f of kube-proxy's shape"
 PEER_IN_PARTS = f"{PEER}, in parts"  # what in one transaction would take a quarter of an hour
 PEER_LIST = "nft list of kube-proxy's shape"
-RUNNER_INTERVAL = 0.01  # what the daemon uses
 
 
 def measure_size(size: tuple[int, int], say: Progress) -> Iterator[Measured]:
@@ -42,10 +40,11 @@ def measure_size(size: tuple[int, int], say: Progress) -> Iterator[Measured]:
         samples = [ours.one_endpoint() for _ in range(CHANGES)]
         deleted = [ours.one_service_deleted() for _ in range(CHANGES)] if size == MAIN else []
         percent = [ours.percent() for _ in range(PERCENT_ROUNDS)] if size == MAIN else []
-        resyncs = [proxy.resync() for _ in range(RESYNCS)] if size == MAIN else []
-        meanwhile = during_resync(ours) if size == MAIN else []
+        resyncs = [proxy.verify() for _ in range(RESYNCS)] if size == MAIN else []
+        meanwhile = during_resync(ours, min(resyncs)) if size == MAIN else []
         check((e.addresses[0] for each in ours.slices for e in each.endpoints), f"after the changes to {label}")
-    for what, values in (("endpoint", samples), ("service deleted", deleted), ("1 %", percent), ("resync", resyncs)):
+    timed = {"endpoint": samples, "service": deleted, "1 %": percent, "resync": resyncs, "during resync": meanwhile}
+    for what, values in timed.items():
         if values:
             say(f"{label} {what}: {min(values) * 1e3:.2f} to {max(values) * 1e3:.2f} ms")
     with namespace():
@@ -103,24 +102,20 @@ class Ours:
     def _numbers(self, count: int) -> Sequence[int]:
         return self._rng.sample(range(len(self.slices)), count)
 
-    def change(self, count: int) -> None:
-        """Change that many slices without telling the proxy."""
-        for number in self._numbers(count):
-            self.slices[number] = changed(number, self.slices[number])
-
-    def one_endpoint(self) -> float:
-        return self._replaced(1)
+    def one_endpoint(self, *, settle: bool = True) -> float:
+        return self._replaced(1, settle=settle)
 
     def percent(self) -> float:
         return self._replaced(PERCENT)
 
-    def _replaced(self, count: int) -> float:
+    def _replaced(self, count: int, *, settle: bool = True) -> float:
         """A pod of `count` services was replaced by another."""
         numbers = self._numbers(count)
         for number in numbers:
             self.slices[number] = changed(number, self.slices[number])
         seconds = self.proxy.put(*(self.slices[number] for number in numbers))
-        self.proxy.settle()
+        if settle:
+            self.proxy.settle()
         return seconds
 
     def one_service_deleted(self) -> float:
@@ -149,40 +144,21 @@ class Theirs:
         return self.peer.change(news)
 
 
-def during_resync(ours: Ours) -> list[float]:
-    """A change that comes at some moment of a resync: seconds until the kernel has it. The runner is the daemon's."""
-    proxy = ours.proxy
-    runner = Runner(proxy.proxy.sync, name="bench", clock=proxy.clock, min_interval=RUNNER_INTERVAL, resync=3600)
-    stop = threading.Event()
-    thread = threading.Thread(target=runner.run, args=(stop,), daemon=True)
-    thread.start()  # in this thread's namespace
-    samples = []
+def during_resync(ours: Ours, took: float) -> list[float]:
+    """A change that comes at some moment of a resync, which takes about `took` seconds: until the kernel has it."""
+    samples: list[float] = []
     rng = random.Random(1)
-    took = proxy_idle(proxy)
-    try:
-        for _ in range(RESYNCS):
-            number = rng.randrange(len(ours.slices))
-            new = ours.slices[number] = changed(number, ours.slices[number])
-            proxy.clock.skipped += 60.0
-            runner.trigger()
-            time.sleep(rng.uniform(0.1, 0.8) * took)
-            commits, begin = proxy.nft.commits, time.perf_counter()
-            proxy.source.put(new)
-            runner.trigger()
-            while proxy.nft.commits == commits:
-                time.sleep(0.0005)
-            samples.append(proxy.nft.acknowledged - begin)
-            time.sleep(took + 1.0)
-    finally:
-        stop.set()
-        thread.join(30)
+    for _ in range(CHANGES_DURING):
+        # as in the daemon: a thread of its own, in this one's namespace
+        resync = threading.Thread(target=ours.proxy.verify, daemon=True)
+        resync.start()
+        time.sleep(rng.uniform(0.1, 0.8) * took)
+        seconds = ours.one_endpoint(settle=False)
+        if resync.is_alive():
+            samples.append(seconds)
+        resync.join()
+        ours.proxy.settle()
     return samples
-
-
-def proxy_idle(proxy: Synced) -> float:
-    """Seconds a resync takes here; nothing is left to do afterwards."""
-    gc.collect()
-    return proxy.resync()
 
 
 def _rows(size: tuple[int, int]) -> tuple[Declared, ...]:

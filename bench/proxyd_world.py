@@ -28,7 +28,7 @@ from podlane.runtime.log import configure
 from proxyd.conntrack import KernelConntrack
 from proxyd.host import KernelHost
 from proxyd.nft import KernelNft
-from proxyd.proxy import RETIRE_AFTER, VERIFY_INTERVAL, Proxy
+from proxyd.proxy import RETIRE_AFTER, Proxy
 from proxyd.source import View
 from proxyd.tables import TABLE, Transaction
 
@@ -98,25 +98,11 @@ class StampedNft(KernelNft):
         self.commits += 1
 
 
-class SkippingClock(SystemClock):
-    """The host's time, of which some can be skipped."""
-
-    skipped = 0.0
-
-    def monotonic(self) -> float:
-        return super().monotonic() + self.skipped
-
-
 class Synced:
     """One proxy on the calling thread's namespace."""
 
     def __init__(self, some: Objects) -> None:
-        self.source, self.clock, self.nft, self.conntrack = (
-            MemorySource(),
-            SkippingClock(),
-            StampedNft(),
-            KernelConntrack(),
-        )
+        self.source, self.nft, self.conntrack = MemorySource(), StampedNft(), KernelConntrack()
         self.source.put(*some.services, *some.slices)
         self.proxy = Proxy(
             source=self.source,
@@ -124,7 +110,7 @@ class Synced:
             conntrack=self.conntrack,
             host=KernelHost(),
             node=THIS_NODE,
-            clock=self.clock,
+            clock=SystemClock(),
             trigger_after=lambda _: None,
         )
 
@@ -158,11 +144,10 @@ class Synced:
         self.source.drop(*some)
         return self.sync(begin)
 
-    def resync(self) -> float:
+    def verify(self) -> float:
         """Compare everything with the kernel, as every 30 seconds; returns its seconds."""
-        self.clock.skipped += VERIFY_INTERVAL
         begin = time.perf_counter()
-        self.proxy.sync()
+        self.proxy.verify()
         return time.perf_counter() - begin
 
 

@@ -13,6 +13,7 @@ from bench import proxyd_chart as chart
 from bench import proxyd_objects as objects
 from bench.machine import Machine
 from bench.rows import Row
+from bench.wrk import Load, together
 from podlane.api.codec import decode
 from podlane.api.types import EndpointSlice, Service
 
@@ -186,6 +187,20 @@ def test_a_deleted_service_is_led_to_no_more_and_its_chains_are_emptied() -> Non
         f"flush chain ip kube-proxy {chain}" for chain in (port.chain, *port.endpoint_chains)
     ]
     assert shape.delete(["a", "b"]) == "delete chain ip kube-proxy a\ndelete chain ip kube-proxy b\n"
+
+
+# --- the load ---------------------------------------------------------------------------
+
+
+def test_the_loads_of_all_hosts_are_added_and_every_failure_counts() -> None:
+    first = Load(requests=1000, connect=1, read=2, write=3, status=4, timeout=5, slowest=700_000)
+    second = Load(requests=500, connect=0, read=0, write=0, status=0, timeout=0, slowest=900_000, hung=6)
+    both = together({"a": first, "b": second})
+    assert both == Load(1500, connect=1, read=2, write=3, status=4, timeout=5, slowest=900_000, hung=6)
+    assert (first.failed, second.failed, both.failed) == (15, 6, 21)
+    shown = "1,500 requests, failed: 1 connect, 2 read, 3 write, 4 status, 5 timeout, 6 hung; slowest 0.90 s"
+    assert str(both) == shown
+    assert str(Load(9, 0, 0, 0, 0, 0, 1000)) == "9 requests, failed: none; slowest 0.00 s"
 
 
 # --- the chart -------------------------------------------------------------------------
