@@ -73,7 +73,7 @@ def _run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30, 
     return done.stdout
 
 
-def eventually(check: Callable[[], Any], timeout: float = 10.0, interval: float = 0.05) -> Any:
+def eventually(check: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05) -> Any:
     """Call `check` until it returns something true, and return that. AssertionErrors count as not yet."""
     end = time.monotonic() + timeout
     while True:
@@ -157,7 +157,7 @@ class Netns:
         self.processes.append(process)
         return process
 
-    def end(self, process: subprocess.Popen[Any], sig: signal.Signals = signal.SIGTERM, wait: float = 10) -> int:
+    def end(self, process: subprocess.Popen[Any], sig: signal.Signals = signal.SIGTERM, wait: float = 20) -> int:
         """Signal one process and wait for it; SIGKILL after `wait` seconds. Returns its exit code."""
         if process.poll() is None:
             process.send_signal(sig)
@@ -246,6 +246,16 @@ def netns() -> Iterator[NetnsMaker]:
         yield maker
     finally:
         maker.close()
+
+
+@pytest.fixture
+def world(netns: NetnsMaker) -> Iterator[Any]:
+    """proxyd's world: a node with pods, and proxyd's sync in it (proxyd_world.py)."""
+    from tests.kernel.proxyd_world import World
+
+    made = World(netns)
+    yield made
+    made.close()
 
 
 @dataclass

@@ -62,7 +62,7 @@ class Node:
         """How often the log has it."""
         return self.log.read_text().count(text) if self.log.exists() else 0
 
-    def ready(self, timeout: float = 20) -> Node:
+    def ready(self, timeout: float = 40) -> Node:
         eventually(self._is_ready, timeout)
         return self
 

@@ -131,7 +131,7 @@ def test_a_config_that_cannot_be_followed_leaves_the_one_in_use_and_is_said_once
 def test_a_direct_path_is_taken_when_it_is_proved_and_left_when_it_fails(cluster: Cluster) -> None:
     nodes = a, b = cluster(2, config=config(f'{VXLAN},"DirectRouting":"auto"'))
     underlay = cluster.netns.underlay
-    eventually(lambda: looks(nodes, {"flannel.1": (1, 8472, 1450)}, 1450, direct=True), 30)
+    eventually(lambda: looks(nodes, {"flannel.1": (1, 8472, 1450)}, 1450, direct=True))
     assert a.pings(b)
     before = _received(b)
     # what a cloud does that knows which addresses a machine has: frames with pods' addresses are dropped
@@ -141,7 +141,7 @@ def test_a_direct_path_is_taken_when_it_is_proved_and_left_when_it_fails(cluster
     assert _received(b) > before
     assert not a.metric("netd_direct_paths")
     underlay.run("nft delete table bridge cloud")
-    eventually(lambda: looks(nodes, {"flannel.1": (1, 8472, 1450)}, 1450, direct=True), 30)
+    eventually(lambda: looks(nodes, {"flannel.1": (1, 8472, 1450)}, 1450, direct=True))
     assert all(node.said("event=starting") == 1 for node in nodes)
 
 

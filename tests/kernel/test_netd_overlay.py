@@ -73,7 +73,7 @@ def test_what_is_damaged_by_hand_is_right_again(cluster: Cluster, damage: str) -
         a.ns.run(command)
     eventually(lambda: a.is_as(before))
     assert a.pings(b)
-    a.ready(5)
+    a.ready()
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
@@ -147,7 +147,7 @@ def test_garbage_in_the_store_is_said_once_and_harms_nobody(cluster: Cluster) ->
     a.etcd.ctl("put", f"{PREFIX}/subnets/10.5.253.0-24", value)
     eventually(lambda: any("10.5.253.0/24" in str(route) for route in a.state()["routes"]))
     assert a.pings(b)
-    a.ready(5)
+    a.ready()
     assert a.log.read_text().count("10.5.254.0-24") == 1
 
 
@@ -227,7 +227,7 @@ def test_an_interface_that_does_not_exist_is_an_error_with_the_candidates(
 def test_it_waits_for_the_config_and_says_so_once(netns: NetnsMaker, netns_etcd: NetnsEtcd, tmp_path: Path) -> None:
     node = Node(netns, netns.host("a"), netns_etcd, tmp_path / "a")
     node.start()
-    eventually(lambda: "waiting for the network config" in node.log.read_text(), 20)
+    eventually(lambda: "waiting for the network config" in node.log.read_text())
     time.sleep(2.5)
     assert node.log.read_text().count("waiting for the network config") == 1
     assert node.get("/readyz")[0] == 503

@@ -263,7 +263,7 @@ def test_the_usual_timing_falls_back_within_seconds(netns: NetnsMaker) -> None:
     prober = Prober(lambda: None)
     prober.set_peers(a.subnets, [b.lease], a.underlay, auto=True)
     with probing(a, prober):
-        eventually(lambda: prober.direct == both(b), timeout=20)
+        eventually(lambda: prober.direct == both(b))
         netns.underlay.run("nft -f -", stdin=DROP)
         eventually(lambda: prober.direct == frozenset(), timeout=10)
 
@@ -296,7 +296,7 @@ def test_a_strict_rp_filter_here_keeps_vxlan_for_what_peers_still_send_encapsula
         assert a.ns.ping("10.5.2.0", source="10.5.1.0") == 1
         assert prober.direct == {b.public6}
         a.ns.run("sysctl -qw net.ipv4.conf.flannel/1.rp_filter=2")
-        eventually(lambda: prober.direct == both(b), timeout=20)
+        eventually(lambda: prober.direct == both(b))
 
 
 def test_an_answer_by_way_of_a_third_host_proves_nothing(netns: NetnsMaker) -> None:
@@ -332,7 +332,7 @@ def test_a_peer_that_restarts_with_another_mac_address_is_found_again(netns: Net
         # whoever has restarted sends something before long, and by that is known by its new address
         assert b.ns.ping(str(a.public)) == 1
         b.ns.run(["bash", "-c", f"echo > /dev/udp/{a.public6}/9"])
-        eventually(lambda: prober.direct == both(b), timeout=20)
+        eventually(lambda: prober.direct == both(b))
 
 
 def test_an_interface_that_is_not_there_is_waited_for(netns: NetnsMaker) -> None:
@@ -347,7 +347,7 @@ def test_an_interface_that_is_not_there_is_waited_for(netns: NetnsMaker) -> None
         a.ns.run("ip link set eth0 up")
         a.ns.run(f"ip address replace {a.public6}/64 dev eth0 nodad")
         a.ns.run(f"ip route replace {b.subnets.v6} via fd00:5:0:2:: dev flannel-v6.1 onlink")
-        eventually(lambda: prober.direct == both(b), timeout=30)
+        eventually(lambda: prober.direct == both(b))
 
 
 def test_no_more_neighbours_are_looked_for_than_leave_room_for_those_pods_talk_to(netns: NetnsMaker) -> None:
