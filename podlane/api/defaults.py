@@ -135,8 +135,9 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
     if services.is_external(spec) and not spec.external_traffic_policy:
         changes["external_traffic_policy"] = "Cluster"
     config = spec.session_affinity_config
-    if spec.session_affinity == "ClientIP" and (config is None or config.client_ip is None):
-        changes["session_affinity_config"] = SessionAffinityConfig(client_ip=ClientIPConfig())
+    if config is None or config.client_ip is None:
+        lasts = SessionAffinityConfig(client_ip=ClientIPConfig()) if spec.session_affinity == "ClientIP" else None
+        changes["session_affinity_config"] = lasts
     return msgspec.structs.replace(spec, **changes)
 
 

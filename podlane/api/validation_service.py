@@ -24,15 +24,20 @@ def check_service(service: types.Service, path: str, errors: Errors) -> None:
     _check_annotations(service, path, errors)
     if not spec.ports and not services.is_headless(spec) and spec.type != "ExternalName":
         errors.add(join(at, "ports"), "required: at least one port, unless clusterIP is None")
-    _check_type(spec, at, errors)
     _check_ports(spec.ports, join(at, "ports"), errors)
-    _check_node_ports(spec, at, errors)
+    check_reach(spec, at, errors)
     for key, value in spec.selector.items():
         errors.check(f"{join(at, 'selector')}[{key}]", names.label_key_error(key) or names.label_value_error(value))
     check_addresses(spec, at, errors)
     _check_affinity(spec, at, errors)
-    _check_external(spec, at, errors)
     check_ingress(service.status.load_balancer, join(path, "status.loadBalancer.ingress"), errors)
+
+
+def check_reach(spec: types.ServiceSpec, path: str, errors: Errors) -> None:
+    """What has to hold before a service is given addresses and node ports, whoever writes it."""
+    _check_type(spec, path, errors)
+    _check_node_ports(spec, path, errors)
+    _check_external(spec, path, errors)
 
 
 def _check_annotations(service: types.Service, path: str, errors: Errors) -> None:

@@ -18,8 +18,10 @@ import msgspec
 
 from podlane.api import ranges, services
 from podlane.api.defaults import service_spec
+from podlane.api.fields import Errors
 from podlane.api.meta import short_name
 from podlane.api.types import ClusterConfig, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec
+from podlane.api.validation_service import check_reach
 from podlane.errors import AlreadyExists, Conflict, FieldError, Invalid, NotFound
 from podlane.store import keys
 from podlane.store.claims import claims_of
@@ -145,7 +147,10 @@ class Placement:
 
     def __init__(self, old: Service | None, new: Service, limits: Ranges, rng: random.Random) -> None:
         """Raises Invalid: for what it asks for and cannot have whatever others do."""
+        reach = Errors()
+        check_reach(new.spec, "spec", reach)
         spec, errors = with_families(new.spec, None if old is None else old.spec, limits.networks)
+        errors = reach.found + errors
         self._old = old
         self._new = msgspec.structs.replace(new, spec=spec)
         self._pools = limits.pools()

@@ -285,6 +285,7 @@ def test_a_client_stays_three_hours_unless_said() -> None:
     for config in ({}, {"sessionAffinityConfig": {}}, {"sessionAffinityConfig": {"clientIP": {}}}):
         assert service(sessionAffinity="ClientIP", **config).spec.session_affinity_config == three_hours
     assert service().spec.session_affinity_config is None
+    assert service(sessionAffinityConfig={"clientIP": None}).spec.session_affinity_config is None
 
 
 def test_what_is_shown_of_a_service_can_be_given_to_kubernetes() -> None:
