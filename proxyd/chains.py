@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from podlane.runtime import nftables as nft
 from proxyd import expressions as x
@@ -36,8 +37,7 @@ HASH_SEED = 0x506F646C
 _NAME = re.compile(r"(outside-)?(lb|hash)(\d+)(?:-aff(\d+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """One of `slots` slots: at random, or (`hashed`) by the client's address.
 
     `affinity`: seconds an idle client stays with its endpoint, 0 for none.
@@ -51,8 +51,13 @@ class Pick:
 
     @property
     def chain(self) -> str:
-        name = f"{'hash' if self.hashed else 'lb'}{self.slots}"
-        return f"{'outside-' if self.outside else ''}{name}{f'-aff{self.affinity}' if self.affinity else ''}"
+        return _name_of(self)
+
+
+@lru_cache(maxsize=4096)
+def _name_of(pick: Pick) -> str:
+    name = f"{'hash' if pick.hashed else 'lb'}{pick.slots}"
+    return f"{'outside-' if pick.outside else ''}{name}{f'-aff{pick.affinity}' if pick.affinity else ''}"
 
 
 @lru_cache(maxsize=4096)

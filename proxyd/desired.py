@@ -10,12 +10,12 @@ Source: kube-proxy's pkg/proxy (servicechangetracker.go, endpointslicecache.go).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from podlane.api.types import SERVICE_NAME_LABEL, EndpointSlice, Service
+from podlane.api.types import SERVICE_NAME_LABEL, EndpointSlice, IPFamily, Service
 from proxyd.healthcheck import ServiceHealth
-from proxyd.serving import NOTHING, Place, Served, Wanted, serve
+from proxyd.serving import NOTHING, Place, Policy, Served, Wanted, serve
 from proxyd.tables import Frontend, Key, unpack_frontend
 
 
@@ -59,13 +59,14 @@ class Index:
         """
         self._services: dict[str, Service] = {}
         self._slices: dict[str, EndpointSlice] = {}
-        self._slices_of: dict[str, set[str]] = {}
+        self._slices_of: dict[str, tuple[str, ...]] = {}
         self._served: dict[str, Served] = {}
         self._owner: dict[Key, str] = {}
         self._claims: dict[Key, set[str]] = {}  # only where two services claim one frontend
-        self._addresses: Counter[bytes] = Counter()
-        self._hairpin: Counter[bytes] = Counter()
+        self._addresses: dict[bytes, int] = {}
+        self._hairpin: dict[bytes, int] = {}
         self._checked: set[str] = set()  # services with a health-check node port
+        self._lacking: set[str] = set()  # services with no endpoint here where their policy wants one
         self.proxied = 0
         """How many services are proxied."""
 
@@ -118,13 +119,9 @@ class Index:
             if name != self._owner[frontend]
         ]
 
-    def without_local(self) -> dict[str, int]:
-        """Services with a Local policy and no endpoint here, by the policy: "internal", "external"."""
-        counts = {"internal": 0, "external": 0}
-        for served in self._served.values():
-            for policy in served.without_local:
-                counts[policy] += 1
-        return counts
+    def without_local(self) -> Counter[tuple[IPFamily, Policy]]:
+        """How many services have a Local policy and endpoints, but none here."""
+        return Counter(each for name in self._lacking for each in self._served[name].without_local)
 
     def is_member(self, counts: Mapping[bytes, int], address: bytes) -> bool:
         """Whether the address is wanted in the set with these counts (`addresses` or `hairpin`)."""
@@ -141,6 +138,8 @@ class Index:
 
     def replace(self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]) -> Touched:
         """Take whole lists: what is not in them is gone."""
+        if not self._services and not self._slices:
+            return self.update(services, slices)
         return self.update(
             {name: services.get(name) for name in self._services.keys() | services.keys()},
             {name: slices.get(name) for name in self._slices.keys() | slices.keys()},
@@ -155,25 +154,25 @@ class Index:
             else:
                 self._services[name] = service
         for name, each in slices.items():
-            changed.update(self._place_slice(name, each))
+            self._place_slice(name, each, changed)
         touched = Touched()
         for name in sorted(changed):
             self._resolve(name, touched)
         return touched
 
-    def _place_slice(self, name: str, each: EndpointSlice | None) -> Iterable[str]:
-        """File a slice under its service; return the services it left and joined."""
+    def _place_slice(self, name: str, each: EndpointSlice | None, changed: set[str]) -> None:
+        """File a slice under its service; note the services it left and joined."""
         old = self._slices.pop(name, None)
         if old is not None and (before := _service_of(old)):
-            self._slices_of[before].discard(name)
-            if not self._slices_of[before]:
-                del self._slices_of[before]
-            yield before
+            others = tuple(other for other in self._slices_of.pop(before) if other != name)
+            if others:
+                self._slices_of[before] = others
+            changed.add(before)
         if each is not None:
             self._slices[name] = each
             if after := _service_of(each):
-                self._slices_of.setdefault(after, set()).add(name)
-                yield after
+                self._slices_of[after] = (*self._slices_of.get(after, ()), name)
+                changed.add(after)
 
     def _resolve(self, name: str, touched: Touched) -> None:
         old = self._served.pop(name, NOTHING)
@@ -184,29 +183,30 @@ class Index:
             new = serve(service, [slices[each] for each in self._slices_of.get(name, ())], self.place)
             self._served[name] = new
         self.proxied += bool(new.frontends) - bool(old.frontends)
-        (self._checked.add if new.health else self._checked.discard)(name)
+        if new.health or old.health:
+            (self._checked.add if new.health else self._checked.discard)(name)
+        if new.without_local or old.without_local:
+            (self._lacking.add if new.without_local else self._lacking.discard)(name)
         was, now = old.frontends, new.frontends
         for frontend, wanted in now.items():
-            if frontend not in was:
-                self._claim(frontend, name)
+            there = was.get(frontend)
+            if there is None and self._owner.setdefault(frontend, name) != name:
+                self._contest(frontend, name)
+            if there != wanted:
                 touched.frontends.add(frontend)
-            elif was[frontend] != wanted:
-                touched.frontends.add(frontend)
-        for frontend in was:
-            if frontend not in now:
-                self._release(frontend, name)
-                touched.frontends.add(frontend)
+        for frontend in was.keys() - now.keys() if was else ():
+            self._release(frontend, name)
+            touched.frontends.add(frontend)
         if self.left_out:
             for key in (*was, *now, *old.addresses, *new.addresses, *old.hairpin, *new.hairpin):
                 self.left_out.pop(key, None)
         _recount(self._addresses, old.addresses, new.addresses, touched.addresses)
         _recount(self._hairpin, old.hairpin, new.hairpin, touched.hairpin)
 
-    def _claim(self, frontend: Key, name: str) -> None:
-        owner = self._owner.setdefault(frontend, name)
-        if owner != name:
-            self._claims.setdefault(frontend, {owner}).add(name)
-            self._owner[frontend] = min(owner, name)
+    def _contest(self, frontend: Key, name: str) -> None:
+        owner = self._owner[frontend]
+        self._claims.setdefault(frontend, {owner}).add(name)
+        self._owner[frontend] = min(owner, name)
 
     def _release(self, frontend: Key, name: str) -> None:
         claims = self._claims.get(frontend)
@@ -224,15 +224,16 @@ def _service_of(each: EndpointSlice) -> str:
     return f"{each.metadata.namespace}/{name}" if name else ""
 
 
-def _recount(counts: Counter[bytes], old: frozenset[bytes], new: frozenset[bytes], touched: set[bytes]) -> None:
+def _recount(counts: dict[bytes, int], old: Sequence[bytes], new: Sequence[bytes], touched: set[bytes]) -> None:
     if old == new:
         return
-    for gone in old - new:
+    for gone in set(old).difference(new) if old else ():
         counts[gone] -= 1
         if not counts[gone]:
             del counts[gone]
             touched.add(gone)
-    for come in new - old:
-        counts[come] += 1
-        if counts[come] == 1:
+    for come in set(new).difference(old) if old else new:
+        before = counts.get(come, 0)
+        counts[come] = before + 1
+        if not before:
             touched.add(come)

@@ -29,6 +29,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxyd import hashing
 from proxyd.chains import EXTERNAL_SOURCE, OUTSIDE_SLOTS, Pick, pick_of
@@ -66,6 +67,7 @@ Slot = tuple[str, Key]
 """A slot's map, `endpoints` or `picks`, and its key."""
 
 _UNWANTED = Wanted(())
+_MARKS = [pack_mark(number) for number in range(1024)]
 _ABSENT = object()
 
 
@@ -194,6 +196,8 @@ class _Planner:
         self.plan = Plan(Transaction(tables.family))
         self.strays: dict[tuple[str, Key], list[int]] = {}
         self._ids: set[Key] = set()
+        others = (PICKS, INSIDE, ADMITTED, EXTERNAL, REFUSED, SOURCE_RANGES)
+        self._plain = not any(tables[name] for name in others)
 
     def members(self, name: str, counts: Mapping[bytes, int], addresses: Iterable[bytes]) -> None:
         """Bring a set of addresses to what is wanted, as far as these addresses go."""
@@ -208,6 +212,9 @@ class _Planner:
 
     def frontend(self, frontend: Key, wanted: Wanted) -> None:
         """Plan everything about one frontend."""
+        if self._plain and wanted.is_plain:
+            self._cluster_ip(frontend, wanted)
+            return
         inside = self._pick(wanted, wanted.inside, outside=False)
         # with nobody at all it is refused, for everybody
         split = inside is not None and wanted.outside is not None
@@ -221,7 +228,7 @@ class _Planner:
                 else:
                     self._slots(region, (), ())
         first = outside or inside
-        verdict: object = GOTO + first.chain if first else (DROP if wanted.drop else _ABSENT)
+        verdict = _verdict(first, wanted)
         ranged = first is not None and wanted.ranges is not None
         changed |= self._set(SERVICES, frontend, GOTO + RANGED if ranged else verdict)
         changed |= self._set(ADMITTED, frontend, verdict if ranged else _ABSENT)
@@ -230,6 +237,16 @@ class _Planner:
         self._set(EXTERNAL, frontend, GOTO + kept if wanted.external and first else _ABSENT)
         self._set(REFUSED, frontend, None if wanted.external and not first else _ABSENT)
         self._ranges(frontend, wanted.ranges or () if ranged else ())
+        self._clean(frontend, wanted, changed=changed)
+
+    def _cluster_ip(self, frontend: Key, wanted: Wanted) -> None:
+        """Plan a frontend that is nothing but a cluster IP, as nearly all are, in a table that has nothing else."""
+        pick = self._pick(wanted, wanted.inside, outside=False)
+        changed = self._slots(_Region(ENDPOINTS, frontend, 0), wanted.inside, None)
+        changed |= self._set(SERVICES, frontend, _verdict(pick, wanted))
+        self._clean(frontend, wanted, changed=changed)
+
+    def _clean(self, frontend: Key, wanted: Wanted, *, changed: bool) -> None:
         # A flow to a target that went would stay with it: UDP has no end of connection, and a TCP client
         # that has no answer yet tries the same again. A flow of either protocol that began when nothing
         # was served was left untranslated, and conntrack remembers that.
@@ -242,8 +259,8 @@ class _Planner:
         hashed = wanted.balance != RANDOM and bool(targets)
         slots = hashing.table_size(len(targets)) if hashed else len(targets)
         pick = Pick(slots, hashed, wanted.affinity if slots else 0, outside)
-        if pick.chain not in self.tables.chains and pick.chain not in self.plan.now.chains:
-            self.plan.now.chains.append(pick.chain)
+        if (chain := pick.chain) not in self.tables.chains and chain not in self.plan.now.chains:
+            self.plan.now.chains.append(chain)
         return pick
 
     def _slots(self, region: _Region, targets: Sequence[bytes], layout: Sequence[bytes] | None) -> bool:
@@ -255,10 +272,15 @@ class _Planner:
         count = len(targets) if layout is None else len(layout)
         if present:
             self._leave(region, count)
-        elif not count:
+        if not count:
+            if region.map == PICKS and present:
+                self._ids_of(region, targets)
             return False
         ids = self._ids_of(region, targets) if region.map == PICKS else {}
-        slots = [region.key(number) for number in range(count)]
+        slots = region.keys(count)
+        if layout is None and not ids and (not present or slots[0] not in present):
+            now.add[region.map].update(zip(slots, targets, strict=True))
+            return True
         if layout is None:
             layout = assign_slots(
                 [self._target(region.map, key) for key in slots] if present else [None] * count, targets
@@ -351,8 +373,7 @@ class _Planner:
         self.plan.now.add[SOURCE_RANGES].update((key, None) for key in sorted(wanted - there))
 
 
-@dataclass(frozen=True, slots=True)
-class _Region:
+class _Region(NamedTuple):
     """A run of slots: a frontend's in one map, from `base` on."""
 
     map: str
@@ -362,12 +383,24 @@ class _Region:
     def key(self, number: int) -> Key:
         return self.frontend + pack_mark(self.base + number)
 
+    def keys(self, count: int) -> list[Key]:
+        if count > len(_MARKS) or self.base:
+            return [self.key(number) for number in range(count)]
+        frontend = self.frontend
+        return [frontend + mark for mark in _MARKS[:count]]
+
     def consecutive(self, present: Collection[Key]) -> Iterator[Key]:
         """The keys that are there, from the first on, up to a hole."""
         number = 0
         while (key := self.key(number)) in present:
             yield key
             number += 1
+
+
+def _verdict(pick: Pick | None, wanted: Wanted) -> object:
+    if pick is not None:
+        return GOTO + pick.chain
+    return DROP if wanted.drop else _ABSENT
 
 
 def _layout(balance: str, targets: Sequence[bytes], pick: Pick) -> Sequence[bytes] | None:

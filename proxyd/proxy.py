@@ -37,11 +37,12 @@ from proxyd.host import Host
 from proxyd.nft import Nft
 from proxyd.plan import Plan, Slot, plan_all, plan_changes, plan_retire, unused_chains
 from proxyd.ruleset import Skeleton
-from proxyd.serving import Place
+from proxyd.serving import Place, Policy
 from proxyd.source import Source, View
 from proxyd.tables import (
     ADDRESSES,
     FAMILIES,
+    IPV6,
     MAPS,
     PICKS,
     Family,
@@ -61,6 +62,7 @@ RETIRE_AFTER = 0.25
 """Seconds a slot outlives its use. A look-up on its way takes microseconds; a paused virtual CPU, longer."""
 
 VERIFY_INTERVAL = 30.0
+_POLICIES: tuple[Policy, ...] = ("internal", "external")
 _MOST_BLAMED = 32
 """Elements the kernel is asked about one by one in a sync, before halves are tried."""
 
@@ -184,38 +186,41 @@ class Proxy:
             started = self._clock.monotonic()
             touched, terminating = self._take_in(view)
             self._stand(view)
-            full, plans = False, []
-            for plane in list(self._planes.values()):
-                full |= plane.tables is None
-                plans.append(self._bring(plane, touched))
+            full = any(plane.tables is None for plane in self._planes.values())
+            plans = self._bring_all(touched)
             if not self._written:
                 self._written = True
                 self._unclean.update(self._index.frontends)
                 self._unclean_ranges = self._ranges
             self._tell(view, terminating=terminating)
+            _count_programmed(view, self._clock.now())
             for plan in plans:
                 self._unclean |= plan.clean
+            self._report(plans, self._clock.monotonic() - started, full=full)
             self._clean()
             for plane in self._planes.values():
                 self._retire(plane)
-            self._report(plans, self._clock.monotonic() - started, full=full)
+            if full:
+                self._ensure_host()
 
     def verify(self) -> None:
         """Compare the kernel with what was written, beside the syncs. Raises PodlaneError; ask again then."""
         started = self._clock.monotonic()
         with self._lock:
             planes = [(plane, plane.commits) for plane in self._planes.values() if plane.tables is not None]
-            ranges, six = self._ranges, any(plane.family.width == 16 for plane in self._planes.values())
         if not planes:
             return
-        for change in self._host.ensure(ranges, ipv6=six):
-            self._log.info("host changed", change=change)
         same = [self._compare(plane, commits) for plane, commits in planes]
         if all(same):
             self._ready, self._verified_at = True, self._clock.now()
             _VERIFIED.observe(self._clock.monotonic() - started)
         elif not self._ready:
             raise NotReady("compare table: it changed meanwhile, or is not as it was written")
+        self._ensure_host()
+
+    def _ensure_host(self) -> None:
+        for change in self._host.ensure(self._ranges, ipv6=IPV6 in self._planes):
+            self._log.info("host changed", change=change)
 
     def _compare(self, plane: _Plane, commits: int) -> bool:
         """Whether the kernel has what was written; if not, ask for a repair, unless it is not certain."""
@@ -248,6 +253,7 @@ class Proxy:
             slices = {name: each for name, each in view.slices.items() if each is not None}
             touched = self._index.replace(services, slices)
         else:
+            proxymetrics.changed(services=len(view.services), endpoints=len(view.slices))
             terminating = any(_ends(self._index.slice(name), each) for name, each in view.slices.items())
             touched = self._index.update(view.services, view.slices)
         addresses = self._node_addresses(view.internal_ips)
@@ -277,6 +283,20 @@ class Proxy:
 
     # --- bringing it into the kernel ------------------------------------------------------
 
+    def _bring_all(self, touched: Touched) -> list[Plan]:
+        """One family's failure leaves the others served; it is raised when they are done."""
+        plans, errors = [], []
+        for plane in self._planes.values():
+            try:
+                plans.append(self._bring(plane, touched))
+            except PodlaneError as error:
+                plane.tables = None
+                proxymetrics.failed([plane.family.title])
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return plans
+
     def _bring(self, plane: _Plane, touched: Touched) -> Plan:
         if plane.tables is None:
             return self._bring_whole(plane)
@@ -284,8 +304,6 @@ class Proxy:
 
     def _bring_whole(self, plane: _Plane) -> Plan:
         """List the kernel, compare everything, write the differences."""
-        for change in self._host.ensure(self._ranges, ipv6=plane.family.width == 16):
-            self._log.info("host changed", change=change)
         if not self._nft.intact(plane.family):
             self._nft.load(plane.skeleton)
         tables = self._nft.dump(plane.family)
@@ -396,8 +414,12 @@ class Proxy:
 
     def _report(self, plans: Collection[Plan], elapsed: float, *, full: bool) -> None:
         self._synced_at = self._clock.now()
-        families = [plan.now.family.title for plan in plans]
-        proxymetrics.synced(families, elapsed, self._synced_at, full=full)  # type: ignore[arg-type] # IPFamily
+        lacking = self._index.without_local()
+        for plane in self._planes.values():
+            for policy in _POLICIES:
+                proxymetrics.no_local_endpoints(plane.family.title, policy, lacking[plane.family.title, policy])
+        proxymetrics.synced([plan.now.family.title for plan in plans], elapsed, self._synced_at, full=full)
+        proxymetrics.pending(services=0, endpoints=0)
         if not any(plans):
             return
         for plane in self._planes.values():
@@ -459,6 +481,15 @@ def _ends(old: EndpointSlice | None, new: EndpointSlice | None) -> bool:
     if new is None or (old is not None and len(new.endpoints) < len(old.endpoints)):
         return True
     return any(endpoint.conditions.terminating for endpoint in new.endpoints)
+
+
+def _count_programmed(view: View, now: float) -> None:
+    """Measure how long after their cause the changed endpoints were in the kernel, where a slice says when that was."""
+    if view.complete:
+        return
+    for each in view.slices.values():
+        if each is not None and (happened := proxymetrics.trigger_time(each.metadata.annotations)) is not None:
+            proxymetrics.programmed(each.address_type, [happened], now)
 
 
 def _of_family(networks: Collection[str], family: Family) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Literal, NamedTuple
 
 from podlane.api.types import (
     BALANCE_ANNOTATION,
@@ -28,14 +29,18 @@ from podlane.api.types import (
     SERVICE_PROXY_NAME_LABEL,
     EndpointHints,
     EndpointSlice,
+    IPFamily,
     Service,
     ServicePort,
 )
 from proxyd.healthcheck import ServiceHealth
-from proxyd.tables import PROTOCOL_BYTES, Key, pack_address, pack_port
+from proxyd.tables import PROTOCOL_BYTES, Key, pack_port
 
 RANDOM, AFFINITY_HASH, MAGLEV = "random", "affinity-hash", "maglev"
 _DEFAULT_TIMEOUT = 10800
+
+Policy = Literal["internal", "external"]
+"""Which of a service's two traffic policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +70,36 @@ class Wanted(NamedTuple):
     drop: bool = False
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a cluster IP whose endpoints are picked at random."""
+        return not self.external and self.outside is None and self.balance == RANDOM and not self.affinity
+
+    @property
     def targets(self) -> set[bytes]:
         return {*self.inside, *(self.outside or ())}
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """What one service asks for. `addresses`: its cluster IPs, `hairpin`: its endpoints here, both packed.
 
-    `without_local`: the policies ("internal", "external") that are Local while no endpoint is here.
+    `without_local`: families and policies that are Local while endpoints are only elsewhere.
     """
 
-    frontends: Mapping[Key, Wanted] = field(default_factory=dict)
-    addresses: frozenset[bytes] = frozenset()
-    hairpin: frozenset[bytes] = frozenset()
+    frontends: Mapping[Key, Wanted] = {}
+    addresses: tuple[bytes, ...] = ()
+    hairpin: tuple[bytes, ...] = ()
     health: tuple[tuple[int, ServiceHealth], ...] = ()
-    without_local: frozenset[str] = frozenset()
+    without_local: frozenset[tuple[IPFamily, Policy]] = frozenset()
 
 
 NOTHING = Served()
-_NONE: frozenset[bytes] = frozenset()
-_NO_POLICIES: frozenset[str] = frozenset()
 
 
 _Endpoint = tuple[bytes, bool, bool, EndpointHints | None]
 """Address, ready (else terminating and still serving), on this node, hints. A bare tuple: there are many."""
 
-_Serving = tuple[bytes, bool, EndpointHints | None]
-"""Target, on this node, hints."""
+_Group = tuple[bytes, list[_Endpoint]]
+"""A packed port and the endpoints that serve at it."""
 
 
 class _Sets(NamedTuple):
@@ -101,9 +108,6 @@ class _Sets(NamedTuple):
     cluster: tuple[bytes, ...]
     local: tuple[bytes, ...]
     any: bool
-
-
-_NO_SETS = _Sets((), (), any=False)
 
 
 def is_proxied(service: Service) -> bool:
@@ -121,45 +125,41 @@ def serve(service: Service, slices: Sequence[EndpointSlice], place: Place) -> Se
     if not is_proxied(service):
         return NOTHING
     spec = service.spec
-    frontends: dict[Key, Wanted] = {}
-    addresses: set[bytes] = set()
-    hairpin: set[bytes] = set()
-    lacks: set[str] = set()
-    healthy = 0
+    policies = _local_policies(service)
     may_be_external = spec.type != "ClusterIP" or bool(spec.external_ips)
+    frontends: dict[Key, Wanted] = {}
+    addresses: tuple[bytes, ...] = ()
+    hairpin: tuple[bytes, ...] = ()
+    lacks: frozenset[tuple[IPFamily, Policy]] = frozenset()
+    healthy = 0
     for text in spec.cluster_ips or (spec.cluster_ip,):
         cluster_ip = _packed(text)
         if cluster_ip is None:
             continue
-        addresses.add(cluster_ip)
-        family = "IPv4" if len(cluster_ip) == 4 else "IPv6"
-        sets, local = _sets_of([each for each in slices if each.address_type == family], place)
-        hairpin.update(each[0] for each in local)
-        healthy = max(healthy, len({each[0] for each in local if each[1]}))
+        addresses += (cluster_ip,)
+        family: IPFamily = "IPv4" if len(cluster_ip) == 4 else "IPv6"
+        groups, local = _groups([each for each in slices if each.address_type == family], place.node)
+        if local:
+            hairpin += tuple({each[0] for each in local})
+            healthy = max(healthy, len({each[0] for each in local if each[1]}))
         external = _External(service, place, len(cluster_ip)) if may_be_external else None
         for port in spec.ports:
-            found = sets.get((port.name, port.protocol), _NO_SETS)
-            suffix = PROTOCOL_BYTES[port.protocol] + pack_port(port.port)
-            frontends[cluster_ip + suffix] = _internal(service, found)
+            sets = _choose(groups.get((port.name, port.protocol), ()), place, local=bool(policies))
+            frontends[cluster_ip + PROTOCOL_BYTES[port.protocol] + pack_port(port.port)] = _internal(service, sets)
             if external is not None:
-                frontends.update(external.frontends(port, found))
-            if found.any and not found.local:
-                lacks.update(_local_policies(service))
-    return Served(
-        frontends,
-        frozenset(addresses),
-        frozenset(hairpin) if hairpin else _NONE,
-        _health(service, healthy) if spec.health_check_node_port else (),
-        frozenset(lacks) if lacks else _NO_POLICIES,
-    )
+                frontends.update(external.frontends(port, sets))
+            if policies and sets.any and not sets.local:
+                lacks |= {(family, policy) for policy in policies}
+    health = _health(service, healthy) if spec.health_check_node_port else ()
+    return Served(frontends, addresses, hairpin, health, lacks)
 
 
 def _internal(service: Service, sets: _Sets) -> Wanted:
-    local = service.spec.internal_traffic_policy == "Local"
-    targets = sets.local if local else sets.cluster
-    return Wanted(
-        targets, balance=balance_of(service), affinity=affinity_of(service), drop=local and sets.any and not targets
-    )
+    balance, affinity = balance_of(service), affinity_of(service)
+    if service.spec.internal_traffic_policy == "Local":
+        nobody_here = sets.any and not sets.local
+        return Wanted(sets.local, balance=balance, affinity=affinity, drop=nobody_here)
+    return Wanted(sets.cluster, None, balance, affinity)
 
 
 class _External:
@@ -218,10 +218,10 @@ def affinity_of(service: Service) -> int:
     return config.client_ip.timeout_seconds if config and config.client_ip else _DEFAULT_TIMEOUT
 
 
-def _local_policies(service: Service) -> list[str]:
+def _local_policies(service: Service) -> tuple[Policy, ...]:
     spec = service.spec
-    policies = ["internal"] if spec.internal_traffic_policy == "Local" else []
-    return [*policies, "external"] if spec.external_traffic_policy == "Local" else policies
+    policies: tuple[Policy, ...] = ("internal",) if spec.internal_traffic_policy == "Local" else ()
+    return (*policies, "external") if spec.external_traffic_policy == "Local" else policies
 
 
 def _health(service: Service, local_endpoints: int) -> tuple[tuple[int, ServiceHealth], ...]:
@@ -234,16 +234,16 @@ def _health(service: Service, local_endpoints: int) -> tuple[tuple[int, ServiceH
 # --- endpoints ----------------------------------------------------------------------
 
 
-def _sets_of(slices: Sequence[EndpointSlice], place: Place) -> tuple[dict[tuple[str, str], _Sets], list[_Endpoint]]:
-    """By port name and protocol who serves; and the endpoints on this node that serve."""
-    groups: dict[tuple[str, str], list[tuple[bytes, list[_Endpoint]]]] = {}
+def _groups(slices: Sequence[EndpointSlice], node: str) -> tuple[dict[tuple[str, str], list[_Group]], list[_Endpoint]]:
+    """By port name and protocol who serves at which port; and the endpoints on this node that serve."""
+    groups: dict[tuple[str, str], list[_Group]] = {}
     local: list[_Endpoint] = []
     for each in slices:
-        endpoints = _serving(each, place.node)
+        endpoints = _serving(each, node)
         local += [endpoint for endpoint in endpoints if endpoint[2]]
         for port in each.ports:
             groups.setdefault((port.name, port.protocol), []).append((pack_port(port.port), endpoints))
-    return {name: _choose(found, place) for name, found in groups.items()}, local
+    return groups, local
 
 
 def _serving(each: EndpointSlice, node: str) -> list[_Endpoint]:
@@ -262,32 +262,30 @@ def _serving(each: EndpointSlice, node: str) -> list[_Endpoint]:
     return found
 
 
-def _choose(groups: Sequence[tuple[bytes, list[_Endpoint]]], place: Place) -> _Sets:
-    """Among endpoints with the same port (packed), group by group."""
-    ready, ending = (
-        [(each[0] + port, each[2], each[3]) for port, found in groups for each in found if each[1] is state]
-        for state in (True, False)
-    )
-    cluster = _near(ready, place) or ending
-    local = [each for each in ready if each[1]] or [each for each in ending if each[1]]
-    return _Sets(_distinct(cluster), _distinct(local) if local else (), bool(ready or ending))
+def _choose(groups: Sequence[_Group], place: Place, *, local: bool) -> _Sets:
+    """Who serves, and (with `local`) who of them on this node."""
+    ready = _select(groups, ready=True)
+    hinted = bool(ready) and any(each[3] is not None for _, found in groups for each in found)
+    cluster = (_near(groups, place) if hinted else ready) or _select(groups, ready=False)
+    near: tuple[bytes, ...] = ()
+    if local:
+        near = _select(groups, ready=True, local=True) or _select(groups, ready=False, local=True)
+    return _Sets(cluster, near, bool(cluster))
 
 
-def _distinct(found: Sequence[_Serving]) -> tuple[bytes, ...]:
-    return tuple(sorted({each[0] for each in found}))
+def _select(groups: Sequence[_Group], *, ready: bool, local: bool = False) -> tuple[bytes, ...]:
+    return tuple(sorted({e[0] + port for port, found in groups for e in found if e[1] is ready and e[2] >= local}))
 
 
-def _near(ready: Sequence[_Serving], place: Place) -> Sequence[_Serving]:
-    """Those that the hints name for this node, or else for its zone; all where the hints do not hold."""
-    if not ready or ready[0][2] is None:
-        return ready
-    hints = [each[2] or EndpointHints() for each in ready]
-    by_node = [{each.name for each in hint.for_nodes} for hint in hints]
-    by_zone = [{each.name for each in hint.for_zones} for hint in hints]
+def _near(groups: Sequence[_Group], place: Place) -> tuple[bytes, ...]:
+    """The ready ones that the hints name for this node, or else for its zone; all where the hints do not hold."""
+    ready = [(each[0] + port, each[3] or EndpointHints()) for port, found in groups for each in found if each[1]]
+    by_node = [{each.name for each in hints.for_nodes} for _, hints in ready]
+    by_zone = [{each.name for each in hints.for_zones} for _, hints in ready]
     for named, here in ((by_node, place.node), (by_zone, place.zone)):
         if here and all(named) and any(here in names for names in named):
-            return [each for each, names in zip(ready, named, strict=True) if here in names]
-    return ready
+            return tuple(sorted({each[0] for each, names in zip(ready, named, strict=True) if here in names}))
+    return tuple(sorted({target for target, _ in ready}))
 
 
 # --- addresses ----------------------------------------------------------------------
@@ -295,8 +293,8 @@ def _near(ready: Sequence[_Serving], place: Place) -> Sequence[_Serving]:
 
 def _packed(text: str) -> bytes | None:
     try:
-        return pack_address(text)
-    except ValueError:
+        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except OSError:
         return None
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
+from podlane.api.types import IPFamily
 from podlane.errors import PodlaneError
 from proxyd.chains import Pick, pick_of, rules_of
 
@@ -43,7 +44,7 @@ class Family:
     af: int
     width: int
     nfproto: int
-    title: str
+    title: IPFamily
 
     @property
     def address_type(self) -> str:
