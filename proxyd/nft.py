@@ -91,10 +91,10 @@ class KernelNft:
                 if "Could not process rule" not in error.stderr:
                     raise
                 _run(skeleton.script(anew=True))
-        self._loaded[skeleton.family] = self._static_part(skeleton.family)
+        self._loaded[skeleton.family] = self.static_part(skeleton.family)
 
     def intact(self, family: Family) -> bool:
-        return family in self._loaded and self._loaded[family] == self._static_part(family)
+        return family in self._loaded and self._loaded[family] == self.static_part(family)
 
     def dump(self, family: Family) -> Tables:
         tables = Tables(family, maps={name: self._elements(family, spec) for name, spec in MAPS.items()})
@@ -149,8 +149,8 @@ class KernelNft:
             nftmsg.read_elements(spec, family, body, elements)
         return elements
 
-    def _static_part(self, family: Family) -> object:
-        """Base chains with their hooks, the networks, and every rule outside our chains, byte for byte."""
+    def static_part(self, family: Family) -> object:
+        """What does not change between loads, to be compared: base chains with their hooks, the networks, and every rule outside our chains, byte for byte."""
         with self._reading:
             chains = nftables.chains(self._reader, TABLES[family])
             rules = nftables.rules(self._reader, TABLES[family])

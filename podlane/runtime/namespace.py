@@ -58,6 +58,12 @@ def enter(path: Path | str) -> None:
         _set(descriptor, str(path))
 
 
+def leave_for_a_new_one() -> None:
+    """Move the calling thread into a fresh namespace, which is gone when nothing is in it any more."""
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise PodlaneError(f"make network namespace: {os.strerror(ctypes.get_errno())}")
+
+
 @contextmanager
 def inside(namespace: Path | str | int) -> Iterator[None]:
     """Run the block's thread in a namespace, given by its path or an open descriptor. Raises PodlaneError."""
