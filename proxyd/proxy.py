@@ -1,27 +1,21 @@
 """The sync: from a view of the store to a kernel that agrees with it.
 
-Owns: when the kernel is listed and compared, when only what changed is written,
-and what is left for later. Invariants:
+Owns: the order of a sync, and who is told of it. Invariants:
 
 - Nothing is written before the first complete view; the first sync of a process
   lists the kernel and writes only differences, so a restart disturbs nothing.
-- A plane's `tables` is what the kernel has as far as our own commits say, or None
-  when that is not known: after any error the next sync lists and compares.
-- `verify` lists beside the syncs, which go on meanwhile, and compares with what
-  our commits say; only where that differs does a sync list once more and repair.
-- What the kernel refuses is narrowed down to a frontend, which is told of and
-  left out until its service changes; everything else is served.
+- One family's failure leaves the other served; what failed is tried again.
 - Ready means: the first complete view was written, and `verify` found it right.
+- Endpoints are reported as applied once every family's table has them.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from podlane.api.types import EndpointSlice, Service
 from podlane.errors import PodlaneError
@@ -35,59 +29,34 @@ from proxyd.desired import Clash, Index, Touched
 from proxyd.healthcheck import ServiceHealth
 from proxyd.host import Host
 from proxyd.nft import Nft
-from proxyd.plan import Plan, Slot, plan_all, plan_changes, plan_retire, unused_chains
+from proxyd.plan import Plan
+from proxyd.plane import Plane
 from proxyd.ruleset import Skeleton
 from proxyd.serving import Place, Policy
 from proxyd.source import Source, View
 from proxyd.tables import (
-    ADDRESSES,
     FAMILIES,
     IPV6,
     MAPS,
-    PICKS,
     Family,
     Frontend,
     Key,
     Refused,
-    Tables,
     Target,
-    Transaction,
     pack_frontend,
     show_address,
     unpack_frontend,
     unpack_target,
 )
 
-RETIRE_AFTER = 0.25
-"""Seconds a slot outlives its use. A look-up on its way takes microseconds; a paused virtual CPU, longer."""
-
 VERIFY_INTERVAL = 30.0
 _POLICIES: tuple[Policy, ...] = ("internal", "external")
-_MOST_BLAMED = 32
-"""Elements the kernel is asked about one by one in a sync, before halves are tried."""
-
-_OUTDATED = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY})
-"""What the kernel says when it does not have what we believe; after a fresh look it means the element itself."""
-_PASSING = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EINTR, errno.EAGAIN})
 
 _ELEMENTS = metrics.gauge("podlane_proxyd_elements", "Elements in the kernel.", ["family", "map"])
-_COMMITS = metrics.counter("podlane_proxyd_commits_total", "nftables transactions by result.", ["result"])
-_REPAIRS = metrics.counter("podlane_proxyd_repairs_total", "Times the kernel differed from what was written.")
 _CLEANED = metrics.counter("podlane_proxyd_conntrack_deleted_total", "Stale conntrack entries deleted.")
 _SERVICES = metrics.gauge("podlane_proxyd_services", "Services proxied.")
 _LEFT_OUT = metrics.gauge("podlane_proxyd_left_out", "Frontends the kernel refused, which are not served.")
 _VERIFIED = metrics.histogram("podlane_proxyd_verify_duration_seconds", "Time of one comparison with the kernel.")
-
-
-@dataclass(slots=True)
-class _Plane:
-    """What is known of one family's table."""
-
-    family: Family
-    skeleton: Skeleton
-    tables: Tables | None = None
-    retired: dict[Slot, float] = field(default_factory=dict)
-    commits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +107,9 @@ class Proxy:
         self._lock = threading.Lock()
         self._index = Index(Place(node))
         self._indexed = False
-        self._planes: dict[Family, _Plane] = {}
+        self._planes: dict[Family, Plane] = {}
         self._ranges: tuple[str, ...] = ()
         self._written = self._ready = False
-        self._repairs = 0
         self._synced_at: float | None = None  # both in Unix time
         self._verified_at: float | None = None
         self._unclean: set[Key] = set()
@@ -170,11 +138,11 @@ class Proxy:
                         "serviceRanges": list(plane.skeleton.service_ranges),
                         "elements": {name: len(plane.tables[name]) for name in MAPS} if plane.tables else {},
                         "chains": len(plane.tables.chains) if plane.tables else 0,
-                        "retiring": len(plane.retired),
+                        "retiring": plane.retiring,
                     }
                     for plane in self._planes.values()
                 },
-                "repairs": self._repairs,
+                "repairs": sum(plane.repairs for plane in self._planes.values()),
                 "verifiedAt": self._verified_at,
                 "syncedAt": self._synced_at,
             }
@@ -187,60 +155,36 @@ class Proxy:
             touched, terminating = self._take_in(view)
             self._stand(view)
             full = any(plane.tables is None for plane in self._planes.values())
-            plans = self._bring_all(touched)
-            if not self._written:
-                self._written = True
-                self._unclean.update(self._index.frontends)
-                self._unclean_ranges = self._ranges
+            plans = self._bring(touched)
             self._tell(view, terminating=terminating)
-            _count_programmed(view, self._clock.now())
-            for plan in plans:
-                self._unclean |= plan.clean
             self._report(plans, self._clock.monotonic() - started, full=full)
             self._clean()
             for plane in self._planes.values():
-                self._retire(plane)
+                if (pause := plane.retire()) is not None:
+                    self._trigger_after(pause)
             if full:
                 self._ensure_host()
 
     def verify(self) -> None:
-        """Compare the kernel with what was written, beside the syncs. Raises PodlaneError; ask again then."""
+        """Compare the kernel with what was written, beside the syncs. Raises NotReady, PodlaneError; ask again then."""
         started = self._clock.monotonic()
         with self._lock:
-            planes = [(plane, plane.commits) for plane in self._planes.values() if plane.tables is not None]
-        if not planes:
-            return
-        same = [self._compare(plane, commits) for plane, commits in planes]
-        if all(same):
-            self._ready, self._verified_at = True, self._clock.now()
-            _VERIFIED.observe(self._clock.monotonic() - started)
-        elif not self._ready:
+            planes = list(self._planes.values())
+        found = [plane.listed() for plane in planes]
+        with self._lock:
+            same = [compare() for compare in found]
+            if same and all(same):
+                self._ready, self._verified_at = True, self._clock.now()
+                _VERIFIED.observe(self._clock.monotonic() - started)
+        if False in same:
+            self._trigger_after(0.0)
+        if not self._ready:
             raise NotReady("compare table: it changed meanwhile, or is not as it was written")
         self._ensure_host()
 
     def _ensure_host(self) -> None:
         for change in self._host.ensure(self._ranges, ipv6=IPV6 in self._planes):
             self._log.info("host changed", change=change)
-
-    def _compare(self, plane: _Plane, commits: int) -> bool:
-        """Whether the kernel has what was written; if not, ask for a repair, unless it is not certain."""
-        static = self._nft.intact(plane.family)
-        try:
-            found = self._nft.dump(plane.family)
-        except PodlaneError as error:
-            self._log.debug("list table", family=str(plane.family), error=str(error))
-            found = Tables(plane.family)
-        with self._lock:
-            if plane.tables is None or plane.commits != commits:
-                return False  # what was listed is of no one moment of ours
-            if static and found.maps == plane.tables.maps and found.chains == plane.tables.chains:
-                return True
-            plane.tables = None
-            self._repairs += 1
-            _REPAIRS.inc()
-        self._log.warning("table was changed by someone else, repairing", family=str(plane.family), static=not static)
-        self._trigger_after(0.0)
-        return False
 
     # --- what is wanted ----------------------------------------------------------------
 
@@ -279,85 +223,31 @@ class Proxy:
                     self._nft.delete(family)
                     del self._planes[family]
             elif plane is None or plane.skeleton != skeleton:
-                self._planes[family] = _Plane(family, skeleton)
+                self._planes[family] = Plane(skeleton, self._nft, self._index, self._clock, self._leave_out)
 
     # --- bringing it into the kernel ------------------------------------------------------
 
-    def _bring_all(self, touched: Touched) -> list[Plan]:
-        """One family's failure leaves the others served; it is raised when they are done."""
-        plans, errors = [], []
+    def _bring(self, touched: Touched) -> list[Plan]:
+        """One family's failure leaves the other served; it is raised when all are done."""
+        plans: list[Plan] = []
+        errors: list[PodlaneError] = []
         for plane in self._planes.values():
             try:
-                plans.append(self._bring(plane, touched))
+                brought = plane.bring(touched)
             except PodlaneError as error:
-                plane.tables = None
                 proxymetrics.failed([plane.family.title])
                 errors.append(error)
+                continue
+            plans.append(brought.plan)
+            self._unclean |= brought.plan.clean
+            if brought.whole or not self._written:
+                # flows may have begun while nothing, or something else, was in the kernel
+                self._unclean.update(self._index.frontends)
+                self._unclean_ranges = self._ranges
         if errors:
             raise errors[0]
+        self._written = True
         return plans
-
-    def _bring(self, plane: _Plane, touched: Touched) -> Plan:
-        if plane.tables is None:
-            return self._bring_whole(plane)
-        return self._settle(plane, lambda tables: plan_changes(tables, self._index, touched), fresh=False)
-
-    def _bring_whole(self, plane: _Plane) -> Plan:
-        """List the kernel, compare everything, write the differences."""
-        if not self._nft.intact(plane.family):
-            self._nft.load(plane.skeleton)
-        tables = self._nft.dump(plane.family)
-        plane.tables = tables
-        plan = self._settle(plane, lambda tables: plan_all(tables, self._index), fresh=True)
-        self._commit(plane, Transaction(plane.family, drop_chains=unused_chains(tables)))
-        if plan.now:
-            # flows may have begun while nothing, or something else, was in the kernel
-            self._unclean.update(self._index.frontends)
-            self._unclean_ranges = self._ranges
-        return plan
-
-    def _settle(self, plane: _Plane, make: Callable[[Tables], Plan], *, fresh: bool) -> Plan:
-        """Plan and commit, leaving out what the kernel refuses. `fresh`: the tables were listed just now."""
-        for attempt in range(_MOST_BLAMED + 1):
-            assert plane.tables is not None
-            plan = make(plane.tables)
-            try:
-                self._commit(plane, plan.now)
-            except Refused as error:
-                if error.errno in _PASSING or (error.errno in _OUTDATED and not fresh):
-                    plane.tables = None
-                    raise
-                if attempt == _MOST_BLAMED or not (blamed := _blamed(plan.now, error)):
-                    self._halve(plane, sorted(_frontends_in(plan.now)), error)
-                    continue
-                for key in blamed:
-                    self._leave_out(key, error)
-            else:
-                due = self._clock.monotonic() + RETIRE_AFTER
-                plane.retired.update((slot, due) for slot in plan.retire if slot not in plane.retired)
-                return plan
-        plane.tables = None
-        raise PodlaneError(f"commit {plane.family} table: the kernel refuses it, whatever is left out")
-
-    def _halve(self, plane: _Plane, frontends: list[Key], error: Refused) -> None:
-        """Commit as much as the kernel takes, half by half; leave out the frontends it does not."""
-        if not frontends:
-            plane.tables = None
-            raise error
-        assert plane.tables is not None
-        plan = plan_changes(plane.tables, self._index, Touched(frontends=set(frontends)))
-        try:
-            self._commit(plane, plan.now)
-        except Refused as refused:
-            if refused.errno in _PASSING:
-                plane.tables = None
-                raise
-            if len(frontends) == 1:
-                self._leave_out(frontends[0], refused)
-                return
-            middle = len(frontends) // 2
-            self._halve(plane, frontends[:middle], refused)
-            self._halve(plane, frontends[middle:], refused)
 
     def _leave_out(self, key: Key, error: Refused) -> None:
         self._index.left_out[key] = str(error)
@@ -367,40 +257,13 @@ class Proxy:
         if owner is not None and (service := self._index.services.get(owner)) is not None:
             self._outlets.left_out(service, f"node {self._node} cannot serve {what}: {error}")
 
-    def _commit(self, plane: _Plane, transaction: Transaction) -> None:
-        """Raises Refused, with nothing done, or PodlaneError, and then it is not known what the kernel has."""
-        if not transaction:
-            return
-        assert plane.tables is not None
-        plane.commits += 1
-        try:
-            self._nft.commit(transaction)
-            plane.tables.apply(transaction)
-        except PodlaneError as error:
-            _COMMITS.labels("error").inc()
-            if not isinstance(error, Refused):
-                plane.tables = None
-            raise
-        _COMMITS.labels("ok").inc()
-
-    def _retire(self, plane: _Plane) -> None:
-        """Delete the slots whose time has come; the others ask for another sync."""
-        if not plane.retired or plane.tables is None:
-            return
-        now = self._clock.monotonic()
-        due = [slot for slot, at in plane.retired.items() if at <= now]
-        self._commit(plane, plan_retire(plane.tables, due))
-        for slot in due:
-            del plane.retired[slot]
-        if plane.retired:
-            self._trigger_after(max(0.0, min(plane.retired.values()) - now))
-
     # --- everything else ------------------------------------------------------------------
 
     def _tell(self, view: View, *, terminating: bool) -> None:
         self._outlets.applied(view.revision, terminating)
         self._outlets.health(self._index.health, self._index.place.node_addresses)
         self._outlets.eligible(not view.leaving)
+        _count_programmed(view, self._clock.now())
 
     def _clean(self) -> None:
         """Delete stale conntrack entries; what fails is tried again by the next sync."""
@@ -494,20 +357,3 @@ def _count_programmed(view: View, now: float) -> None:
 
 def _of_family(networks: Collection[str], family: Family) -> tuple[str, ...]:
     return tuple(sorted(each for each in networks if (":" in each) == (family.width == 16)))
-
-
-def _frontends_in(transaction: Transaction) -> set[Key]:
-    """The frontends that a transaction adds something of."""
-    size = transaction.family.width + 8
-    return {key[:size] for name, added in transaction.add.items() if "proto" in MAPS[name].key for key in added}
-
-
-def _blamed(transaction: Transaction, error: Refused) -> set[Key]:
-    """What to leave out so that the element at fault is not written: frontends, or a member of a set."""
-    if error.element is None:
-        return set()
-    name, key = error.element
-    family = transaction.family
-    if name == ADDRESSES:
-        return {slot[:-4] for slot, number in transaction.add[PICKS].items() if number == key}
-    return {key[: family.width + 8] if "proto" in MAPS[name].key else key[: family.width]}
