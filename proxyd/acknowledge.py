@@ -6,9 +6,9 @@ to the kernel before; of one history of the store never a lower revision after a
 higher one; the sync that reports is never kept waiting.
 
 When: at once if an endpoint is terminating or gone, since somebody waits for
-that, and for URGENT_FOR seconds after it whatever comes, since a slice that was
-changed once more has a later revision, which is the one that is waited for;
-otherwise only now and then, for thousands of nodes write it.
+that; within FOLLOW seconds if it is but URGENT_FOR seconds since then, for a
+slice that was changed once more has a later revision, which may be the one
+that is waited for; otherwise only now and then, for thousands of nodes write it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ LAZY = 30.0
 """Seconds between writes nobody waits for."""
 URGENT_FOR = 10.0
 """As long as an agent waits (its --drain-timeout)."""
-_MIN_INTERVAL = 0.05  # seconds between writes: a roll-out is a burst of changes
+FOLLOW = 1.0
+"""Seconds within which what comes in that time is written too."""
+_MIN_INTERVAL = 0.2  # seconds between writes, of which thousands of nodes make one for each pod that ends
 _BACKOFF = (0.1, 5.0)
 
 
@@ -52,6 +54,11 @@ class Acknowledger:
             eager=False,
         )
 
+    @property
+    def written(self) -> int:
+        """The revision last written to the store; 0 before the first."""
+        return self._written
+
     def applied(self, revision: int, *, terminating: bool) -> None:
         """The kernel has all endpoint slices as of `revision` (0: not known, ignored). Cheap, never raises.
 
@@ -68,9 +75,12 @@ class Acknowledger:
             else:
                 self._newest, self._lower = revision, 0
             news = self._lower or self._newest > self._written
-            due = news and (not self._written or now < self._urgent_until or self._lower)
-        if due:
+            at_once = news and (not self._written or terminating or self._lower)
+            soon = news and now < self._urgent_until
+        if at_once:
             self._runner.trigger()
+        elif soon:
+            self._runner.trigger_after(FOLLOW)
 
     def run(self, stop: threading.Event) -> None:
         """Write what is due until `stop`."""

@@ -12,7 +12,7 @@ from podlane.runtime.clock import FakeClock
 from podlane.store import keys, proxies
 from podlane.store.interface import Put
 from podlane.store.memory import MemoryStore
-from proxyd.acknowledge import LAZY, URGENT_FOR, Acknowledger
+from proxyd.acknowledge import FOLLOW, LAZY, URGENT_FOR, Acknowledger
 
 pytestmark = pytest.mark.unit
 
@@ -99,6 +99,8 @@ def test_what_somebody_waits_for_is_written_at_once_and_so_is_what_comes_soon_af
     world.acknowledger.applied(8, terminating=True)
     world.eventually([7, 8])
     world.acknowledger.applied(9, terminating=False)
+    assert world.idle() == [7, 8]
+    world.clock.advance(FOLLOW)
     world.eventually([7, 8, 9])
     world.clock.advance(URGENT_FOR)
     world.acknowledger.applied(10, terminating=False)
