@@ -28,7 +28,8 @@ from podlane.runtime.log import configure
 from proxyd.conntrack import KernelConntrack
 from proxyd.host import KernelHost
 from proxyd.nft import KernelNft
-from proxyd.proxy import RETIRE_AFTER, Proxy
+from proxyd.plane import RETIRE_AFTER
+from proxyd.proxy import Proxy
 from proxyd.source import View
 from proxyd.tables import TABLE, Transaction
 
