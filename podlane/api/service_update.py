@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from podlane.api import services
-from podlane.api.types import IPFamily, Service, ServicePort, ServiceSpec, ServiceStatus
+from podlane.api.types import Service, ServicePort, ServiceSpec, ServiceStatus
 
 
 def carry_over(old: Service, new: Service) -> Service:
@@ -44,18 +44,9 @@ def _with_old_addresses(old: ServiceSpec, new: ServiceSpec) -> ServiceSpec:
             addresses = addresses[:1]
         if families == old.ip_families:
             families = families[:1]
-    elif families and families == old.ip_families[: len(families)]:
-        # a manifest that names the first family only is not to take away the second each time it is applied
-        families = _families(old.ip_families, addresses)
     return msgspec.structs.replace(
         new, cluster_ip=address, cluster_ips=addresses, ip_family_policy=policy, ip_families=families
     )
-
-
-def _families(known: tuple[IPFamily, ...], addresses: tuple[str, ...]) -> tuple[IPFamily, ...]:
-    """With those of addresses that were given without a family; "None" has none."""
-    more = (services.family_of(address) for address in addresses[len(known) :])
-    return (*known, *(family for family in more if family is not None))
 
 
 def _with_old_ports(old: ServiceSpec, new: ServiceSpec) -> ServiceSpec:

@@ -22,6 +22,9 @@ _MERGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 """Lists whose elements are objects with an identity: the first of these fields that they have."""
 
+_EXTENDED = ("clusterIPs", "ipFamilies")
+"""Lists to which the registry adds what the policy of a service asks for, behind what the manifest says."""
+
 
 def merge(live: Any, last: Any, manifest: Any, *, field: str = "") -> Any:
     """The value of one field. `last` is what the previous manifest said, None if nothing."""
@@ -31,6 +34,9 @@ def merge(live: Any, last: Any, manifest: Any, *, field: str = "") -> Any:
         key = _merge_key(field, manifest)
         if key is not None:
             return _merge_lists(_sequence(live), _sequence(last), manifest, key)
+        if field in _EXTENDED and last in (None, manifest) and [*_sequence(live)][: len(manifest)] == [*manifest]:
+            # the same manifest again does not mean to take away what was added
+            return live
     return manifest
 
 

@@ -26,12 +26,15 @@ from podlane.errors import AlreadyExists, Conflict, FieldError, Invalid, NotFoun
 from podlane.store import keys
 from podlane.store.claims import claims_of
 from podlane.store.families import family_of, with_families
-from podlane.store.pools import RANDOM_PICKS, Pool, address_error, address_pool, port_error, port_pool
+from podlane.store.pools import Pool, address_error, address_pool, port_error, port_pool
 from podlane.store.rules import at_revision, change, creation, key_of
 from podlane.store.writes import Lost, Write, commit
 
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
+
+MAX_LOST = 3
+"""Transactions lost to others before the taken ones are listed."""
 
 MAX_CHANGES = 120
 """Keys that one transaction can write, below etcd's --max-txn-ops of 128; a service with more node ports is refused."""
@@ -98,6 +101,7 @@ def _place(registry: Registry, old: Service | None, new: Service) -> Service:
             placed = placement.attempt()
         except _Unknown:
             placement.taken = _all_taken(registry)
+            tries = 0
             placed = placement.attempt(listed=True)
         write = creation(placed) if old is None else change(old, placed)
         placement.check_size(write)
@@ -107,7 +111,7 @@ def _place(registry: Registry, old: Service | None, new: Service) -> Service:
         _check_own(old, new, outcome)
         placement.learn({key for key, kv in outcome.found.items() if kv is not None and key != key_of(new)})
         tries += 1
-        if tries >= RANDOM_PICKS:
+        if tries >= MAX_LOST:
             placement.taken = _all_taken(registry)
         registry.check(deadline)
 

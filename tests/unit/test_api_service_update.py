@@ -72,8 +72,6 @@ ADDRESSES = ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy")
         (ONE, {}, [*ONE.values()]),
         (TWO, {}, [*TWO.values()]),
         (TWO, {"clusterIP": "10.96.0.9"}, [*TWO.values()]),
-        # what a manifest says of the first is no word against the second
-        (TWO, {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "PreferDualStack"}, [*TWO.values()]),
         (TWO, {"ipFamilyPolicy": "SingleStack"}, [*ONE.values()]),
         (TWO, {**TWO, "ipFamilyPolicy": "SingleStack"}, [*ONE.values()]),
         (TWO, {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}, [*ONE.values()]),
@@ -110,6 +108,11 @@ IMMUTABLE = 'immutable: it is "10.96.0.9", got'
             TWO,
             {**TWO, "clusterIPs": ["10.96.0.9"]},
             ['ipFamilyPolicy: expected "SingleStack", for clusterIPs loses fd00::9, got "PreferDualStack"'],
+        ),
+        (
+            TWO,
+            {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "PreferDualStack"},
+            ['ipFamilyPolicy: expected "SingleStack", for ipFamilies loses IPv6, got "PreferDualStack"'],
         ),
         (
             ONE,

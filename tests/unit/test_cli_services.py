@@ -58,6 +58,8 @@ DNS = [{"name": "udp", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 5
         {"ipFamilyPolicy": "PreferDualStack"},
         {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6"]},
         {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+        {"ipFamilyPolicy": "PreferDualStack", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"]},
+        {"ipFamilyPolicy": "PreferDualStack", "clusterIP": "None", "ipFamilies": ["IPv4"]},
         {"clusterIP": "None"},
         {"clusterIP": "None", "selector": {}},
         {"type": "ExternalName", "externalName": "db.example.com", "ports": []},
@@ -98,6 +100,16 @@ def test_allocated_values_survive_every_other_change(shell: Shell) -> None:
     assert (third.ports[0].node_port, third.health_check_node_port, third.session_affinity_config) == (0, 0, None)
     assert third.cluster_ips == first.cluster_ips[:1]
     assert shell.store.list(keys.SERVICE_NODE_PORTS).items == ()
+
+
+def test_the_second_family_is_taken_away_by_the_policy_only(shell: Shell) -> None:
+    both = {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4", "IPv6"]}
+    apply(shell, **both)
+    errors = shell.fails("apply", "-f", "-", stdin=manifest(**{**both, "ipFamilies": ["IPv4"]}), code=2)
+    assert 'spec.ipFamilyPolicy: expected "SingleStack", for ipFamilies loses IPv6, got "PreferDualStack"' in errors
+    apply(shell, ipFamilyPolicy="SingleStack", ipFamilies=["IPv4"])
+    assert stored(shell).spec.ip_families == ("IPv4",)
+    assert len(stored(shell).spec.cluster_ips) == 1
 
 
 def test_a_status_is_not_lost(shell: Shell) -> None:
