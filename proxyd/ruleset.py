@@ -107,12 +107,19 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
             ),
         ),
         Chain("filter-input", "type filter hook input priority filter - 10; policy accept;", (known, refuse_frontend)),
-        Chain("filter-forward", "type filter hook forward priority filter - 10; policy accept;", unserved),
+        Chain(*_FORWARDED[ip], unserved),
         Chain("filter-output", "type filter hook output priority filter - 10; policy accept;", unserved),
     )
 
 
 _ICMP = {"ip": "icmp", "ip6": "icmpv6"}
+_FORWARDED = {
+    "ip": ("filter-forward", "type filter hook forward priority filter - 10; policy accept;"),
+    # a host without a default route has one to the service range at lo (host.py), which IPv6 takes for an
+    # unreachable one when it forwards: what is not translated would be gone before the forward hook
+    "ip6": ("filter-prerouting", "type filter hook prerouting priority dstnat + 10; policy accept;"),
+}
+"""The chain for packets of others, and its hook."""
 
 
 def _lines(skeleton: Skeleton, anew: bool) -> Iterator[str]:
