@@ -1,10 +1,9 @@
-"""proxyd's command line."""
+"""The `proxyd` command: `run` is the daemon, the rest is for operators."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import sys
+from collections.abc import Mapping
 
 import click
 
@@ -12,80 +11,43 @@ from podlane.errors import PodlaneError
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig
 from podlane.store.options import store_options
-from proxyd.addresses import PRIMARY
+from proxyd.options import HEALTHZ_PORT, place_options
 
-HEALTHZ_PORT = 10256  # kube-proxy's
-
-
-class Network(click.ParamType[str]):
-    """A network in CIDR form, or one of the words."""
-
-    name = "cidr"
-
-    def __init__(self, *words: str) -> None:
-        self._words = words
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the network without host bits."""
-        if str(value) in self._words:
-            return str(value)
-        try:
-            return str(ipaddress.ip_network(str(value), strict=False))
-        except ValueError as error:
-            words = "".join(f", or {word}" for word in self._words)
-            self.fail(
-                f'expected a network such as 10.5.0.0/16 or fd00:5::/48{words}, got "{value}": {error}', param, ctx
-            )
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "plan": ("proxyd.commands", "show_plan"),
+    "ruleset": ("proxyd.commands", "show_ruleset"),
+    "services": ("proxyd.commands", "list_services"),
+    "status": ("proxyd.commands", "status"),
+    "trace": ("proxyd.commands", "trace"),
+    "uninstall": ("proxyd.commands", "uninstall"),
+}
 
 
-@click.group()
-@click.version_option(package_name="podlane")
+class _Lazy(click.Group):
+    """A group whose operators' commands are imported when they are used: the daemon does not pay for them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        from importlib import import_module
+
+        module, name = _COMMANDS[cmd_name]
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="podlane", prog_name="proxyd")
 def main() -> None:
     """Podlane's service proxy: service addresses to pods, in the kernel."""
 
 
 @main.command()
-@click.option(
-    "--node-name",
-    default=socket.gethostname,
-    show_default="the host's name",
-    envvar="NODE_NAME",
-    show_envvar=True,
-    help="This node's name, as in endpoint slices.",
-)
-@click.option(
-    "--etcd-prefix",
-    default="/coreos.com/network",
-    show_default=True,
-    envvar="PROXYD_ETCD_PREFIX",
-    show_envvar=True,
-    help="Where flannel's network config is: its network is the pods'.",
-)
-@click.option(
-    "--cluster-cidr",
-    type=Network(),
-    multiple=True,
-    envvar="PROXYD_CLUSTER_CIDR",
-    show_envvar=True,
-    help="The pods' network, instead of the stored one. Clients outside it are masqueraded. May be repeated.",
-)
-@click.option(
-    "--service-cidr",
-    type=Network(),
-    multiple=True,
-    envvar="PROXYD_SERVICE_CIDR",
-    show_envvar=True,
-    help="The service range, instead of the cluster config's. May be repeated.",
-)
-@click.option(
-    "--nodeport-addresses",
-    type=Network(PRIMARY),
-    multiple=True,
-    envvar="PROXYD_NODEPORT_ADDRESSES",
-    show_envvar=True,
-    help="Serve node ports at this host's addresses in this network. May be repeated. Default: primary, the node's "
-    "main address of each family.",
-)
+@place_options
 @click.option(
     "--conntrack-tcp-be-liberal/--no-conntrack-tcp-be-liberal",
     default=True,
@@ -129,20 +91,5 @@ def run(
     sys.exit(code)
 
 
-@main.command()
-def uninstall() -> None:
-    """Remove what proxyd put into this host: its nftables table and its routes. Stop proxyd first."""
-    from proxyd.host import KernelHost
-    from proxyd.nft import KernelNft
-    from proxyd.tables import FAMILIES
-
-    try:
-        nft = KernelNft()
-        for family in FAMILIES:
-            nft.delete(family)
-        nft.close()
-        KernelHost().remove()
-    except PodlaneError as error:
-        click.echo(f"proxyd: {error}", err=True)
-        sys.exit(error.exit_code)
-    click.echo("removed tables ip podlane and ip6 podlane and the routes to the service ranges")
+if __name__ == "__main__":
+    main(prog_name="proxyd")

@@ -215,3 +215,25 @@ def _be64(data: Buffer) -> int:
 @lru_cache(maxsize=4096)
 def _show(family: int, packed: bytes) -> str:
     return inet_ntop(family, packed)
+
+
+def ask_message(source: Target, frontend: Frontend) -> Message:
+    """Ask for the one entry of a connection; the answer can be given to `delete_message`."""
+    family = AF_INET6 if ":" in frontend.address else AF_INET
+    addresses = nl.attr(_IP_SRC[family], inet_pton(family, source.address))
+    addresses += nl.attr(_IP_DST[family], inet_pton(family, frontend.address))
+    ports = nl.u8(_PROTO_NUM, _NUMBERS[frontend.protocol])
+    ports += nl.be16(_PROTO_SRC_PORT, source.port) + nl.be16(_PROTO_DST_PORT, frontend.port)
+    ends = nl.nest(_TUPLE_ORIG, nl.nest(_TUPLE_IP, addresses), nl.nest(_TUPLE_PROTO, ports))
+    return Message(_SUBSYSTEM | _GET, 0, _genmsg(family) + ends)
+
+
+def read_replies(body: memoryview) -> tuple[Target, Target]:
+    """Of the answer to `ask_message`: where replies come from, and where to."""
+    family = body[0]
+    reply = nl.attribute_map(nl.attribute_map(body[4:])[_TUPLE_REPLY])
+    addresses, ports = nl.attribute_map(reply[_TUPLE_IP]), nl.attribute_map(reply[_TUPLE_PROTO])
+    return (
+        Target(_show(family, bytes(addresses[_IP_SRC[family]])), nl.get_be16(ports[_PROTO_SRC_PORT])),
+        Target(_show(family, bytes(addresses[_IP_DST[family]])), nl.get_be16(ports[_PROTO_DST_PORT])),
+    )

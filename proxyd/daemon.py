@@ -27,7 +27,7 @@ from proxyd.nft import KernelNft
 from proxyd.proxy import VERIFY_INTERVAL, Outlets, Proxy
 from proxyd.proxyhealth import ProxyHealth
 from proxyd.source import StoreSource
-from proxyd.status import status_document
+from proxyd.status import StatusReport
 
 _SETTLE = 0.01  # seconds between syncs: a roll-out's changes come in bursts
 _PORTS_SETTLE = 0.05  # a pod's start is a burst of link notices
@@ -118,10 +118,27 @@ def run(options: DaemonOptions, store_config: StoreConfig, settings: Settings) -
     daemon.add_ready_check("hairpin", ports.ready)
     daemon.add_report("/healthz", health.healthz)
     daemon.add_report("/livez", health.livez)
-    daemon.add_document("/status", lambda: status_document(proxy, checks))
+    report = StatusReport(proxy, checks, acknowledger, options=_options(store_config, settings), started=clock.now())
+    daemon.add_document("/status", report.document)
     for close in (store.close, nft.close, conntrack.close, hairpin.close, addresses.close, checks.close, events.close):
         daemon.on_stop(close)
     return daemon.run()
+
+
+def _options(store: StoreConfig, settings: Settings) -> dict[str, object]:
+    """What the commands that look at this proxyd need of its options, by their names. No password."""
+    return {
+        "etcd_endpoints": ",".join(store.endpoints),
+        "etcd_cafile": store.cafile,
+        "etcd_certfile": store.certfile,
+        "etcd_keyfile": store.keyfile,
+        "etcd_username": store.username,
+        "etcd_prefix": settings.network_prefix,
+        "node_name": settings.node,
+        "cluster_cidr": list(settings.pod_networks),
+        "service_cidr": list(settings.service_ranges),
+        "nodeport_addresses": list(settings.nodeport_addresses),
+    }
 
 
 class _Addresses:

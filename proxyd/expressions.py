@@ -100,3 +100,14 @@ def _register(kind: int, number: int) -> bytes:
 
 def _expression(name: str, *attributes: bytes) -> bytes:
     return nl.nest(nft.LIST_ELEM, nl.text(1, name), nl.nest(2, *attributes))
+
+
+def equal(register: int, data: bytes) -> bytes:
+    """Only packets for which the register holds these bytes go on."""
+    value = nl.nest(3, nl.attr(nft.DATA_VALUE, data))
+    return _expression("cmp", _register(1, register), nl.be32(2, _EQUAL), value)
+
+
+def constant(register: int, data: bytes) -> bytes:
+    """Put these bytes, up to 16, into the register."""
+    return _expression("immediate", _register(1, register), nl.nest(2, nl.attr(nft.DATA_VALUE, data)))

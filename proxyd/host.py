@@ -46,7 +46,7 @@ from podlane.errors import ApplyError, PodlaneError
 from podlane.runtime import command
 
 _TIMEOUT = 10.0
-_ROUTE_PROTOCOL = "253"  # by which our routes are known; the low numbers are routing daemons'
+ROUTE_PROTOCOL = "253"  # by which our routes are known; the low numbers are routing daemons'
 _FORWARD6 = "net/ipv6/conf/all/forwarding"
 _BRIDGE4, _BRIDGE6 = "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"
 _LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
@@ -141,14 +141,14 @@ class KernelHost:
         command.run(["ip", "link", "set", "lo", "up"], timeout=_TIMEOUT)
         mtus = [link["mtu"] for link in _json(["ip", "-j", "link", "show"]) if link["ifname"] != "lo"]
         mtu = min((mtu for mtu in mtus if mtu >= _LEAST_MTU[family]), default=_USUAL_MTU)
-        route = ["ip", family, "route", "replace", network, "dev", "lo", "proto", _ROUTE_PROTOCOL, "mtu", str(mtu)]
+        route = ["ip", family, "route", "replace", network, "dev", "lo", "proto", ROUTE_PROTOCOL, "mtu", str(mtu)]
         command.run(route, timeout=_TIMEOUT)
         return [" ".join(route[2:])]
 
     def remove(self) -> None:
         """Take our routes away; the sysctls stay, others rely on them too."""
         for family in _LEAST_MTU:
-            command.run(["ip", family, "route", "flush", "proto", _ROUTE_PROTOCOL], timeout=_TIMEOUT, check=False)
+            command.run(["ip", family, "route", "flush", "proto", ROUTE_PROTOCOL], timeout=_TIMEOUT, check=False)
 
 
 def listeners(links: Iterable[Mapping[str, Any]], heard: Collection[str]) -> list[str]:

@@ -150,7 +150,7 @@ class KernelNft:
         return elements
 
     def static_part(self, family: Family) -> object:
-        """What does not change between loads, to be compared: base chains with their hooks, the networks, and every rule outside our chains, byte for byte."""
+        """Base chains with their hooks, the networks, and every rule outside our chains, to be compared in bytes."""
         with self._reading:
             chains = nftables.chains(self._reader, TABLES[family])
             rules = nftables.rules(self._reader, TABLES[family])

@@ -118,8 +118,8 @@ def demo(name: str) -> None:
 def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
 
-    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS and NETD_STATE_DIR are set for it, so that docker,
-    podlane and netd (netd status, netd doctor) are about that host. HOST `net` is the
+    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS, NODE_NAME and NETD_STATE_DIR are set for it, so that docker,
+    podlane, netd and proxyd (netd doctor, proxyd status) are about that host. HOST `net` is the
     underlay itself, which is outside of every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
@@ -131,6 +131,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     if host != "net":
         netns = target.netns(target.host(host))
         environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
+        environment["NODE_NAME"] = host
         environment["NETD_STATE_DIR"] = str(netd_state_dir(target, target.host(host)))
     network.enter(netns)
     try:
