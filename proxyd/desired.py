@@ -80,6 +80,12 @@ class Index:
     def owner(self, frontend: Key) -> str | None:
         return self._owner.get(frontend)
 
+    def users(self, key: Key) -> list[str]:
+        """The services that have the frontend, or the address in one of the sets. Not quick: for what is refused."""
+        if (owner := self._owner.get(key)) is not None:
+            return [owner]
+        return sorted(name for name, each in self._served.items() if key in each.addresses or key in each.hairpin)
+
     @property
     def frontends(self) -> Iterable[Key]:
         return self._owner.keys()
@@ -198,10 +204,16 @@ class Index:
             self._release(frontend, name)
             touched.frontends.add(frontend)
         if self.left_out:
-            for key in (*was, *now, *old.addresses, *new.addresses, *old.hairpin, *new.hairpin):
-                self.left_out.pop(key, None)
+            self._try_again((*was, *now), touched.frontends)
+            self._try_again((*old.addresses, *new.addresses), touched.addresses)
+            self._try_again((*old.hairpin, *new.hairpin), touched.hairpin)
         _recount(self._addresses, old.addresses, new.addresses, touched.addresses)
         _recount(self._hairpin, old.hairpin, new.hairpin, touched.hairpin)
+
+    def _try_again(self, keys: Iterable[bytes], touched: set[bytes]) -> None:
+        for key in keys:
+            if self.left_out.pop(key, None) is not None:
+                touched.add(key)
 
     def _contest(self, frontend: Key, name: str) -> None:
         owner = self._owner[frontend]

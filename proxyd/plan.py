@@ -17,7 +17,9 @@ Growing, and another target in a slot that stays in use, are safe in one.
 With affinity a slot holds an id (`picks`), and `addresses` says whose it is: an
 endpoint that goes takes its id along in the first transaction, so nobody who
 was sent there before is sent there again; a look-up on its way finds no address
-and goes on to the next rule, which picks anew.
+and goes on to the next rule, which picks anew. A slot that is left for later
+gets the id of one who stays. Where nobody picks from `picks` any more, the ids
+are left for as long as the slots.
 
 Invariant: whatever subset of these transactions was carried out, in order,
 planning again from the kernel's state leads to the same end, and no state on
@@ -109,7 +111,7 @@ def plan_all(tables: Tables, index: Index) -> Plan:
     planner = _Planner(tables, index)
     for name in (ENDPOINTS, PICKS):
         for key in tables[name]:
-            planner.strays.setdefault((name, key[:-4]), []).append(unpack_mark(key[-4:]))
+            planner.stray(name, key)
     frontends = {frontend for frontend in index.frontends if len(frontend) == family.width + 8}
     for name in (SERVICES, INSIDE, ADMITTED, EXTERNAL, REFUSED):
         frontends.update(tables[name])
@@ -145,18 +147,29 @@ def plan_retire(tables: Tables, retired: Iterable[Slot]) -> Transaction:
     """Delete those of the retired slots that are still there and still unused."""
     transaction = Transaction(tables.family)
     for name, key in dict.fromkeys(retired):
-        if key in tables[name] and not _in_use(tables, name, key):
+        if key in tables[name] and not in_use(tables, (name, key)):
             transaction.delete[name].append(key)
+    transaction.delete[ADDRESSES] += _ids_only_in(tables, set(transaction.delete[PICKS]))
     return transaction
 
 
-def _in_use(tables: Tables, name: str, key: Key) -> bool:
+def _ids_only_in(tables: Tables, slots: Collection[Key]) -> list[Key]:
+    """The ids that nobody has any more once these slots of `picks` are gone. No two frontends share one."""
+    picks, addresses = tables[PICKS], tables[ADDRESSES]
+    regions = {_Region(PICKS, key[:-4], unpack_mark(key[-4:]) & OUTSIDE_SLOTS) for key in slots}
+    kept = {picks[key] for region in regions for key in region.consecutive(picks) if key not in slots}
+    return sorted({number for key in slots if isinstance(number := picks[key], bytes)} & addresses.keys() - kept)
+
+
+def in_use(tables: Tables, slot: Slot) -> bool:
+    """Whether a connection may be sent to the slot, as the tables are."""
+    name, key = slot
     inside, outside = tables.picks(key[:-4])
-    slot = unpack_mark(key[-4:])
-    pick, number = (outside, slot - OUTSIDE_SLOTS) if slot >= OUTSIDE_SLOTS else (inside, slot)
-    if pick is None or pick.outside != (slot >= OUTSIDE_SLOTS):
+    number = unpack_mark(key[-4:])
+    pick = outside if number >= OUTSIDE_SLOTS else inside
+    if pick is None or pick.outside != (number >= OUTSIDE_SLOTS):
         return False
-    return number < pick.slots and name == (PICKS if pick.affinity else ENDPOINTS)
+    return number & ~OUTSIDE_SLOTS < pick.slots and name == (PICKS if pick.affinity else ENDPOINTS)
 
 
 def unused_chains(tables: Tables) -> list[str]:
@@ -198,6 +211,12 @@ class _Planner:
         self._ids: set[Key] = set()
         others = (PICKS, INSIDE, ADMITTED, EXTERNAL, REFUSED, SOURCE_RANGES)
         self._plain = not any(tables[name] for name in others)
+
+    def stray(self, name: str, key: Key) -> None:
+        """Know of a slot that is there, whatever comes before it."""
+        number = unpack_mark(key[-4:])
+        self.strays.setdefault((name, key[:-4]), []).append(number)
+        self._plain = self._plain and number < OUTSIDE_SLOTS
 
     def members(self, name: str, counts: Mapping[bytes, int], addresses: Iterable[bytes]) -> None:
         """Bring a set of addresses to what is wanted, as far as these addresses go."""
@@ -270,15 +289,13 @@ class _Planner:
         """
         present, now = self.tables[region.map], self.plan.now
         count = len(targets) if layout is None else len(layout)
-        if present:
-            self._leave(region, count)
+        left = self._leave(region, count) if present else []
         if not count:
-            if region.map == PICKS and present:
-                self._ids_of(region, targets)
             return False
         ids = self._ids_of(region, targets) if region.map == PICKS else {}
         slots = region.keys(count)
-        if layout is None and not ids and (not present or slots[0] not in present):
+        known = (region.map, region.frontend) in self.strays
+        if layout is None and not ids and (not present or (slots[0] not in present and not known)):
             now.add[region.map].update(zip(slots, targets, strict=True))
             return True
         if layout is None:
@@ -291,15 +308,21 @@ class _Planner:
             if present.get(key) != value:
                 now.put(region.map, key, value, replaces=key in present)
                 changed = True
+        if ids:
+            staying = set(ids.values())
+            for number, key in enumerate(left):
+                if present[key] not in staying:
+                    now.put(PICKS, key, ids[layout[number % count]], replaces=True)
         return changed
 
-    def _leave(self, region: _Region, count: int) -> None:
-        """Put off the deletion of the region's slots from `count` on."""
+    def _leave(self, region: _Region, count: int) -> list[Key]:
+        """Put off the deletion of the region's slots from `count` on, and return them."""
         beyond = [*region.consecutive(self.tables[region.map])][count:]
         if known := self.strays.get((region.map, region.frontend)):
             numbers = [slot - region.base for slot in known if (slot >= OUTSIDE_SLOTS) == (region.base > 0)]
             beyond = [region.key(number) for number in sorted(numbers) if number >= count]
         self.plan.retire += [(region.map, key) for key in beyond]
+        return beyond
 
     def _target(self, name: str, key: Key) -> bytes | None:
         """Who is in a slot."""
@@ -345,10 +368,10 @@ class _Planner:
 
     def drop_unknown_ids(self) -> None:
         """Once every frontend has been planned: delete the ids that belong to none."""
-        gone = set(self.plan.now.delete[ADDRESSES])
-        self.plan.now.delete[ADDRESSES] += [
-            number for number in sorted(self.tables[ADDRESSES]) if number not in self._ids and number not in gone
-        ]
+        tables, gone = self.tables, self.plan.now.delete[ADDRESSES]
+        # those in a slot that is left for later go with it
+        left = {tables[name][key] for name, key in self.plan.retire if name == PICKS}
+        gone += sorted(tables[ADDRESSES].keys() - self._ids - left - set(gone))
 
     def _set(self, name: str, key: Key, value: object) -> bool:
         present = self.tables[name]

@@ -14,7 +14,7 @@ for later, and what is left out. Invariants:
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from podlane.errors import PodlaneError
@@ -23,9 +23,20 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from proxyd.desired import Index, Touched
 from proxyd.nft import Nft
-from proxyd.plan import Plan, Slot, plan_all, plan_changes, plan_retire, unused_chains
+from proxyd.plan import Plan, Slot, in_use, plan_all, plan_changes, plan_retire, unused_chains
 from proxyd.ruleset import Skeleton
-from proxyd.tables import ADDRESSES, MAPS, PICKS, Family, Key, Refused, Tables, Transaction
+from proxyd.tables import (
+    ADDRESSES,
+    CLUSTER_IPS,
+    HAIRPIN,
+    MAPS,
+    PICKS,
+    Family,
+    Key,
+    Refused,
+    Tables,
+    Transaction,
+)
 
 RETIRE_AFTER = 0.25
 """Seconds a slot outlives its use. A look-up on its way takes microseconds; a paused virtual CPU, longer."""
@@ -142,7 +153,8 @@ class Plane:
 
     def _settle(self, make: Callable[[Tables], Plan], *, fresh: bool = False) -> Plan:
         """Plan and commit, leaving out what the kernel refuses. `fresh`: the tables were listed just now."""
-        for attempt in range(_MOST_BLAMED + 1):
+        clean: set[Key] = set()
+        for attempt in range(_MOST_BLAMED + 2):
             assert self.tables is not None
             plan = make(self.tables)
             try:
@@ -154,30 +166,43 @@ class Plane:
                     for key in blamed:
                         self._leave_out(key, error)
                 else:
-                    self._halve(sorted(_frontends_in(plan.now)), error)
+                    clean |= self._halve(_parts(plan.now), error)
             else:
-                due = self._clock.monotonic() + RETIRE_AFTER
-                self._retired.update((slot, due) for slot in plan.retire if slot not in self._retired)
+                self._put_off(plan.retire)
+                plan.clean |= clean
                 return plan
         raise PodlaneError(f"commit {self.family} table: the kernel refuses it, whatever is left out")
 
-    def _halve(self, frontends: list[Key], error: Refused) -> None:
-        """Commit as much as the kernel takes, half by half; leave out the frontends it does not."""
-        if not frontends:
+    def _put_off(self, slots: Sequence[Slot]) -> None:
+        """Have these slots retired. Those that are in use again begin anew when they are not any more."""
+        assert self.tables is not None
+        due = self._clock.monotonic() + RETIRE_AFTER
+        self._retired = {slot: at for slot, at in self._retired.items() if not in_use(self.tables, slot)}
+        self._retired.update((slot, due) for slot in slots if slot not in self._retired)
+
+    def _halve(self, parts: list[_Part], error: Refused) -> set[Key]:
+        """Commit as much as the kernel takes, half by half; leave out the parts it does not.
+
+        Returns the frontends whose conntrack entries must be looked at.
+        """
+        if not parts:
             raise error
         assert self.tables is not None
-        plan = plan_changes(self.tables, self._index, Touched(frontends=set(frontends)))
+        touched = Touched()
+        for kind, key in parts:
+            getattr(touched, kind).add(key)
+        plan = plan_changes(self.tables, self._index, touched)
         try:
             self._commit(plan.now)
         except Refused as refused:
             if refused.errno in _PASSING:
                 raise
-            if len(frontends) == 1:
-                self._leave_out(frontends[0], refused)
-                return
-            middle = len(frontends) // 2
-            self._halve(frontends[:middle], refused)
-            self._halve(frontends[middle:], refused)
+            if len(parts) == 1:
+                self._leave_out(parts[0][1], refused)
+                return set()
+            middle = len(parts) // 2
+            return self._halve(parts[:middle], refused) | self._halve(parts[middle:], refused)
+        return plan.clean
 
     def _commit(self, transaction: Transaction) -> None:
         """Raises Refused, with nothing done, or PodlaneError, and then it is not known what the kernel has."""
@@ -194,10 +219,18 @@ class Plane:
         _COMMITS.labels("ok").inc()
 
 
-def _frontends_in(transaction: Transaction) -> set[Key]:
-    """The frontends that a transaction adds something of."""
-    size = transaction.family.width + 8
-    return {key[:size] for name, added in transaction.add.items() if "proto" in MAPS[name].key for key in added}
+_Part = tuple[str, Key]
+"""What can be left out: an attribute of Touched and a key in it."""
+
+
+def _parts(transaction: Transaction) -> list[_Part]:
+    """What a transaction adds something of. Addresses come first: a frontend's address is to be in its set."""
+    width = transaction.family.width
+    parts: dict[_Part, None] = {("addresses", key): None for key in sorted(transaction.add[CLUSTER_IPS])}
+    parts |= {("hairpin", key[:width]): None for key in sorted(transaction.add[HAIRPIN])}
+    names = [name for name, spec in MAPS.items() if "proto" in spec.key]
+    frontends = {key[: width + 8] for name in names for key in transaction.add[name]}
+    return [*parts, *(("frontends", key) for key in sorted(frontends))]
 
 
 def _blamed(transaction: Transaction, error: Refused) -> set[Key]:

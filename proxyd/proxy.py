@@ -152,8 +152,11 @@ class Proxy:
         with self._lock, nullcontext() if self._written else _without_gc():
             view = self._source.take(complete=not self._indexed)
             started = self._clock.monotonic()
-            touched, terminating = self._take_in(view)
+            self._indexed = False  # should this fail half-way, the next sync begins with whole lists
             self._stand(view)
+            place = Place(self._node, view.zone, self._node_addresses(view.internal_ips))
+            touched, terminating = self._take_in(view, place)
+            self._indexed = True
             full = any(plane.tables is None for plane in self._planes.values())
             plans = self._bring(touched)
             self._tell(view, terminating=terminating)
@@ -188,9 +191,11 @@ class Proxy:
 
     # --- what is wanted ----------------------------------------------------------------
 
-    def _take_in(self, view: View) -> tuple[Touched, bool]:
-        """Bring the index to the view; also tell whether an endpoint has begun to go."""
-        self._indexed = False  # should this fail half-way, the next sync begins with whole lists
+    def _take_in(self, view: View, place: Place) -> tuple[Touched, bool]:
+        """Bring the index to the view; also tell whether an endpoint has begun to go.
+
+        Nothing in it can fail: what was touched would be known to nobody.
+        """
         terminating = True
         if view.complete:
             services = {name: each for name, each in view.services.items() if each is not None}
@@ -200,9 +205,7 @@ class Proxy:
             proxymetrics.changed(services=len(view.services), endpoints=len(view.slices))
             terminating = any(_ends(self._index.slice(name), each) for name, each in view.slices.items())
             touched = self._index.update(view.services, view.slices)
-        addresses = self._node_addresses(view.internal_ips)
-        moved = self._index.move(Place(self._node, view.zone, addresses))
-        self._indexed = True
+        moved = self._index.move(place)
         clashes = self._index.clashes
         for clash in clashes:
             if clash not in self._clashes:
@@ -251,11 +254,10 @@ class Proxy:
 
     def _leave_out(self, key: Key, error: Refused) -> None:
         self._index.left_out[key] = str(error)
-        owner = self._index.owner(key)
         what = _shown(key)
-        self._log.error("left out, for the kernel refuses it", service=owner, frontend=what, error=str(error))
-        if owner is not None and (service := self._index.services.get(owner)) is not None:
-            self._outlets.left_out(service, f"node {self._node} cannot serve {what}: {error}")
+        for name in self._index.users(key):
+            self._log.error("left out, for the kernel refuses it", service=name, frontend=what, error=str(error))
+            self._outlets.left_out(self._index.services[name], f"node {self._node} cannot serve {what}: {error}")
 
     # --- everything else ------------------------------------------------------------------
 
@@ -283,13 +285,13 @@ class Proxy:
                 proxymetrics.no_local_endpoints(plane.family.title, policy, lacking[plane.family.title, policy])
         proxymetrics.synced([plan.now.family.title for plan in plans], elapsed, self._synced_at, full=full)
         proxymetrics.pending(services=0, endpoints=0)
+        _SERVICES.set(self._index.proxied)
+        _LEFT_OUT.set(len(self._index.left_out))
         if not any(plans):
             return
         for plane in self._planes.values():
             for name in MAPS:
                 _ELEMENTS.labels(plane.family.title, name).set(len(plane.tables[name]) if plane.tables else 0)
-        _SERVICES.set(self._index.proxied)
-        _LEFT_OUT.set(len(self._index.left_out))
         self._log.info(
             "sync complete",
             added=sum(len(keys) for plan in plans for keys in plan.now.add.values()),

@@ -5,82 +5,31 @@ from __future__ import annotations
 import errno
 
 import pytest
-from proxyd_objects import ListSource, service, slice_of
+from proxyd_node import DNS, WEB, World
+from proxyd_objects import (
+    NODE_ADDRESS,
+    POD_NETWORK,
+    POD_NETWORK6,
+    SERVICE_RANGE,
+    SERVICE_RANGE6,
+    SKELETON,
+    SKELETON6,
+    VIP,
+    VIP6,
+    frontend,
+    service,
+    shown,
+    slice_of,
+    target,
+)
 
 from podlane.errors import PodlaneError
-from podlane.runtime.clock import FakeClock
 from podlane.runtime.runner import NotReady
-from proxyd.fake import FakeNft
-from proxyd.proxy import RETIRE_AFTER, VERIFY_INTERVAL, Proxy
-from proxyd.ruleset import Skeleton
-from proxyd.tables import ENDPOINTS, SERVICES, Frontend, Refused, Target
+from proxyd.plane import RETIRE_AFTER
+from proxyd.tables import CLUSTER_IPS, ENDPOINTS, IPV4, IPV6, SERVICES, Refused, pack_address, pack_mark
 from proxyd.walk import consistent
 
 pytestmark = pytest.mark.unit
-
-VIP = "10.96.0.1"
-WEB = Frontend(VIP, "TCP", 80)
-DNS = Frontend(VIP, "UDP", 53)
-
-
-class FakeConntrack:
-    def __init__(self):
-        self.calls = []
-        self.fail = False
-
-    def clean(self, wanted, ranges=()):
-        if self.fail:
-            raise PodlaneError("list conntrack: deadline passed")
-        self.calls.append((dict(wanted), tuple(ranges)))
-        return 0
-
-    def close(self):
-        pass
-
-
-class FakeHost:
-    def __init__(self):
-        self.calls = 0
-
-    def ensure(self, _service_ranges):
-        self.calls += 1
-        return []
-
-
-class World:
-    """One node: its store, kernel and proxyd, which can be killed and started again."""
-
-    def __init__(self):
-        self.source, self.nft, self.conntrack, self.host = ListSource(), FakeNft(), FakeConntrack(), FakeHost()
-        self.clock = FakeClock()
-        self.triggers = []
-        self.start()
-
-    def start(self):
-        self.nft.restart_proxyd()
-        self.proxy = Proxy(
-            source=self.source,
-            nft=self.nft,
-            conntrack=self.conntrack,
-            host=self.host,
-            node="node1",
-            clock=self.clock,
-            trigger_after=self.triggers.append,
-        )
-
-    def sync(self, *objects):
-        self.source.put(*objects)
-        self.proxy.sync()
-
-    def served(self, frontend=WEB):
-        tables = self.nft.tables
-        return {tables[ENDPOINTS][(*frontend, slot)].address for slot in range(tables.count(frontend))}
-
-    def committed(self):
-        """What was committed since the last call, as text."""
-        lines = [line for each in self.nft.commits for line in each.lines()]
-        self.nft.commits.clear()
-        return [line.replace("element ip podlane ", "") for line in lines if " rule " not in line]
 
 
 @pytest.fixture
@@ -88,16 +37,49 @@ def world():
     return World()
 
 
+@pytest.fixture
+def dual():
+    world = World()
+    world.source.pod_networks, world.source.service_ranges = (
+        (POD_NETWORK, POD_NETWORK6),
+        (SERVICE_RANGE, SERVICE_RANGE6),
+    )
+    return world
+
+
+def slot(number, at=WEB):
+    return at + pack_mark(number)
+
+
 def test_nothing_is_touched_before_the_first_complete_list(world):
     world.source.ready = False
     with pytest.raises(NotReady):
         world.proxy.sync()
-    assert (world.nft.loads, world.nft.commits, world.host.calls) == (0, [], 0)
+    assert (world.nft.loads, world.nft.commits, world.host.calls, world.acknowledged) == (0, [], [], [])
     assert world.proxy.not_ready() is not None
     world.source.ready = True
     world.proxy.sync()
+    assert world.nft.skeletons == {IPV4: SKELETON}
+
+
+def test_ready_means_written_and_found_right(world):
+    with pytest.raises(NotReady):
+        world.proxy.verify()  # nothing to compare yet
+    assert world.proxy.not_ready() is not None
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    assert world.proxy.not_ready() is not None
+    world.proxy.verify()
     assert world.proxy.not_ready() is None
-    assert world.nft.skeleton == Skeleton(("10.5.0.0/16",), ("10.96.0.0/16",))
+
+
+def test_not_ready_when_what_was_written_is_not_there(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    world.nft.meddle(lambda tables: tables[SERVICES].clear())
+    with pytest.raises(NotReady):
+        world.proxy.verify()
+    world.proxy.sync()
+    world.proxy.verify()
+    assert world.proxy.not_ready() is None
 
 
 def test_a_change_writes_only_what_changed(world):
@@ -107,7 +89,7 @@ def test_a_change_writes_only_what_changed(world):
     )
     world.committed()
     loads = world.nft.loads
-    world.sync(slice_of("s7", ["10.5.1.2", "10.5.1.9"], nodes={"10.5.1.9": "node2"}))
+    world.sync(slice_of("s7", ["10.5.1.2", "10.5.1.9 node2"]))
     assert world.committed() == [
         "delete endpoints { 10.96.0.7 . tcp . 80 . 0x00000001 }",
         "add endpoints { 10.96.0.7 . tcp . 80 . 0x00000001 : 10.5.1.9 . 8080 }",
@@ -118,13 +100,12 @@ def test_a_change_writes_only_what_changed(world):
 def test_slots_are_retired_by_a_later_sync(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3", "10.5.1.4"]))
     world.sync(slice_of("web", ["10.5.1.2"]))
-    assert (*WEB, 2) in world.nft.tables[ENDPOINTS]
+    assert slot(2) in world.nft.tables[ENDPOINTS]
     assert RETIRE_AFTER in world.triggers
     world.committed()
     world.proxy.sync()  # something else happened: too early for the slots
     assert world.committed() == []
-    world.clock.advance(RETIRE_AFTER)
-    world.proxy.sync()
+    world.settle()
     assert world.committed() == [
         "delete endpoints { 10.96.0.1 . tcp . 80 . 0x00000001 }",
         "delete endpoints { 10.96.0.1 . tcp . 80 . 0x00000002 }",
@@ -135,10 +116,31 @@ def test_a_slot_in_use_again_is_not_retired(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3", "10.5.1.4"]))
     world.sync(slice_of("web", ["10.5.1.2"]))
     world.sync(slice_of("web", ["10.5.1.2", "10.5.1.7"]))
-    world.clock.advance(RETIRE_AFTER)
-    world.proxy.sync()
+    world.settle()
     assert world.served() == {"10.5.1.2", "10.5.1.7"}
-    assert (*WEB, 2) not in world.nft.tables[ENDPOINTS]
+    assert slot(2) not in world.nft.tables[ENDPOINTS]
+
+
+def test_a_slot_that_was_in_use_again_is_retired_its_whole_time_after_that(world):
+    both, one = slice_of("web", ["10.5.1.2", "10.5.1.3"]), slice_of("web", ["10.5.1.2"])
+    world.sync(service("web", VIP), both)
+    world.sync(one)
+    world.sync(both)
+    world.clock.advance(RETIRE_AFTER)
+    world.sync(one)
+    assert slot(1) in world.nft.tables[ENDPOINTS]
+    world.settle()
+    assert slot(1) not in world.nft.tables[ENDPOINTS]
+
+
+def test_slots_that_somebody_else_deleted_meanwhile_are_no_lasting_error(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
+    world.sync(slice_of("web", ["10.5.1.2"]))
+    world.nft.meddle(lambda tables: tables[ENDPOINTS].pop(slot(1)))
+    with pytest.raises(Refused):
+        world.settle()
+    world.proxy.sync()
+    assert world.served() == {"10.5.1.2"}
 
 
 def test_a_restart_writes_nothing_when_nothing_changed(world):
@@ -147,6 +149,7 @@ def test_a_restart_writes_nothing_when_nothing_changed(world):
     world.start()
     world.proxy.sync()
     assert world.committed() == []
+    world.proxy.verify()
     assert world.proxy.not_ready() is None
 
 
@@ -155,8 +158,7 @@ def test_a_restart_after_a_kill_between_the_two_transactions(world):
     world.sync(slice_of("web", ["10.5.1.3"]))
     world.start()
     world.proxy.sync()
-    world.clock.advance(RETIRE_AFTER)
-    world.proxy.sync()
+    world.settle()
     assert world.served() == {"10.5.1.3"}
     assert len(world.nft.tables[ENDPOINTS]) == 1
 
@@ -169,20 +171,47 @@ def test_what_happened_while_it_was_away_is_made_up_for(world):
     world.start()
     world.proxy.sync()
     assert world.served() == {"10.5.1.3", "10.5.1.4"}
-    assert ("10.96.0.9",) not in world.nft.tables["cluster_ips"]
+    assert pack_address("10.96.0.9") not in world.nft.tables[CLUSTER_IPS]
     # .3 has kept its slot
-    assert world.nft.tables[ENDPOINTS][(*WEB, 1)] == Target("10.5.1.3", 8080)
+    assert world.nft.tables[ENDPOINTS][slot(1)] == target("10.5.1.3:8080")
 
 
-@pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOENT, errno.ENFILE, errno.ENOMEM])
-def test_after_an_error_everything_is_compared_again(world, number):
+# --- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ENOMEM, errno.ENOBUFS, errno.EINTR, errno.EAGAIN]
+)
+def test_after_an_error_that_passes_or_is_outdated_everything_is_compared_again(world, number):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
     world.nft.fail_next(Refused("commit transaction", number))
     with pytest.raises(Refused):
         world.sync(slice_of("web", ["10.5.1.2", "10.5.1.3"]))
     assert world.served() == {"10.5.1.2"}
+    assert not world.told
     world.proxy.sync()
     assert world.served() == {"10.5.1.2", "10.5.1.3"}
+
+
+def test_an_element_somebody_else_put_there_causes_a_fresh_look_and_nobody_is_blamed(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    world.nft.meddle(lambda tables: tables[ENDPOINTS].update({slot(1): target("192.0.2.66:1")}))
+    with pytest.raises(Refused, match="file exists"):
+        world.sync(slice_of("web", ["10.5.1.2", "10.5.1.3"]))
+    world.proxy.sync()
+    assert world.served() == {"10.5.1.2", "10.5.1.3"}
+    assert not world.told
+
+
+def test_a_kernel_short_of_memory_at_the_first_sync_blames_nobody(world):
+    world.nft.fail_next(*[Refused("commit transaction", errno.ENOMEM)] * 3)
+    for _ in range(3):
+        with pytest.raises(Refused):
+            world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+        assert world.acknowledged == []
+    world.proxy.sync()
+    assert world.served() == {"10.5.1.2"}
+    assert not world.told
 
 
 def test_a_commit_whose_answer_was_lost_is_found_done(world):
@@ -201,52 +230,80 @@ def test_a_commit_whose_answer_was_lost_is_found_done(world):
     assert world.served() == {"10.5.1.2", "10.5.1.3"}
 
 
-def test_an_element_changed_by_hand_is_noticed_and_repaired(world):
+def test_one_familys_error_does_not_keep_the_other_from_being_served(dual):
+    web = service("web", (VIP, VIP6))
+    dual.sync(web, slice_of("web", ["10.5.1.2"]), slice_of("web", ["fd00:5::2"], suffix="6"))
+    dual.nft.fail_next(Refused("commit transaction", errno.ENOMEM))
+    with pytest.raises(Refused):
+        dual.sync(slice_of("web", ["10.5.1.3"]), slice_of("web", ["fd00:5::3"], suffix="6"))
+    dual.proxy.sync()
+    assert dual.served() == {"10.5.1.3"}
+    assert dual.served(frontend(f"[{VIP6}]:80"), IPV6) == {"fd00:5::3"}
+
+
+def test_what_was_stored_while_the_hosts_addresses_could_not_be_read_is_not_lost(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    world.lost_addresses = PodlaneError("list addresses: deadline passed")
+    with pytest.raises(PodlaneError):
+        world.sync(slice_of("web", ["10.5.1.3"]))
+    world.lost_addresses = None
+    world.proxy.sync()
+    assert world.served() == {"10.5.1.3"}
+
+
+# --- others' hands -----------------------------------------------------------------------
+
+
+def test_an_element_changed_by_hand_is_found_and_repaired(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
-    world.nft.meddle(lambda tables: tables[ENDPOINTS].update({(*WEB, 0): Target("192.0.2.66", 1)}))
-    world.proxy.look()
+    world.proxy.verify()
+    world.nft.meddle(lambda tables: tables[ENDPOINTS].update({slot(0): target("192.0.2.66:1")}))
+    world.proxy.verify()
     assert world.triggers[-1] == 0.0
     world.proxy.sync()
     assert world.served() == {"10.5.1.2", "10.5.1.3"}
+    assert world.proxy.status()["repairs"] == 1
 
 
-def test_a_flushed_ruleset_is_noticed_and_rebuilt(world):
+def test_a_flushed_ruleset_is_found_and_rebuilt(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
     world.nft.flush_ruleset()
-    world.proxy.look()
+    with pytest.raises(NotReady):
+        world.proxy.verify()
     world.proxy.sync()
     assert world.served() == {"10.5.1.2", "10.5.1.3"}
     assert consistent(world.nft.tables) == []
 
 
-def test_our_own_commits_are_no_meddling(world):
+def test_a_table_as_it_was_written_is_left_alone(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
     world.sync(slice_of("web", ["10.5.1.2"]))
-    world.clock.advance(RETIRE_AFTER)
-    world.proxy.sync()
-    before = len(world.triggers)
-    world.proxy.look()
-    assert len(world.triggers) == before
+    world.settle()
+    triggers, commits = len(world.triggers), len(world.nft.commits)
+    world.proxy.verify()
+    assert (len(world.triggers), len(world.nft.commits)) == (triggers, commits)
+    assert world.proxy.status()["repairs"] == 0
 
 
-def test_every_verify_interval_the_kernel_is_compared_and_the_host_looked_at(world):
+def test_a_comparison_looks_at_the_host_too(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
     world.proxy.sync()
-    assert world.host.calls == 1
-    world.nft.tables[SERVICES].clear()  # without a new generation: what no notice would show
-    world.clock.advance(VERIFY_INTERVAL)
-    world.proxy.sync()
-    assert world.served() == {"10.5.1.2"}
-    assert world.host.calls == 2
+    assert world.host.calls == [((SERVICE_RANGE,), False)]
+    world.proxy.verify()
+    assert world.host.calls == [((SERVICE_RANGE,), False)] * 2
 
 
-def test_chains_no_longer_used_go_at_the_next_verify(world):
+def test_chains_no_longer_used_go_when_everything_is_compared(world):
     world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
     world.sync(slice_of("web", ["10.5.1.2"]))
-    assert world.nft.tables.chains == {"lb1", "lb2"}
-    world.clock.advance(VERIFY_INTERVAL)
+    world.settle()
+    assert world.nft.tables.chains == {"external-source", "lb1", "lb2"}
+    world.start()
     world.proxy.sync()
-    assert world.nft.tables.chains == {"lb1"}
+    assert world.nft.tables.chains == {"external-source", "lb1"}
+
+
+# --- families, networks, place -------------------------------------------------------------
 
 
 def test_another_pod_network_loads_the_static_part_again(world):
@@ -254,13 +311,53 @@ def test_another_pod_network_loads_the_static_part_again(world):
     world.committed()
     world.source.pod_networks = ("10.6.0.0/16",)
     world.proxy.sync()
-    assert world.nft.skeleton.pod_networks == ("10.6.0.0/16",)
+    assert world.nft.skeletons[IPV4].pod_networks == ("10.6.0.0/16",)
     assert world.committed() == []
 
 
-def test_udp_entries_are_cleaned_after_the_commit_and_retried(world):
+def test_a_second_family_gets_a_table_of_its_own_and_loses_it(world):
+    web = service("web", (VIP, VIP6))
+    world.sync(web, slice_of("web", ["10.5.1.2"]), slice_of("web", ["fd00:5::2"], suffix="6"))
+    assert set(world.nft.kernel) == {IPV4}
+    world.source.pod_networks, world.source.service_ranges = (
+        (POD_NETWORK6, POD_NETWORK),
+        (SERVICE_RANGE, SERVICE_RANGE6),
+    )
+    world.committed()
+    world.proxy.sync()
+    assert world.nft.skeletons == {IPV4: SKELETON, IPV6: SKELETON6}
+    assert world.served(frontend(f"[{VIP6}]:80"), IPV6) == {"fd00:5::2"}
+    assert not [line for line in world.committed() if "10.5.1.2" in line]
+    assert world.host.calls[-1] == ((SERVICE_RANGE, SERVICE_RANGE6), True)
+    world.source.pod_networks, world.source.service_ranges = (POD_NETWORK,), (SERVICE_RANGE,)
+    world.proxy.sync()
+    assert set(world.nft.kernel) == {IPV4}
+    assert world.served() == {"10.5.1.2"}
+
+
+def test_node_ports_follow_the_nodes_addresses(world):
+    world.sync(service("web", VIP, "80=30080", type="NodePort"), slice_of("web", ["10.5.1.2"]))
+    here, there = frontend(f"{NODE_ADDRESS}:30080"), frontend("192.168.64.12:30080")
+    assert (world.served(here), world.served(there)) == ({"10.5.1.2"}, set())
+    world.source.internal_ips = ("192.168.64.12",)
+    world.proxy.sync()
+    assert (world.served(here), world.served(there)) == (set(), {"10.5.1.2"})
+
+
+def test_hints_follow_the_nodes_zone(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2 @zone1", "10.5.2.2 node2 @zone2"]))
+    assert world.served() == {"10.5.1.2"}
+    world.source.zone = "zone2"
+    world.proxy.sync()
+    assert world.served() == {"10.5.2.2"}
+
+
+# --- what others are told ---------------------------------------------------------------
+
+
+def test_stale_entries_are_cleaned_after_the_commit_and_retried(world):
     world.sync(service("dns", VIP, "53/UDP"), slice_of("dns", ["10.5.1.2", "10.5.1.3"], "53/UDP"))
-    assert world.conntrack.calls == [({DNS: {Target("10.5.1.2", 53), Target("10.5.1.3", 53)}}, ("10.96.0.0/16",))]
+    assert world.conntrack.calls == [({"10.96.0.1:53/udp": {"10.5.1.2:53", "10.5.1.3:53"}}, ("10.96.0.0/16",))]
     world.conntrack.calls.clear()
     world.conntrack.fail = True
     with pytest.raises(PodlaneError):
@@ -269,4 +366,67 @@ def test_udp_entries_are_cleaned_after_the_commit_and_retried(world):
     world.conntrack.fail = False
     world.proxy.sync()
     world.proxy.sync()
-    assert world.conntrack.calls == [({DNS: {Target("10.5.1.3", 53)}}, ())]
+    assert world.conntrack.calls == [({"10.96.0.1:53/udp": {"10.5.1.3:53"}}, ())]
+
+
+def test_a_revision_is_acknowledged_once_it_is_in_the_kernel(world):
+    served = []
+    world.nft.after_commit = lambda _: served.append(list(world.acknowledged))
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    world.sync(slice_of("web", ["10.5.1.2", "10.5.1.3"]))
+    world.sync(slice_of("web", ["10.5.1.2", "10.5.1.3 ending"]))
+    assert world.acknowledged == [(2, True), (3, False), (4, True)]
+    assert served == [[], [(2, True)], [(2, True), (3, False)]]
+
+
+def test_a_revision_is_not_acknowledged_when_the_kernel_did_not_take_it(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    world.nft.fail_next(PodlaneError("wait for netlink answer: deadline passed"))
+    with pytest.raises(PodlaneError):
+        world.sync(slice_of("web", ["10.5.1.3"]))
+    assert world.acknowledged == [(2, True)]
+    world.proxy.sync()
+    assert [revision for revision, _ in world.acknowledged] == [2, 3]
+
+
+def test_health_checks_are_told_how_many_endpoints_are_here(world):
+    balanced = service(
+        "web",
+        VIP,
+        "80=30080",
+        type="LoadBalancer",
+        external_traffic_policy="Local",
+        health_check_node_port=31000,
+        ingress=["203.0.113.1"],
+    )
+    world.sync(balanced, slice_of("web", ["10.5.1.2", "10.5.1.3", "10.5.2.2 node2", "10.5.1.4 ending"]))
+    assert {port: (each.name, each.local_endpoints) for port, each in world.health.items()} == {31000: ("web", 2)}
+
+
+def test_a_clash_is_told_of_once_and_the_lower_name_served(world):
+    world.sync(service("b", VIP), slice_of("b", ["10.5.1.9"]))
+    world.sync(service("a", VIP), slice_of("a", ["10.5.1.2"]))
+    assert world.served() == {"10.5.1.2"}
+    assert world.proxy.status()["clashes"] == [
+        "serve default/b: 10.96.0.1:80/tcp already belongs to service default/a"
+    ]
+    world.source.drop(world.source.services["default/a"])
+    world.proxy.sync()
+    assert world.served() == {"10.5.1.9"}
+    assert world.proxy.status()["clashes"] == []
+
+
+def test_the_status_says_where_it_stands_and_what_is_there(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    status = world.proxy.status()
+    assert (status["node"], status["zone"], status["services"]) == ("node1", "zone1", 1)
+    assert status["nodePortAddresses"] == [NODE_ADDRESS, "fd00:64::11"]
+    four = status["families"]["IPv4"]
+    assert (four["podNetworks"], four["chains"]) == ([POD_NETWORK], 2)
+    assert {name: count for name, count in four["elements"].items() if count} == {
+        "services": 1,
+        "endpoints": 1,
+        "cluster_ips": 1,
+        "hairpin": 1,
+    }
+    assert shown([world.nft.tables[ENDPOINTS][slot(0)]]) == ["10.5.1.2:8080"]
