@@ -370,7 +370,9 @@ class _Planner:
         """Once every frontend has been planned: delete the ids that belong to none."""
         tables, gone = self.tables, self.plan.now.delete[ADDRESSES]
         # those in a slot that is left for later go with it
-        left = {tables[name][key] for name, key in self.plan.retire if name == PICKS}
+        left = {
+            tables[name][key] for name, key in self.plan.retire if name == PICKS and key not in self.plan.now.add[name]
+        }
         gone += sorted(tables[ADDRESSES].keys() - self._ids - left - set(gone))
 
     def _set(self, name: str, key: Key, value: object) -> bool:

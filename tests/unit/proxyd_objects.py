@@ -30,9 +30,19 @@ from proxyd.plan import plan_all, plan_retire
 from proxyd.ruleset import Skeleton
 from proxyd.serving import Place
 from proxyd.source import View
-from proxyd.tables import IPV4, IPV6, Family, Key, Tables, pack_frontend, pack_target, show_address, unpack_target
-from proxyd.tables import Frontend as F
-from proxyd.tables import Target as T
+from proxyd.tables import (
+    IPV4,
+    IPV6,
+    Family,
+    Frontend,
+    Key,
+    Tables,
+    Target,
+    pack_frontend,
+    pack_target,
+    show_address,
+    unpack_target,
+)
 
 POD_NETWORK, POD_NETWORK6 = "10.5.0.0/16", "fd00:5::/48"
 SERVICE_RANGE, SERVICE_RANGE6 = "10.96.0.0/16", "fd00:96::/112"
@@ -125,7 +135,7 @@ def endpoint(text: str) -> Endpoint:
 
 
 def slice_of(service_name: str, endpoints: Sequence[str], *ports: str, suffix: str = "1") -> EndpointSlice:
-    """`endpoints` as `endpoint` reads them; `ports` as in `service` (default 8080). The first address has the family."""
+    """`endpoints` as `endpoint` reads them; `ports` as in `service` (default 8080). Its family is the first's."""
     made = tuple(map(endpoint, endpoints))
     six = bool(made) and ":" in made[0].addresses[0]
     return EndpointSlice(
@@ -188,12 +198,12 @@ def frontend(text: str) -> Key:
     """As "10.96.0.1:80" or "[fd00::1]:53/UDP"."""
     where, _, protocol = text.partition("/")
     address, _, port = where.rpartition(":")
-    return pack_frontend(F(address.strip("[]"), (protocol or "TCP").upper(), int(port)))
+    return pack_frontend(Frontend(address.strip("[]"), (protocol or "TCP").upper(), int(port)))
 
 
 def target(text: str) -> bytes:
     address, _, port = text.rpartition(":")
-    return pack_target(T(address.strip("[]"), int(port)))
+    return pack_target(Target(address.strip("[]"), int(port)))
 
 
 def shown(targets: Iterable[bytes] | None) -> list[str] | None:

@@ -31,7 +31,7 @@ from proxyd.walk import Kernel, Packet, choices, every_outcome, walk
 NAMES = ("a", "b", "c")
 _IPS = {"a": ("10.96.0.1", "fd00:96::1"), "b": ("10.96.0.2", "fd00:96::2"), "c": ("10.96.0.1", "fd00:96::3")}
 """Services a and c claim one address."""
-_BALANCES = ("", "", "", "maglev", "affinity-hash")
+_BALANCES = (*[""] * 10, "maglev", "affinity-hash")
 _EXTERNAL = ("198.51.100.1", "2001:db8:1::1")
 _RANGES = (
     (),
@@ -99,7 +99,7 @@ PLACES = st.sampled_from(
 )
 Change = tuple[str, Service | EndpointSlice | None]
 CHANGES = st.lists(st.lists(_OBJECTS, min_size=1, max_size=4), min_size=1, max_size=6)
-"""One list for each sync, of (name, object) with None for one that is gone. A slice's name begins with s and a number."""
+"""One list for each sync, of (name, object), None for one that is gone. A slice's name is s and a number."""
 
 
 def split(changes: list[Change]) -> tuple[dict[str, Service | None], dict[str, EndpointSlice | None]]:

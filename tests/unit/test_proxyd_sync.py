@@ -407,9 +407,7 @@ def test_a_clash_is_told_of_once_and_the_lower_name_served(world):
     world.sync(service("b", VIP), slice_of("b", ["10.5.1.9"]))
     world.sync(service("a", VIP), slice_of("a", ["10.5.1.2"]))
     assert world.served() == {"10.5.1.2"}
-    assert world.proxy.status()["clashes"] == [
-        "serve default/b: 10.96.0.1:80/tcp already belongs to service default/a"
-    ]
+    assert world.proxy.status()["clashes"] == ["serve default/b: 10.96.0.1:80/tcp already belongs to service default/a"]
     world.source.drop(world.source.services["default/a"])
     world.proxy.sync()
     assert world.served() == {"10.5.1.9"}
