@@ -202,7 +202,7 @@ def _lock(state_dir: Path) -> IO[str]:
     show_default=True,
     type=click.FloatRange(0, 600),
     metavar="SECONDS",
-    help="How long a pod may take to get out of its services on every node; half its grace period at most.",
+    help="How long a pod may take to get out of its services on every node, within its grace period.",
 )
 @store_options
 @daemon_options("agent", healthz_port=HEALTHZ_PORT)

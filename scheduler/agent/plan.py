@@ -27,6 +27,8 @@ INITIAL_BACKOFF = 10
 MAX_BACKOFF = 300
 FORGIVEN_AFTER = 2 * MAX_BACKOFF
 """Seconds a container must have run for its next restart to be immediate again."""
+LEFT_TO_END = 2
+"""Seconds of its grace period that a drain leaves a pod for the ending itself, or else half of a short one."""
 KEPT_DEAD = 1
 """Ended containers kept per container of a pod, for `logs --previous`."""
 
@@ -338,8 +340,7 @@ def _plan_end(seen: Observed, uid: str, pod: Pod | None, records: list[Record]) 
     deadline = ending.since + grace
     if seen.now >= deadline:
         return PodPlan(uid, pod, bucket, f"grace period of {grace:g} s is over", _signals(running, "SIGKILL"))
-    # the other half is for the ending itself
-    limit = ending.since + min(seen.drain_timeout, grace / 2)
+    limit = ending.since + min(seen.drain_timeout, max(grace - LEFT_TO_END, grace / 2))
     drained_at, waits_for = _drained(seen, uid, limit)
     if seen.now < drained_at:
         why = "draining" + (f", waiting for {waits_for}" if waits_for else "")

@@ -404,8 +404,8 @@ def test_deletion_drains_asks_waits_kills_removes_and_releases() -> None:
     assert host.runtime.list() == ()
 
 
-@pytest.mark.parametrize(("grace", "limit"), [(30, 10), (60, 10), (5, 2.5), (1, 0.5)])
-def test_a_drain_ends_at_its_limit_which_leaves_half_the_grace_period(grace: int, limit: float) -> None:
+@pytest.mark.parametrize(("grace", "limit"), [(30, 10), (60, 10), (11, 9), (5, 3), (3, 1.5), (1, 0.5)])
+def test_a_drain_ends_at_its_limit_which_leaves_some_of_the_grace_period(grace: int, limit: float) -> None:
     host = Host(pod("p"))
     host.sync()
     host.pods = {"uid-p": ready(deleted(host.pods["uid-p"], grace=grace))}
