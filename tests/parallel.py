@@ -50,6 +50,25 @@ class Spread(LoadScopeScheduling):
         super()._assign_work_unit(node)
 
 
-@pytest.hookimpl
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
     return Spread(config, log)
+
+
+class Told:
+    """Names a failed test when it fails, and not only in the end: with many side by side nobody sees which it was."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager  # the terminal's is not there yet
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = crash.message if crash is not None else str(report.longrepr)
+            terminal: pytest.TerminalReporter = self._plugins.getplugin("terminalreporter")
+            terminal.write_line(f" {report.nodeid} ({report.when}): {(why.splitlines() or [''])[0][:300]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Told(config))
