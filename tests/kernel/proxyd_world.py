@@ -1,104 +1,38 @@
 """One node with pods, a neighbour behind it and a client outside, and proxyd's sync inside the node.
 
-    client 192.168.64.1 ── eth0 node 192.168.64.11 ── cbr0 10.5.1.1/24 ── pod1 .2, pod2 .3, pod3 .4
-                                     └── eth1 172.16.0.1 ── far 172.16.0.2, its pod address 10.5.2.2
+    client .64.1 ── eth0 node .64.11 ── cbr0 10.5.1.1/24 ── pod1 .2, pod2 .3, pod3 .4
+                           └── eth1 172.16.0.1 ── far 172.16.0.2, its pod address 10.5.2.2
 
-Servers are threads of the test process on sockets made inside the pods.
+All of it in IPv6, too (proxyd_nets.py). Servers are sockets made inside the
+pods, answered by one thread of the test process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from podlane.api.types import (
-    SERVICE_NAME_LABEL,
-    Endpoint,
-    EndpointConditions,
-    EndpointPort,
-    EndpointSlice,
-    ObjectMeta,
-    Service,
-    ServicePort,
-    ServiceSpec,
-)
+from podlane.api.types import EndpointSlice, Service
 from podlane.runtime.clock import SystemClock
+from podlane.runtime.runner import NotReady
 from proxyd.conntrack import KernelConntrack
 from proxyd.hairpin import Hairpin
 from proxyd.host import KernelHost
 from proxyd.nft import KernelNft
-from proxyd.proxy import RETIRE_AFTER, Proxy
+from proxyd.plane import RETIRE_AFTER
+from proxyd.proxy import Outlets, Proxy
 from proxyd.source import View
+from tests.kernel.conftest import inside
+from tests.kernel.proxyd_nets import FAR, NETS, POD1, POD2, POD3, V4, V6, Net
 
-VIP = "10.96.0.1"
-SERVICE_RANGE = "10.96.0.0/16"
-POD_NETWORK = "10.5.0.0/16"
-NODE, CLIENT = "192.168.64.11", "192.168.64.1"
-POD1, POD2, POD3, FAR = "10.5.1.2", "10.5.1.3", "10.5.1.4", "10.5.2.2"
-
-_CLONE_NEWNET = 0x40000000
-
-
-@contextlib.contextmanager
-def inside(ns: Any) -> Iterator[None]:
-    """Move this thread into the namespace for a while."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    there = os.open(ns.path, os.O_RDONLY)
-    try:
-        if libc.setns(there, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-        yield
-    finally:
-        if libc.setns(home, _CLONE_NEWNET):
-            os.abort()  # this thread would go on in a namespace that is about to go
-        os.close(home)
-        os.close(there)
-
-
-def service(*ports: tuple[str, int], name: str = "web", ip: str = VIP) -> Service:
-    """`ports`: (protocol, port); the port's name is both."""
-    return Service(
-        metadata=ObjectMeta(name=name, namespace="default"),
-        spec=ServiceSpec(
-            cluster_ip=ip,
-            ports=tuple(ServicePort(name=f"{p}-{n}".lower(), port=n, protocol=p) for p, n in ports),  # type: ignore[arg-type]
-        ),
-    )
-
-
-def endpoints(addresses: Sequence[str], *ports: tuple[str, int, int], name: str = "web") -> EndpointSlice:
-    """`ports`: (protocol, the service's port, the pod's port)."""
-    return EndpointSlice(
-        metadata=ObjectMeta(name=f"{name}-1", namespace="default", labels={SERVICE_NAME_LABEL: name}),
-        endpoints=tuple(
-            Endpoint(
-                addresses=(address,),
-                conditions=EndpointConditions(ready=True, serving=True),
-                node_name="far" if address == FAR else "node",
-            )
-            for address in addresses
-        ),
-        ports=tuple(EndpointPort(name=f"{p}-{n}".lower(), port=t, protocol=p) for p, n, t in ports),  # type: ignore[arg-type]
-    )
-
-
-TCP = ("TCP", 80, 8080)
-UDP = ("UDP", 53, 5353)
-
-
-def web(addresses: Sequence[str], *ports: tuple[str, int, int]) -> tuple[Service, EndpointSlice]:
-    """The service and its slice; by default TCP 80 to 8080."""
-    ports = ports or (TCP,)
-    return service(*((p, n) for p, n, _ in ports)), endpoints(addresses, *ports)
+_FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 
 
 class Store:
@@ -107,6 +41,9 @@ class Store:
     def __init__(self) -> None:
         self.services: dict[str, Service] = {}
         self.slices: dict[str, EndpointSlice] = {}
+        self.nets: Sequence[Net] = NETS
+        self.zone = ""
+        self.internal_ips: tuple[str, ...] = (V4.node, V6.node)
 
     def put(self, *objects: Service | EndpointSlice) -> None:
         for each in objects:
@@ -118,7 +55,15 @@ class Store:
 
     def take(self, **_: bool) -> View:
         """Always everything, which is never wrong."""
-        return View(True, dict(self.services), dict(self.slices), (POD_NETWORK,), (SERVICE_RANGE,))
+        return View(
+            True,
+            dict(self.services),
+            dict(self.slices),
+            tuple(net.pod_network for net in self.nets),
+            tuple(net.service_range for net in self.nets),
+            zone=self.zone,
+            internal_ips=self.internal_ips,
+        )
 
 
 class NoConntrack:
@@ -133,61 +78,91 @@ class NoConntrack:
 class World:
     """Built by the `world` fixture; `sync` is proxyd."""
 
-    def __init__(self, netns: Any, node: Any = None, client: Any = None) -> None:
-        """`node` and `client`, if given, are on one network already and have their addresses."""
-        self.netns = netns
+    def __init__(self, netns: Any, node: Any = None, client: Any = None, suffix: str = "") -> None:
+        """`node` and `client`, if given, are on one network already and have their addresses.
+
+        `suffix` tells the namespaces of two worlds of one test apart.
+        """
+        self.netns, self._suffix = netns, suffix
         self.store = Store()
+        self.left_out: list[str] = []
         self._sockets: list[socket.socket] = []
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._server = _Server(self._stop)
         self._proxies: list[tuple[KernelNft, Any, Hairpin]] = []
-        self.node, self.client = node or netns.add("node"), client or netns.add("client")
-        self.far = netns.add("far")
-        self.pods = {address: netns.add(f"pod{i}") for i, address in enumerate((POD1, POD2, POD3), 1)}
+        self.node, self.client = node or self._add("node"), client or self._add("client")
+        self.far = self._add("far")
+        self.pods = {name: self._add(name) for name in (POD1, POD2, POD3)}
         self.pods[FAR] = self.far
         if node is None:
             netns.link(self.node, "eth0", self.client, "eth0")
-            _batch(self.node, [f"address add {NODE}/24 dev eth0"])
-            _batch(self.client, [f"address add {CLIENT}/24 dev eth0"])
+            _batch(self.node, [f"address add {net.node}/{net.wide} dev eth0 nodad" for net in NETS])
+            _batch(self.client, [f"address add {net.client}/{net.wide} dev eth0 nodad" for net in NETS])
         self._wire()
         self.proxy = self.start()
 
-    def _wire(self) -> None:
-        netns, node = self.netns, self.node
-        netns.link(node, "eth1", self.far, "eth0")
-        batch = [
-            "link add cbr0 type bridge",
-            "address add 10.5.1.1/24 dev cbr0",
-            "link set cbr0 up",
-            "address add 172.16.0.1/24 dev eth1",
-            "route add 10.5.2.0/24 via 172.16.0.2",
-        ]
-        for number, address in enumerate((POD1, POD2, POD3), 1):
-            pod = self.pods[address]
-            netns.link(pod, "eth0", node, f"v{number}")
-            batch.append(f"link set v{number} master cbr0")
-            _batch(pod, [f"address add {address}/24 dev eth0", "route add default via 10.5.1.1"])
-        _batch(node, batch)
-        _batch(self.client, [f"route add {SERVICE_RANGE} via {NODE}"])
-        _batch(
-            self.far,
-            ["address add 172.16.0.2/24 dev eth0", f"address add {FAR}/32 dev lo", "route add default via 172.16.0.1"],
-        )
+    def _add(self, name: str) -> Any:
+        ns = self.netns.add(name + self._suffix)
+        with inside(ns):
+            for setting in (
+                "ipv6/conf/default/accept_dad",  # or its links' own addresses wait for a second or two
+                # the client's packets leave by the link they came by; a redirect uses up what is allowed of ICMP
+                "ipv4/conf/all/send_redirects",
+                "ipv4/conf/default/send_redirects",
+            ):
+                Path("/proc/sys/net", setting).write_text("0")
+        return ns
 
-    def start(self, conntrack: Any = None) -> Proxy:
+    def _wire(self) -> None:
+        node = self.node
+        self.netns.link(node, "eth1", self.far, "eth0")
+        batch = ["link add cbr0 type bridge", "link set cbr0 up"]
+        for number, name in enumerate((POD1, POD2, POD3), 1):
+            self.netns.link(self.pods[name], "eth0", node, f"v{number}")
+            batch.append(f"link set v{number} master cbr0")
+        for net in NETS:
+            batch += [
+                f"address add {net.bridge}/{net.wide} dev cbr0 nodad",
+                f"address add {net.node_elsewhere}/{net.wide} dev eth1 nodad",
+                f"route add {net.lan(net.pods[FAR])} via {_far_link(net)}",
+                # by a route as a default route would be, but no service address is covered
+                f"route add {net.lan(net.source(0))} via {net.client}",
+                f"route add {net.lan(net.external)} via {net.client}",
+            ]
+        _batch(node, batch)
+        for name in (POD1, POD2, POD3):
+            lines = [f"address add {net.pods[name]}/{net.wide} dev eth0 nodad" for net in NETS]
+            _batch(self.pods[name], [*lines, *(f"route add default via {net.bridge}" for net in NETS)])
+        far, client = [], []
+        for net in NETS:
+            far += [
+                f"address add {_far_link(net)}/{net.wide} dev eth0 nodad",
+                f"address add {net.pods[FAR]}/{net.family.width * 8} dev lo" + " nodad" * (net is V6),
+                f"route add default via {net.node_elsewhere}",
+            ]
+            client += [
+                f"route add {net.service_range} via {net.node}",
+                f"route add local {net.lan(net.source(0))} dev lo",
+            ]
+            client += [f"route add {net.lan(net.external)} via {net.node}"]
+        _batch(self.far, far)
+        _batch(self.client, client)
+
+    def start(self, conntrack: Any = None, *, tcp_be_liberal: bool = True) -> Proxy:
         """A new proxyd process, as far as the kernel can tell."""
         with inside(self.node):
-            nft, self.hairpin = KernelNft(), Hairpin(lambda: [POD_NETWORK])
+            nft, self.hairpin = KernelNft(), Hairpin(lambda: [net.pod_network for net in self.store.nets])
             conntrack = conntrack or KernelConntrack()
         self._proxies.append((nft, conntrack, self.hairpin))
         self.proxy = Proxy(
             source=self.store,
             nft=nft,
             conntrack=conntrack,
-            host=KernelHost(),
+            host=KernelHost(tcp_be_liberal=tcp_be_liberal),
             node="node",
             clock=SystemClock(),
             trigger_after=lambda _: None,
+            outlets=Outlets(left_out=lambda _service, message: self.left_out.append(message)),
         )
         return self.proxy
 
@@ -209,10 +184,16 @@ class World:
                 time.sleep(RETIRE_AFTER + 0.05)
                 self.proxy.sync()
 
+    def repair(self) -> None:
+        """What the daemon does when somebody changed the ruleset."""
+        with inside(self.node):
+            with contextlib.suppress(NotReady):
+                self.proxy.verify()
+            self.proxy.sync()
+
     def close(self) -> None:
         self._stop.set()
-        for thread in self._threads:
-            thread.join(5)
+        self._server.join()
         for each in self._sockets:
             each.close()
         for parts in self._proxies:
@@ -221,70 +202,53 @@ class World:
 
     # --- servers and clients -------------------------------------------------------------
 
-    def socket(self, ns: Any, kind: int, timeout: float = 2.0) -> socket.socket:
+    def socket(
+        self, ns: Any, kind: int, timeout: float = 2.0, af: int = socket.AF_INET, proto: int = 0
+    ) -> socket.socket:
         with inside(ns):
-            made = socket.socket(socket.AF_INET, kind)
+            made = socket.socket(af, kind, proto)
         made.settimeout(timeout)
         self._sockets.append(made)
         return made
 
-    def serve(self, *addresses: str, tcp: int | None = 8080, udp: int | None = None) -> None:
-        """Pods that answer each message with their own address and the caller's."""
-        for address in addresses:
+    def serve(self, *pods: str, tcp: int | None = 8080, udp: int | None = None) -> None:
+        """Pods that answer each message with their own name and the caller's address, in both families."""
+        for pod in pods:
             if tcp is not None:
-                listener = self.socket(self.pods[address], socket.SOCK_STREAM)
-                listener.bind(("0.0.0.0", tcp))
+                listener = self.socket(self.pods[pod], socket.SOCK_STREAM, af=socket.AF_INET6)
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                listener.bind(("::", tcp))
                 listener.listen(256)
-                self._thread(self._serve_tcp, listener, address)
-            if udp is not None:
-                receiver = self.socket(self.pods[address], socket.SOCK_DGRAM)
-                receiver.bind((address, udp))
-                self._thread(self._serve_udp, receiver, address)
+                self._server.add(listener, pod)
+            for net in NETS if udp is not None else ():
+                receiver = self.socket(self.pods[pod], socket.SOCK_DGRAM, af=net.af)
+                receiver.bind((net.pods[pod], udp))
+                self._server.add(receiver, pod)
 
-    def _thread(self, body: Any, *args: Any) -> None:
-        thread = threading.Thread(target=body, args=args, daemon=True)
-        thread.start()
-        self._threads.append(thread)
-
-    def _serve_tcp(self, listener: socket.socket, name: str) -> None:
-        open_ones: dict[int, tuple[socket.socket, str]] = {}
-        poll = select.poll()
-        poll.register(listener, select.POLLIN)
-        while not self._stop.is_set():
-            for fd, _ in poll.poll(100):
-                if fd == listener.fileno():
-                    made, (caller, _) = listener.accept()
-                    open_ones[made.fileno()] = (made, caller)
-                    poll.register(made, select.POLLIN)
-                    continue
-                made, caller = open_ones[fd]
-                try:
-                    data = made.recv(64)
-                    if data:
-                        made.sendall(f"{name} {caller}".encode())
-                except OSError:
-                    data = b""
-                if not data:
-                    poll.unregister(fd)
-                    open_ones.pop(fd)[0].close()
-        for made, _ in open_ones.values():
-            made.close()
-
-    def _serve_udp(self, receiver: socket.socket, name: str) -> None:
-        receiver.settimeout(0.1)
-        while not self._stop.is_set():
-            with contextlib.suppress(OSError):
-                _, caller = receiver.recvfrom(64)
-                receiver.sendto(f"{name} {caller[0]}".encode(), caller)
-
-    def connect(self, ns: Any, port: int = 80, ip: str = VIP, timeout: float = 2.0) -> socket.socket:
-        made = self.socket(ns, socket.SOCK_STREAM, timeout)
-        made.connect((ip, port))
+    def _begin(self, ns: Any, kind: int, ip: str, timeout: float, source: str) -> socket.socket:
+        af = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        made = self.socket(ns, kind, timeout, af)
+        if source:
+            made.setsockopt(*_FREEBIND[af], 1)
+            made.bind((source, 0))
         return made
 
-    def call(self, ns: Any, port: int = 80, ip: str = VIP, timeout: float = 2.0) -> tuple[str, str]:
+    def connect(
+        self, ns: Any, ip: str = V4.vip, port: int = 80, timeout: float = 2.0, source: str = ""
+    ) -> socket.socket:
+        made = self._begin(ns, socket.SOCK_STREAM, ip, timeout, source)
+        try:
+            made.connect((ip, port))
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def call(
+        self, ns: Any, ip: str = V4.vip, port: int = 80, timeout: float = 2.0, source: str = ""
+    ) -> tuple[str, str]:
         """One TCP connection: (who answered, the address it saw). Raises OSError."""
-        made = self.connect(ns, port, ip, timeout)
+        made = self.connect(ns, ip, port, timeout, source)
         try:
             return ask(made)
         finally:
@@ -293,14 +257,72 @@ class World:
     def calls(self, ns: Any, count: int, **how: Any) -> Counter[str]:
         return Counter(self.call(ns, **how)[0] for _ in range(count))
 
-    def flow(self, ns: Any, port: int = 53, ip: str = VIP, timeout: float = 0.5) -> socket.socket:
+    def outcome(self, ns: Any, ip: str, port: int = 80, source: str = "") -> str:
+        """Who answers a TCP connection, or "refused", or "timeout" (after 0.4 s)."""
+        try:
+            return self.call(ns, ip, port, 0.4, source)[0]
+        except ConnectionRefusedError:
+            return "refused"
+        except TimeoutError:
+            return "timeout"
+
+    def flow(self, ns: Any, ip: str = V4.vip, port: int = 53, timeout: float = 0.5, source: str = "") -> socket.socket:
         """A UDP flow: a connected socket, to be used with `ask`."""
-        made = self.socket(ns, socket.SOCK_DGRAM, timeout)
+        made = self._begin(ns, socket.SOCK_DGRAM, ip, timeout, source)
         made.connect((ip, port))
         return made
 
     def nft_script(self, script: str) -> str:
         return str(self.node.run(["nft", "-f", "-"], stdin=script))
+
+
+class _Server:
+    """One thread that answers at every socket it was given."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._poll = select.epoll()
+        self._at: dict[int, tuple[socket.socket, str, str]] = {}  # socket, pod, caller ("" for a listener)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(5)
+        self._poll.close()
+
+    def add(self, made: socket.socket, pod: str, caller: str = "") -> None:
+        made.setblocking(False)
+        self._at[made.fileno()] = (made, pod, caller)
+        self._poll.register(made, select.EPOLLIN)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for fd, _ in self._poll.poll(0.1):
+                made, pod, caller = self._at[fd]
+                with contextlib.suppress(BlockingIOError):
+                    if made.type == socket.SOCK_DGRAM:
+                        with contextlib.suppress(OSError):
+                            _, sender = made.recvfrom(64)
+                            made.sendto(f"{pod} {sender[0]}".encode(), sender)
+                    elif caller:
+                        self._answer(made, pod, caller)
+                    else:
+                        accepted, (address, *_) = made.accept()
+                        self.add(accepted, pod, address.removeprefix("::ffff:"))
+
+    def _answer(self, made: socket.socket, pod: str, caller: str) -> None:
+        try:
+            data = made.recv(64)
+            if data:
+                made.sendall(f"{pod} {caller}".encode())
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            del self._at[made.fileno()]
+            self._poll.unregister(made)
+            made.close()
 
 
 def ask(made: socket.socket) -> tuple[str, str]:
@@ -310,6 +332,11 @@ def ask(made: socket.socket) -> tuple[str, str]:
     if not name:
         raise ConnectionError("closed without an answer")
     return name, seen
+
+
+def _far_link(net: Net) -> str:
+    """far's address towards the node."""
+    return f"{net.node_elsewhere[:-1]}2"
 
 
 def _batch(ns: Any, lines: Sequence[str]) -> None:

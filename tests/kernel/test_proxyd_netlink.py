@@ -8,10 +8,10 @@ import struct
 from typing import Any
 
 import pytest
-from proxyd_world import inside
 
 from podlane.runtime import netlink as nl
 from podlane.runtime.netlink import Message, NetlinkError, NetlinkSocket
+from tests.kernel.conftest import inside
 
 pytestmark = pytest.mark.kernel
 
