@@ -155,14 +155,13 @@ def regions(tables: Tables, at: Key) -> Iterator[tuple[Pick, int]]:
         yield outside, OUTSIDE_SLOTS
 
 
-def behind(tables: Tables, at: Key) -> Iterator[Target]:
+def behind(tables: Tables, at: Key) -> set[Target]:
     """Everybody a connection to the frontend may be sent to, from wherever it comes."""
+    found: set[Any] = set()
     for pick, base in regions(tables, at):
-        for slot in range(pick.slots):
-            value = tables[PICKS if pick.affinity else ENDPOINTS][at + pack_mark(base + slot)]
-            target = tables[ADDRESSES][value] if pick.affinity else value  # type: ignore[index]
-            assert isinstance(target, bytes)
-            yield unpack_target(target)
+        values = {tables[PICKS if pick.affinity else ENDPOINTS][at + pack_mark(base + n)] for n in range(pick.slots)}
+        found |= {tables[ADDRESSES][each] for each in values} if pick.affinity else values  # type: ignore[index]
+    return {unpack_target(each) for each in found}
 
 
 def kernel_of(tables: Tables, later: Tables | None = None, affinity: Any = None) -> Kernel:
