@@ -98,8 +98,8 @@ NOTHING = Served()
 _Endpoint = tuple[bytes, bool, bool, EndpointHints | None]
 """Address, ready (else terminating and still serving), on this node, hints. A bare tuple: there are many."""
 
-_Group = tuple[bytes, list[_Endpoint]]
-"""A packed port and the endpoints that serve at it."""
+_Group = tuple[bytes, list[_Endpoint], bool]
+"""A packed port, the endpoints that serve at it, and whether any of them has hints."""
 
 
 class _Sets(NamedTuple):
@@ -239,47 +239,62 @@ def _groups(slices: Sequence[EndpointSlice], node: str) -> tuple[dict[tuple[str,
     groups: dict[tuple[str, str], list[_Group]] = {}
     local: list[_Endpoint] = []
     for each in slices:
-        endpoints = _serving(each, node)
+        endpoints, hinted = _serving(each, node)
         local += [endpoint for endpoint in endpoints if endpoint[2]]
         for port in each.ports:
-            groups.setdefault((port.name, port.protocol), []).append((pack_port(port.port), endpoints))
+            group = (pack_port(port.port), endpoints, hinted)
+            if found := groups.get(name := (port.name, port.protocol)):
+                found.append(group)
+            else:
+                groups[name] = [group]
     return groups, local
 
 
-def _serving(each: EndpointSlice, node: str) -> list[_Endpoint]:
-    """The slice's endpoints that may serve: ready, or terminating and still serving."""
+def _serving(each: EndpointSlice, here: str) -> tuple[list[_Endpoint], bool]:
+    """The slice's endpoints that may serve (ready, or terminating and still serving), and whether any has hints."""
+    af = AF_INET if each.address_type == "IPv4" else AF_INET6
     found = []
+    hinted = False
     for endpoint in each.endpoints:
         conditions = endpoint.conditions
         ready = conditions.ready
         if not ready and not (conditions.serving and conditions.terminating):
             continue
-        # the addresses of one endpoint are the same pod, of which Kubernetes says: use the first
-        address = _packed(endpoint.addresses[0]) if endpoint.addresses else None
-        if address is not None:
-            there = endpoint.node_name
-            found.append((address, ready, there == node or not there, endpoint.hints))
-    return found
+        try:
+            # the addresses of one endpoint are the same pod, of which Kubernetes says: use the first
+            address = inet_pton(af, endpoint.addresses[0])
+        except (OSError, IndexError):
+            continue
+        node, hints = endpoint.node_name, endpoint.hints
+        if hints is not None:
+            hinted = True
+        found.append((address, ready, node == here or not node, hints))
+    return found, hinted
 
 
 def _choose(groups: Sequence[_Group], place: Place, *, local: bool) -> _Sets:
     """Who serves, and (with `local`) who of them on this node."""
-    ready = _select(groups, ready=True)
-    hinted = bool(ready) and any(each[3] is not None for _, found in groups for each in found)
-    cluster = (_near(groups, place) if hinted else ready) or _select(groups, ready=False)
-    near: tuple[bytes, ...] = ()
-    if local:
-        near = _select(groups, ready=True, local=True) or _select(groups, ready=False, local=True)
-    return _Sets(cluster, near, bool(cluster))
+    ready = {each[0] + port for port, found, _ in groups for each in found if each[1]}
+    if not ready:
+        return _choose_ending(groups)
+    hinted = any(each[2] for each in groups)
+    cluster = _near(groups, place) if hinted else tuple(sorted(ready))
+    if not local:
+        return _Sets(cluster, (), any=True)
+    here = {each[0] + port for port, found, _ in groups for each in found if each[1] and each[2]}
+    return _Sets(cluster, tuple(sorted(here)) or _choose_ending(groups).local, any=True)
 
 
-def _select(groups: Sequence[_Group], *, ready: bool, local: bool = False) -> tuple[bytes, ...]:
-    return tuple(sorted({e[0] + port for port, found in groups for e in found if e[1] is ready and e[2] >= local}))
+def _choose_ending(groups: Sequence[_Group]) -> _Sets:
+    """Those that are terminating and still serve."""
+    everybody = {each[0] + port for port, found, _ in groups for each in found if not each[1]}
+    local = {each[0] + port for port, found, _ in groups for each in found if not each[1] and each[2]}
+    return _Sets(tuple(sorted(everybody)), tuple(sorted(local)), any=bool(everybody))
 
 
 def _near(groups: Sequence[_Group], place: Place) -> tuple[bytes, ...]:
     """The ready ones that the hints name for this node, or else for its zone; all where the hints do not hold."""
-    ready = [(each[0] + port, each[3] or EndpointHints()) for port, found in groups for each in found if each[1]]
+    ready = [(each[0] + port, each[3] or EndpointHints()) for port, found, _ in groups for each in found if each[1]]
     by_node = [{each.name for each in hints.for_nodes} for _, hints in ready]
     by_zone = [{each.name for each in hints.for_zones} for _, hints in ready]
     for named, here in ((by_node, place.node), (by_zone, place.zone)):
