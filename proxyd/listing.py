@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from proxyd.chains import EXTERNAL_SOURCE, pick_of, rules_of
 from proxyd.names import Names
 from proxyd.ruleset import POD_NETWORKS, SERVICE_RANGES, Skeleton, chains_of
-from proxyd.tables import ADDRESSES, MAPS, PICKS, TABLE, Family, Key, MapSpec, Tables, Value, unpack_target
+from proxyd.tables import ADDRESSES, MAPS, PICKS, TABLE, Family, Key, MapSpec, Tables, Value, unpack_mark, unpack_target
 
 
 def listing(skeleton: Skeleton, tables: Tables, names: Names, only: str = "") -> str:
@@ -21,7 +21,7 @@ def listing(skeleton: Skeleton, tables: Tables, names: Names, only: str = "") ->
     lines = [f"table {family.name} {TABLE} {{"]
     shown: set[str] = set()
     for spec in MAPS.values():
-        elements = sorted(tables[spec.name].items())
+        elements = sorted(tables[spec.name].items(), key=lambda each: _order(spec, each[0]))
         if only:
             elements = [each for each in elements if only in _owners(spec, tables, names, each)]
         shown.update(str(value).removeprefix("goto ") for _, value in elements if spec.kind == "verdict")
@@ -64,9 +64,11 @@ def _about(spec: MapSpec, family: Family, tables: Tables, names: Names, element:
         owners = sorted(_owners(spec, tables, names, element))
         return " ".join([*owners, _node(names, value)]).strip()
     about = names.element(spec, family, key)
-    if isinstance(value, bytes) and spec.name != PICKS and (node := _node(names, value)):
-        about = f"{about} {node}".strip()
-    return about
+    if spec.name == PICKS:
+        target = tables[ADDRESSES].get(value) if isinstance(value, bytes) else None
+        shown = names.target(unpack_target(target)) if isinstance(target, bytes) else "nobody"
+        return f"{about} {shown}".strip()
+    return f"{about} {_node(names, value)}".strip()
 
 
 def _node(names: Names, value: Value) -> str:
@@ -81,6 +83,11 @@ def _owners(spec: MapSpec, tables: Tables, names: Names, element: tuple[Key, Val
         width = tables.family.width + 8
         return {names.frontend(slot[:width]).split(":")[0] for slot, number in tables[PICKS].items() if number == key}
     return {names.element(spec, tables.family, key).split(":")[0]} - {""}
+
+
+def _order(spec: MapSpec, key: Key) -> tuple[bytes, int]:
+    """Slots by their number, which is in the host's byte order."""
+    return (key[:-4], unpack_mark(key[-4:])) if spec.key[-1] == "mark" else (key, 0)
 
 
 def _chains(family: Family, tables: Tables) -> Iterator[tuple[str, str, Sequence[str]]]:

@@ -77,7 +77,7 @@ def send(packet: Packet) -> Seen:
         left.callback(_forget, netfilter, ends, family, client if is_new else None)
         with tracer.marking(ends):
             inject.inject(ends, entry)
-            events = tracer.events(QUIET)
+            events = tracer.events(ends, QUIET)
         body = _entry(netfilter, ends)
         rules = tracer.rules(events)
     shown_as = None

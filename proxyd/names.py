@@ -57,7 +57,8 @@ class Names:
             return self.frontend(key[: family.width + 8])
         if spec.key[0] != "address":
             return ""
-        return self.address(key[: family.width]) or self.node(show_address(key[: family.width]))
+        node = self.node(show_address(key[: family.width]))
+        return self.address(key[: family.width]) or (f"on {node}" if node else "")
 
 
 def port_of(service: Service, frontend: Frontend) -> ServicePort | None:

@@ -20,7 +20,7 @@ import errno
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from podlane.errors import PodlaneError
 from podlane.runtime import command, nftables
@@ -81,6 +81,11 @@ class Event:
     def is_ours(self) -> bool:
         return self.table == TABLE and self.family in {"ip", "ip6"}
 
+    @property
+    def is_end_of_chain(self) -> bool:
+        """No rule decided; what becomes of the packet is the next event."""
+        return self.kind == "rule" and not self.handle
+
 
 class Tracer:
     """Listens from construction on, in the network namespace of the thread that makes it."""
@@ -108,20 +113,32 @@ class Tracer:
             table = nftables.Table(family.nfproto, NAME)
             nftables.commit(self._socket, [nftables.BEGIN, table.message(_DELETE_TABLE), nftables.END])
 
-    def events(self, quiet: float) -> list[Event]:
-        """What happened to the first packet, once `quiet` seconds brought nothing more."""
+    def events(self, ends: Ends, quiet: float) -> list[Event]:
+        """What happened to the connection's first packet, once `quiet` seconds brought nothing more.
+
+        A packet that goes on from a bridge's port to the bridge has another number from there on, and is known
+        by its sender. What follows, such as the source's reset, comes by our own rule again.
+        """
         found: list[Event] = []
-        number: int | None = None
+        numbers: set[int] = set()
+        whom: Ends | None = None
         while heard := self._traces.receive(quiet):
             for kind, body in heard:
                 if kind != _TRACE:
                     continue
                 given = nl.attribute_map(memoryview(body)[4:])
-                event = read_event(body[0], given)
-                if number is None and event.table == NAME:
-                    number = nl.get_be32(given[_AT_ID])
-                if number is not None and nl.get_be32(given[_AT_ID]) == number and event.table != NAME:
-                    found.append(event)
+                event, number = read_event(body[0], given), nl.get_be32(given[_AT_ID])
+                if event.table == NAME:
+                    if numbers and event.kind == "rule" and event.handle:
+                        return found
+                    numbers.add(number)
+                elif numbers and (number in numbers or _is_from(event, ends)):
+                    numbers.add(number)
+                    whom = event.ends or whom
+                    if not event.is_end_of_chain:
+                        # the kernel says it once a hook, perhaps with what is left out
+                        found.append(replace(event, ends=whom))
+                        whom = None
         return found
 
     def rules(self, events: Iterable[Event]) -> dict[tuple[str, str, str, int], str]:
@@ -133,7 +150,7 @@ class Tracer:
         for family_name, table, chain in sorted(foreign):
             with suppress(PodlaneError):
                 listed = command.run(
-                    ["nft", "-a", "list", "chain", family_name, table, chain], timeout=_NFT_TIMEOUT
+                    ["nft", "-s", "-a", "list", "chain", family_name, table, chain], timeout=_NFT_TIMEOUT
                 ).stdout
                 for line in listed.splitlines():
                     text, _, handle = line.strip().rpartition(" # handle ")
@@ -156,6 +173,15 @@ class Tracer:
                     {(family.name, TABLE, chain, each): text for each, text in zip(listed, texts, strict=True)}
                 )
         return found
+
+
+def _is_from(event: Event, ends: Ends) -> bool:
+    there = event.ends
+    return there is not None and (there.source, there.source_port, there.protocol) == (
+        ends.source,
+        ends.source_port,
+        ends.protocol,
+    )
 
 
 def rule_texts(family: Family, chain: str) -> list[str]:

@@ -120,10 +120,8 @@ def parse(source: str, destination: str, protocol: str, known: Iterable[Frontend
     `destination` is ADDRESS[:PORT], [IPV6]:PORT or [NAMESPACE/]SERVICE[:PORT]. `protocol` may be "" where
     only one fits. Raises BadInput.
     """
-    try:
-        sender = ip_address(source)
-    except ValueError:
-        raise BadInput(f'SRC: expected an IP address, such as a pod\'s, got "{source}"') from None
+    check(source, destination)
+    sender = ip_address(source)
     protocol = protocol.upper()
     assert not protocol or protocol in PROTOCOL_NUMBERS
     address, port = _split(destination)
@@ -139,6 +137,16 @@ def parse(source: str, destination: str, protocol: str, known: Iterable[Frontend
     if ip_address(found.address).version != sender.version:
         raise BadInput(f"DST: {found.address} and SRC {sender} are of different families; give both as one")
     return Packet(str(sender), found.address, found.port, found.protocol)
+
+
+def check(source: str, destination: str) -> None:
+    """Find what is wrong whatever there is. Raises BadInput."""
+    try:
+        ip_address(source)
+    except ValueError:
+        raise BadInput(f'SRC: expected an IP address, such as a pod\'s, got "{source}"') from None
+    if _split(destination)[0] is None and _NAMED.fullmatch(destination) is None:
+        raise BadInput(f'DST: expected 10.96.0.10:80 or namespace/service:port, got "{destination}"')
 
 
 def _split(destination: str) -> tuple[str | None, int]:
@@ -177,8 +185,7 @@ def _only(destination: str, address: str, protocol: str, known: Iterable[Fronten
 
 def _named(destination: str, version: int, protocol: str, lookup: Lookup) -> Frontend:
     match = _NAMED.fullmatch(destination)
-    if match is None:
-        raise BadInput(f'DST: expected 10.96.0.10:80 or namespace/service:port, got "{destination}"')
+    assert match is not None  # checked
     namespace, name, port = match["namespace"] or "default", match["name"], match["port"]
     every = list(lookup(namespace, name, version))
     if not every:

@@ -18,7 +18,7 @@ from proxyd.desired import Index
 from proxyd.names import Names
 from proxyd.options import Site
 from proxyd.tables import ADMITTED, FAMILIES, REFUSED, SERVICES, Frontend, pack_frontend, unpack_frontend
-from proxyd.trace import Forecast, Outcome, forecast, parse
+from proxyd.trace import Forecast, Outcome, check, forecast, parse
 from proxyd.view import KernelState, look, opened, read_kernel
 from proxyd.walk import Kernel, Packet
 
@@ -39,6 +39,7 @@ class Question:
 
 def ask(site: Site, source: str, destination: str, protocol: str, note: Callable[[str], None]) -> Question:
     """Raises BadInput, PodlaneError."""
+    check(source, destination)
     index: Index | None = None
     try:
         with opened(site) as store:
