@@ -12,6 +12,7 @@ from bench import kubeproxy_shape as shape
 from bench import proxyd_chart as chart
 from bench import proxyd_objects as objects
 from bench.machine import Machine
+from bench.proxyd_world import MemorySource
 from bench.rows import Row
 from bench.wrk import Load, together
 from podlane.api.codec import decode
@@ -91,6 +92,25 @@ def test_documents_are_what_the_objects_were_read_from() -> None:
     assert decode(Service, list(keys.values())[2], revision=2) == made.services[1]
     assert decode(EndpointSlice, list(keys.values())[3], revision=2) == made.slices[1]
     assert "managedFields" in msgspec.json.decode(list(keys.values())[3])["metadata"]
+
+
+def test_a_source_gives_what_changed_and_once_only() -> None:
+    made, source = objects.objects(2, 1), MemorySource()
+    source.put(*made.services, *made.slices)
+    whole = source.take(complete=True)
+    assert whole.complete
+    assert list(whole.services) == ["bench/service-00000", "bench/service-00001"]
+    assert list(whole.slices.values()) == made.slices
+    new = objects.changed(1, made.slices[1])
+    source.put(new)
+    source.drop(made.services[0])
+    view = source.take(complete=False)
+    assert not view.complete
+    assert view.services == {"bench/service-00000": None}
+    assert view.slices == {"bench/service-00001-abcde": new}
+    again = source.take(complete=False)
+    assert not again.services
+    assert not again.slices
 
 
 # --- the shape -------------------------------------------------------------------------
