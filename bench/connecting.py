@@ -11,7 +11,6 @@ none comes: so all the work is the kernels' own, and no server has to keep up.
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import struct
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bench.machine import take_precedence
 from bench.rows import percentile
 from bench.traffic import pin
 from podlane.lab.network import inside
@@ -85,7 +85,7 @@ def connect(addresses: Addresses, duration: float, rng: random.Random) -> tuple[
 def turns(ways: dict[str, Way], rounds: int, duration: float) -> None:
     """Print a Slice a line: every way once a round, in an order that changes."""
     pin(0)
-    os.setpriority(os.PRIO_PROCESS, 0, -20)  # or p99 would be other programs' time slices
+    take_precedence()
     rng = random.Random(0)
     out = sys.stdout.buffer
     for _ in range(rounds):

@@ -130,7 +130,7 @@ class Hosts:
         deadline = time.monotonic() + timeout
         while not done():
             if time.monotonic() > deadline or not process.alive(record):
-                raise self.failed(record, f"{what}: not so after {timeout:.0f} s")
+                raise self.failed(record, f"{what}: not so after {timeout - (deadline - time.monotonic()):.0f} s")
             time.sleep(0.01)
         return time.monotonic()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,15 @@ class Machine:
 
     def __str__(self) -> str:
         return f"{self.cpu}, {self.cores} cores, Linux {self.kernel}"
+
+
+def take_precedence() -> None:
+    """Let this process, and those it starts from now on, run before all others: their time slices are not our figures.
+
+    Works for root; for others it does nothing.
+    """
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
 
 
 def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from bench import kubeproxy_shape as shape
+from bench.machine import take_precedence
 from bench.proxyd_objects import Objects, changed, objects
 from bench.proxyd_world import KubeProxyShaped, Synced, check, namespace, synced
 from bench.rows import Benchmark, Declared, Measured, Progress
@@ -31,6 +32,7 @@ PEER_LIST = "nft list of kube-proxy's shape"
 
 def measure_size(size: tuple[int, int], say: Progress) -> Iterator[Measured]:
     """Of one size: everything from nothing, then one endpoint. The main size: also the other changes."""
+    take_precedence()
     label = "{}x{}".format(*size)
     some = objects(*size)
     yield full(f"proxyd.full_{label}", some, PEER_FULL_ROUNDS.get(size), say)
