@@ -1,8 +1,11 @@
 """The lab's one image, `podlane/web:1`, built on the spot from Debian's static busybox.
 
-It answers `/` with its host name and `/healthz` with `ok` on port 8080 (or
-$PORT), and ends at once on SIGTERM: a shell is process 1 there, because the
-kernel ignores signals for which process 1 has no handler.
+On port 8080 (or $PORT) it answers `/` with its host name, `/healthz` with `ok`,
+`/cgi-bin/caller` with its host name and the address that it was called from,
+and `/cgi-bin/ticks?N` with N lines, a tenth of a second apart. On SIGTERM it
+stops listening, answers what it has, and ends: a shell is process 1 there,
+because the kernel ignores signals for which process 1 has no handler, and ends
+all others when process 1 does.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ APPLETS = (
     "nc",
     "kill",
     "ps",
+    "pidof",
+    "seq",
     "ip",
     "ping",
 )
@@ -38,9 +43,29 @@ START = """#!/bin/sh
 hostname > /www/index.html
 httpd -f -p "${PORT:-8080}" -h /www &
 server=$!
-trap 'kill "$server"; exit 0' TERM INT
+trap 'asked=yes; kill "$server"' TERM INT
 wait "$server"
+code=$?
+[ -z "$asked" ] || code=0
+while pidof httpd > /dev/null; do sleep 0.05; done # one for each request under way
+exit "$code"
 """
+CALLER = """#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n%s %s\\n' "$(hostname)" "$REMOTE_ADDR"
+"""
+TICKS = """#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+for tick in $(seq "${QUERY_STRING:-10}"); do
+    echo "$tick"
+    sleep 0.1
+done
+"""
+FILES = (
+    ("start", 0o755, START),
+    ("www/healthz", 0o644, "ok\n"),
+    ("www/cgi-bin/caller", 0o755, CALLER),
+    ("www/cgi-bin/ticks", 0o755, TICKS),
+)
 
 
 def web_tar(busybox: Path = BUSYBOX) -> bytes:
@@ -51,14 +76,14 @@ def web_tar(busybox: Path = BUSYBOX) -> bytes:
         raise PodlaneError(f"build {WEB_IMAGE}: {busybox}: {error.strerror} (Debian: busybox-static)") from error
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for folder in ("bin", "tmp", "etc", "www"):
+        for folder in ("bin", "tmp", "etc", "www", "www/cgi-bin"):
             tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
         tar.addfile(_entry("bin/busybox", tarfile.REGTYPE, 0o755, len(binary)), io.BytesIO(binary))
         for applet in APPLETS:
             link = _entry(f"bin/{applet}", tarfile.SYMTYPE, 0o777)
             link.linkname = "busybox"
             tar.addfile(link)
-        for name, mode, text in (("start", 0o755, START), ("www/healthz", 0o644, "ok\n")):
+        for name, mode, text in FILES:
             tar.addfile(_entry(name, tarfile.REGTYPE, mode, len(text)), io.BytesIO(text.encode()))
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""One lab of three hosts for the whole session."""
+"""One lab of three hosts for the whole session, and one for the tests of services."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from podlane.lab.topology import Topology
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    topology = Topology(f"e2e{os.getpid() % 10000}", nodes=3)
+    yield from _lab(f"e2e{os.getpid() % 10000}")
+
+
+@pytest.fixture(scope="session")
+def service_lab() -> Iterator[Cluster]:
+    """Another, whose web pods may take long to end: see outside.run_pods."""
+    yield from _lab(f"svc{os.getpid() % 10000}")
+
+
+def _lab(name: str) -> Iterator[Cluster]:
+    topology = Topology(name, nodes=3)
     made = Cluster(topology)
     try:
         made.lab.up()
@@ -35,8 +45,8 @@ def web(cluster: Cluster) -> Cluster:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test shows the end of every daemon's log."""
     report = yield
-    made = getattr(item, "funcargs", {}).get("cluster")
-    if report.when == "call" and report.failed and isinstance(made, Cluster):
+    labs = {id(made): made for made in getattr(item, "funcargs", {}).values() if isinstance(made, Cluster)}
+    for made in labs.values() if report.failed else ():
         for log in sorted(made.topology.log_dir.glob("*/*.log")):
             report.sections.append((f"{log.parent.name} {log.name}", process.tail(log, 12)))
     return report
