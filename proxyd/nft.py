@@ -10,6 +10,7 @@ messages of our own.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -94,7 +95,12 @@ class KernelNft:
         self._loaded[skeleton.family] = self.static_part(skeleton.family)
 
     def intact(self, family: Family) -> bool:
-        return family in self._loaded and self._loaded[family] == self.static_part(family)
+        try:
+            return family in self._loaded and self._loaded[family] == self.static_part(family)
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:  # not even the sets are there any more
+                return False
+            raise
 
     def dump(self, family: Family) -> Tables:
         tables = Tables(family, maps={name: self._elements(family, spec) for name, spec in MAPS.items()})
