@@ -285,8 +285,11 @@ def in_memory() -> Iterator[Path]:
     """
     memory = Path("/dev/shm")
     roomy = memory.is_mount() and shutil.disk_usage(memory).free > 4 << 30  # a member allots itself 128 MiB
+    for left in memory.glob("podlane-etcd-*-*"):  # of a run that was killed
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
-        prefix="podlane-etcd-", dir=memory if roomy else None, ignore_cleanup_errors=True
+        prefix=f"podlane-etcd-{os.getpid()}-", dir=memory if roomy else None, ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)
 
