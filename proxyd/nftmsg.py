@@ -23,7 +23,7 @@ from podlane.runtime import netlink as nl
 from podlane.runtime import nftables as nft
 from podlane.runtime.netlink import Message
 from proxyd.chains import expressions_of
-from proxyd.tables import FAMILIES, GOTO, MAPS, TABLE, Family, Key, MapSpec, Transaction, Value
+from proxyd.tables import AFFINITY, FAMILIES, GOTO, MAPS, TABLE, Family, Key, MapSpec, Transaction, Value
 
 TABLES = {family: nft.Table(family.nfproto, TABLE) for family in FAMILIES}
 
@@ -171,6 +171,7 @@ def read_elements(spec: MapSpec, family: Family, body: nl.Buffer, into: dict[Key
 
     The kernel writes an element as we do: key, then data. One with more in it
     (a comment, a timeout) is none of ours; its value is None, so that it is put right.
+    In the affinity map each has a timeout.
     """
     listed = bytes(nft.packed_elements(body))
     size = spec.key_size(family)
@@ -179,7 +180,8 @@ def read_elements(spec: MapSpec, family: Family, body: nl.Buffer, into: dict[Key
         length, _ = unpack(listed, at)
         key, rest = listed[at + 12 : at + 12 + size], listed[at + 12 + size : at + length]
         if spec.kind == "data":
-            into[key] = rest[8:] if len(rest) == unpack(rest, 0)[0] else None
+            end_of_data = unpack(rest, 0)[0]
+            into[key] = rest[8:end_of_data] if len(rest) == end_of_data or spec is AFFINITY else None
         elif spec.kind == "verdict":
             into[key] = _read_verdict(rest)
         elif spec.kind == "ranges":
