@@ -9,9 +9,8 @@ written them. Source: Kubernetes' storage serialization of v1 JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -132,16 +131,23 @@ def _plain(value: Any, defaults: bool) -> Any:
 
 def _decode(cls: type[S], data: bytes) -> S:
     try:
-        value: S = _decoder(cls).decode(data)
+        value: S = _decoders[cls].decode(data)
     except msgspec.ValidationError:
         # Go programs write `"labels": null` for an empty map; rare, so it is the slow path
         value = msgspec.convert(without_nulls(msgspec.json.decode(data)), cls)
     return value
 
 
-@cache
-def _decoder(cls: type[S]) -> msgspec.json.Decoder[S]:
-    return msgspec.json.Decoder(cls)
+def _types(base: type[Struct]) -> Iterator[type[Struct]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _types(cls)
+
+
+# msgspec learns a type when it is first needed, and lets other threads have what it has learned before that is
+# complete (0.22.0): two that decode two types with a third in common, for the first time and at once, die of
+# SIGSEGV. So the thread that imports this makes all types known.
+_decoders: dict[type[Struct], msgspec.json.Decoder[Any]] = {cls: msgspec.json.Decoder(cls) for cls in _types(Struct)}
 
 
 def _kind_of(cls: type[Struct]) -> str:
