@@ -313,6 +313,19 @@ def netns_etcd(netns: NetnsMaker, etcd_folder: Path) -> Iterator[NetnsEtcd]:
     etcd.stop(signal.SIGKILL)  # before its folder goes
 
 
+@pytest.fixture
+def proxyd(netns: NetnsMaker, netns_etcd: NetnsEtcd, tmp_path: Path) -> Iterator[Any]:
+    """`proxyd run` in proxyd's world, not started yet, beside an etcd (proxyd_run.py)."""
+    from tests.kernel.proxyd_run import Daemon
+    from tests.kernel.proxyd_world import World
+
+    world = World(netns, node=netns.host("node", v6=True), client=netns.underlay)
+    made = Daemon(world, netns_etcd, tmp_path / "proxyd.log")
+    yield made
+    print(made.log.read_text() if made.log.exists() else "no log")
+    world.close()
+
+
 @contextlib.contextmanager
 def inside(ns: Netns) -> Iterator[None]:
     """Move this thread into the namespace for a while; what it opens and starts meanwhile is in there."""

@@ -2,260 +2,165 @@
 
 from __future__ import annotations
 
+import json
 import signal
-import subprocess
-import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from proxyd_world import (
-    FAR,
-    POD1,
-    POD2,
-    POD3,
-    POD_NETWORK,
-    SERVICE_RANGE,
-    TCP,
-    UDP,
-    VIP,
-    World,
-    ask,
-    endpoints,
-    inside,
-    service,
-    web,
-)
 
-from podlane.api.codec import encode
-from podlane.api.types import ClusterConfig, Object
-from podlane.store.keys import CLUSTER_CONFIG, key_for
+from podlane.store.keys import proxy_key
+from tests.kernel.conftest import eventually
+from tests.kernel.proxyd_nets import BOTH, FAR, NODE_TCP, POD1, POD2, POD3, TCP, UDP, V4, V6, endpoints, service
+from tests.kernel.proxyd_run import PORT, PROGRAM, Callers, answers, tables
+from tests.kernel.proxyd_world import ask
 
 pytestmark = pytest.mark.kernel
 
-PORT = 10256
 
-
-class Daemon:
-    """proxyd on the world's node, and the store it follows."""
-
-    def __init__(self, world: World, etcd: Any, log: Path) -> None:
-        self.world, self.etcd, self.log = world, etcd, log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def configure(self) -> None:
-        self.etcd.ctl("put", "/coreos.com/network/config", f'{{"Network":"{POD_NETWORK}"}}')
-        self.etcd.ctl("put", CLUSTER_CONFIG, encode(ClusterConfig(service_cidr=SERVICE_RANGE)).decode())
-
-    def put(self, *objects: Object) -> None:
-        for each in objects:
-            key = key_for(type(each), each.metadata.namespace, each.metadata.name)
-            self.etcd.ctl("put", key, encode(each).decode())
-
-    def start(self) -> None:
-        program = Path(sys.executable).with_name("proxyd")
-        argv = [str(program), "run", f"--etcd-endpoints={self.etcd.endpoint}", "--node-name=node"]
-        self.process = self.world.node.popen([*argv, f"--healthz-port={PORT}"], log=self.log)
-
-    def signal(self, number: signal.Signals) -> int:
-        assert self.process is not None
-        return int(self.world.node.end(self.process, number))
-
-    def probe(self, path: str) -> tuple[int, str]:
-        with inside(self.world.node):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=2) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as error:
-                return error.code, error.read().decode()
-            except OSError as error:
-                return 0, str(error)
-
-    def wait_ready(self) -> None:
-        until(lambda: self.probe("/readyz")[0] == 200, f"ready; it says {self.probe('/readyz')}")
-
-    def memory(self) -> int:
-        """Resident kilobytes."""
-        assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
-def until(check: Callable[[], Any], what: str, timeout: float = 15.0) -> Any:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if result := check():
-            return result
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout} s: {what}")
-
-
-@pytest.fixture
-def daemon(netns: Any, netns_etcd: Any, tmp_path: Path) -> Iterator[Daemon]:
-    world = World(netns, node=netns.host("node"), client=netns.underlay)
-    made = Daemon(world, netns_etcd, tmp_path / "proxyd.log")
-    try:
-        yield made
-    finally:
-        print(made.log.read_text() if made.log.exists() else "no log")
-        world.close()
-
-
-class Callers:
-    """Someone in a pod and someone outside who call and call, each call a new connection."""
-
-    def __init__(self, world: World) -> None:
-        self.failures: list[OSError] = []
-        self.count = 0
-        self.answered: set[str] = set()
-        self._world = world
-        self._done = threading.Event()
-        places = (world.pods[POD3], world.client, world.node)
-        self._threads = [threading.Thread(target=self._call, args=(ns,)) for ns in places]
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join(10)
-
-    def _call(self, ns: Any) -> None:
-        while not self._done.is_set():
-            try:
-                self.answered.add(self._world.call(ns, timeout=3)[0])
-                self.count += 1
-            except OSError as error:
-                self.failures.append(error)
-            time.sleep(0.002)
-
-
-def tables(world: World) -> str:
-    return str(world.node.run("nft list tables"))
-
-
-def answers(world: World, ns: Any, ip: str = VIP) -> str | None:
-    try:
-        return world.call(ns, ip=ip, timeout=0.5)[0]
-    except OSError:
-        return None
-
-
-def test_waits_for_the_lists_then_serves_and_tells_when_it_is_ready(daemon):
-    world = daemon.world
+def test_waits_for_the_lists_then_serves_and_tells_when_it_is_ready(proxyd):
+    world = proxyd.world
     world.serve(POD1)
-    daemon.start()
-    until(lambda: daemon.probe("/healthz")[0] == 200, "healthy")
+    proxyd.start()
+    eventually(lambda: proxyd.probe("/livez")[0] == 200, timeout=30)
+    eventually(lambda: "kernel" in proxyd.probe("/readyz")[1], timeout=30)
     time.sleep(0.5)
     assert tables(world) == ""
-    status, why = daemon.probe("/readyz")
-    assert status == 503
-    assert "kernel" in why
-    daemon.put(*web([POD1]))
-    daemon.configure()
-    daemon.wait_ready()
-    assert world.call(world.pods[POD3])[0] == POD1
-    assert world.call(world.client)[0] == POD1
-    assert world.call(world.node)[0] == POD1
-    # the pod's own port on the bridge was given the leave to send back
-    assert world.call(world.pods[POD1])[0] == POD1
-    metrics = daemon.probe("/metrics")[1]
-    assert 'podlane_proxyd_elements{map="endpoints"} 1.0' in metrics
-    assert daemon.memory() < 60_000
-    assert daemon.signal(signal.SIGTERM) == 0
-    assert "stopped" in daemon.log.read_text()
+    assert proxyd.probe("/readyz")[0] == 503
+    proxyd.serve([POD1], NODE_TCP)
+    proxyd.configure()
+    proxyd.wait_ready()
+    for net in (V4, V6):
+        for ns in (world.pods[POD3], world.client, world.node):
+            assert world.call(ns, net.vip)[0] == POD1
+            assert world.call(ns, net.node, 30080)[0] == POD1
+        # the pod's own port on the bridge was given the leave to send back
+        assert world.call(world.pods[POD1], net.vip)[0] == POD1
+    assert proxyd.metric("podlane_proxyd_elements") > 0
+    assert proxyd.metric("podlane_proxyd_repairs_total") == 0
+    status = Path(f"/proc/{proxyd.process.pid}/status").read_text()
+    assert int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) < 70_000
+    assert proxyd.signal(signal.SIGTERM) == 0
+    assert "stopped" in proxyd.log.read_text()
     # its work stays
-    assert world.call(world.pods[POD3])[0] == POD1
+    for net in (V4, V6):
+        assert world.call(world.pods[POD3], net.vip)[0] == POD1
 
 
-def test_killed_and_started_again_nobody_notices(daemon):
-    world = daemon.world
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_and_started_again_nobody_notices(proxyd, how):
+    world = proxyd.world
     world.serve(POD1, POD2, FAR, udp=5353)
-    daemon.configure()
-    daemon.put(*web([POD1, POD2], TCP, UDP))
-    daemon.start()
-    daemon.wait_ready()
-    connections = [world.connect(ns) for ns in (world.pods[POD3], world.client, world.node)]
-    flow = world.flow(world.pods[POD3])
-    kept = [ask(each)[0] for each in (*connections, flow)]
+    proxyd.begin([POD1, POD2], TCP, UDP)
+    world.node.run("sysctl -qw net.netfilter.nf_conntrack_udp_timeout=600")  # longer than the test may take
+    places = [(ns, net.vip) for ns in (world.pods[POD3], world.client, world.node) for net in (V4, V6)]
+    held = [world.connect(*place) for place in places] + [world.flow(*place) for place in places]
+    kept = [ask(each)[0] for each in held]
     with Callers(world) as callers:
         for wanted in ([POD1, POD2], [POD1, POD2, FAR]):
-            daemon.signal(signal.SIGKILL)
-            time.sleep(0.2)
-            daemon.put(endpoints(wanted, TCP, UDP))  # while nobody looks
-            generation = world.nft.generation()
-            daemon.start()
-            daemon.wait_ready()
+            callers.more()
+            proxyd.signal(how)
+            proxyd.scale(wanted, TCP, UDP)  # while nobody looks
+            callers.more()
+            proxyd.start()
+            proxyd.wait_ready()
+            callers.more()
             if wanted == [POD1, POD2]:
                 # nothing to do but to load the rules once and find everything as it should be
-                assert world.nft.generation() - generation == 1
-        until(lambda: FAR in callers.answered, "the third endpoint is used")
+                assert proxyd.metric("podlane_proxyd_commits_total") == 0
+        eventually(lambda: FAR in callers.answered, timeout=30)
     assert callers.failures == []
-    assert callers.count > 50
-    assert [ask(each)[0] for each in (*connections, flow)] == kept
+    assert [ask(each)[0] for each in held] == kept
 
 
-def test_without_etcd_traffic_goes_on_and_it_catches_up(daemon):
-    world = daemon.world
+def test_without_etcd_traffic_goes_on_and_it_catches_up(proxyd):
+    world = proxyd.world
     world.serve(POD1, POD2)
-    daemon.configure()
-    daemon.put(*web([POD1]))
-    daemon.start()
-    daemon.wait_ready()
-    daemon.etcd.stop(signal.SIGKILL)
+    proxyd.begin([POD1])
+    proxyd.etcd.stop(signal.SIGKILL)
     with Callers(world) as callers:
-        time.sleep(1)
-        assert daemon.probe("/readyz")[0] == 200
-    assert callers.failures == []
-    daemon.etcd.start()
-    daemon.put(endpoints([POD2], TCP))
-    until(lambda: answers(world, world.client) == POD2, "it follows etcd again", timeout=25)
+        callers.more(400)
+        assert proxyd.probe("/readyz")[0] == 200
+        # what somebody breaks meanwhile is repaired
+        world.nft_script("delete table ip podlane")
+        proxyd.wait_answer(POD1)
+        callers.more()
+    # between the deletion and the repair they were refused, or found no route
+    assert all(ip == V4.vip for ip, _ in callers.failures)
+    proxyd.etcd.start()
+    proxyd.scale([POD2])
+    proxyd.wait_answer(POD2)
+    proxyd.wait_answer(POD2, V6.vip)
 
 
-def test_flushed_by_hand_it_is_right_again_and_other_tables_are_left_alone(daemon):
-    world = daemon.world
+def test_without_etcd_from_the_start_the_kernel_keeps_what_it_has(proxyd):
+    world = proxyd.world
     world.serve(POD1)
-    daemon.configure()
-    daemon.put(*web([POD1]))
-    daemon.start()
-    daemon.wait_ready()
-    for script in (
-        "flush ruleset",
-        "delete table ip podlane",
-        "flush map ip podlane endpoints",
-        "flush chain ip podlane lb1",
-    ):
-        world.nft_script(script)
-        until(lambda: answers(world, world.client) == POD1, f"repaired after {script}")
-    other = "table ip other { chain in { type filter hook input priority 0; counter; }; }"
-    world.nft_script(other)
-    before = world.node.run("nft -s list table ip other")
-    daemon.put(service(("TCP", 80), name="b", ip="10.96.0.2"), endpoints([POD1], TCP, name="b"))
-    until(lambda: answers(world, world.client, ip="10.96.0.2") == POD1, "the second service")
-    assert world.node.run("nft -s list table ip other") == before
-    assert "changed by someone else" in daemon.log.read_text()
+    proxyd.begin([POD1])
+    proxyd.signal(signal.SIGKILL)
+    proxyd.etcd.stop(signal.SIGKILL)
+    before = world.node.run("nft list ruleset")
+    proxyd.start()
+    eventually(lambda: proxyd.probe("/livez")[0] == 200, timeout=30)
+    with Callers(world) as callers:
+        callers.more(400)
+    assert callers.failures == []
+    assert proxyd.probe("/readyz")[0] == 503
+    assert world.node.run("nft list ruleset") == before
 
 
-def test_a_change_is_taken_up_and_uninstall_removes_everything(daemon):
-    world = daemon.world
+def test_affinity_outlives_the_daemon(proxyd):
+    world = proxyd.world
+    world.serve(POD1, POD2, POD3)
+    proxyd.configure()
+    proxyd.put(service(V4, affinity=300), endpoints(V4, [POD1, POD2, POD3]))
+    proxyd.start()
+    proxyd.wait_ready()
+    clients = [V4.source(number) for number in range(1, 13)]
+    first = [world.call(world.client, source=source)[0] for source in clients]
+    assert len(set(first)) > 1
+    proxyd.signal(signal.SIGKILL)
+    proxyd.start()
+    proxyd.wait_ready()
+    proxyd.put(endpoints(V4, [POD1, POD2, POD3, FAR]))
+    eventually(lambda: f"{V4.pods[FAR]} . 8080" in world.node.run("nft list map ip podlane addresses"), timeout=30)
+    assert [world.call(world.client, source=source)[0] for source in clients] == first
+
+
+@BOTH
+def test_a_family_alone_has_the_only_table(proxyd, net):
+    world = proxyd.world
+    world.serve(POD1)
+    proxyd.configure(net)
+    proxyd.serve([POD1])
+    proxyd.start()
+    proxyd.wait_ready()
+    assert world.call(world.client, net.vip)[0] == POD1
+    assert tables(world) == f"table {net.name} podlane\n"
+
+
+def test_a_change_is_taken_up_and_uninstall_removes_everything(proxyd):
+    world = proxyd.world
+    for family in ("-4", "-6"):  # so that proxyd needs routes of its own
+        world.node.run(f"ip {family} route delete default")
     world.serve(POD1, POD2)
-    daemon.configure()
-    daemon.put(*web([POD1]))
-    daemon.start()
-    daemon.wait_ready()
-    daemon.put(endpoints([POD2], TCP))
-    until(lambda: answers(world, world.client) == POD2, "the new endpoint")
-    daemon.etcd.ctl("del", "/registry/services/specs/default/web")
-    until(lambda: VIP not in world.node.run("nft list map ip podlane services"), "the service is gone")
-    daemon.signal(signal.SIGTERM)
-    program = Path(sys.executable).with_name("proxyd")
-    world.node.run([str(program), "uninstall"])
-    assert tables(world) == ""
+    proxyd.begin([POD1])
+    world.nft_script("table inet other { chain c { counter; }; }")
+    proxyd.scale([POD2])
+    for net in (V4, V6):
+        proxyd.wait_answer(POD2, net.vip)
+        assert json.loads(world.node.run(f"ip -j -{6 if net is V6 else 4} route show proto 253"))
+    proxyd.etcd.ctl("del", "/registry/services/specs/default/web")
+    eventually(lambda: V4.vip not in world.node.run("nft list map ip podlane services"), timeout=30)
+    eventually(lambda: proxyd.etcd.ctl("get", proxy_key("node")), timeout=30)
+    command = [str(PROGRAM), "uninstall", f"--etcd-endpoints={proxyd.etcd.endpoint}", "--node-name=node"]
+    command.append(f"--healthz-port={PORT}")
+    assert not world.node.ok(command)  # while it runs
+    assert answers(world, world.client, V6.vip) == POD2
+    proxyd.signal(signal.SIGTERM)
+    world.node.run(command)
+    assert tables(world) == "table inet other\n"
+    assert proxyd.etcd.ctl("get", proxy_key("node")) == ""
+    for family in ("-4", "-6"):
+        assert json.loads(world.node.run(f"ip -j {family} route show proto 253") or "[]") == []
+    world.node.run(command)  # twice is harmless
