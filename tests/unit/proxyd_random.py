@@ -21,6 +21,8 @@ from proxyd.tables import (
     Key,
     Tables,
     Target,
+    Value,
+    pack_address,
     pack_frontend,
     pack_mark,
     unpack_frontend,
@@ -184,7 +186,22 @@ def nobody_misses(before: Tables, after: Tables) -> None:
         if any(verdict.action != "translate" for verdict in outcomes):
             continue
         targets = {each for tables in (before, after) for each in behind(tables, pack_frontend(packet.frontend))}
-        kernel = kernel_of(before, after)
-        for pick in range(max(1, choices(packet, kernel))):
-            verdict = walk(packet, kernel, pick=pick)
-            assert verdict.target in targets, verdict.steps
+        for known in _remembered(before, packet):
+            kernel = kernel_of(before, after, known)
+            for pick in range(max(1, choices(packet, kernel))):
+                verdict = walk(packet, kernel, pick=pick)
+                assert verdict.target in targets, verdict.steps
+            # and once all look-ups see the new tables, an endpoint that went has no client any more
+            here = behind(after, pack_frontend(packet.frontend))
+            for verdict in every_outcome(packet, kernel_of(after, affinity=known)):
+                assert verdict.target in here, verdict.steps
+
+
+def _remembered(tables: Tables, packet: Packet) -> Iterator[dict[Key, Value]]:
+    """What the affinity map may say of the packet's client: nothing, or any id that its frontend has."""
+    at = pack_frontend(packet.frontend)
+    yield {}
+    for pick, base in regions(tables, at):
+        if pick.affinity:
+            for value in {tables[PICKS][at + pack_mark(base + slot)] for slot in range(pick.slots)}:
+                yield {at + pack_address(packet.source): value}

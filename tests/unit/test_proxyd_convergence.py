@@ -12,6 +12,7 @@ from proxyd_objects import PLACE, POD_NETWORK, POD_NETWORK6, SERVICE_RANGE, SERV
 from proxyd_random import CHANGES, PLACES, copied, meaning, nobody_misses, split
 
 from podlane.errors import PodlaneError
+from podlane.runtime import metrics
 from proxyd.chains import EXTERNAL_SOURCE
 from proxyd.desired import Index
 from proxyd.plan import plan_all, plan_changes, plan_retire
@@ -255,3 +256,32 @@ def try_again(world: World) -> None:
             continue
     world.settle()
     world.settle()
+
+
+@settings(max_examples=50)
+@given(CHANGES, CHANGES, st.data())
+def test_whatever_the_kernel_refuses_all_else_is_as_if_that_had_not_been_asked_for(first, then, data):
+    world = dual_world()
+    for changes in first:
+        store(world, changes)
+    index = fresh(world.source.services, world.source.slices)
+    elements = sorted(
+        (name, key) for family in FAMILIES for name, found in settled(index, family).maps.items() for key in found
+    )
+    if elements:
+        refused = data.draw(st.lists(st.sampled_from(elements), max_size=3), label="refused")
+        for each in refused:
+            world.nft.refuse(*each)
+    world.nft.named = data.draw(st.booleans(), label="named")
+    for changes in [[], *then]:
+        store(world, changes)
+        world.proxy.sync()
+        world.settle()
+        index = fresh(world.source.services, world.source.slices)
+        out = world.proxy._index.left_out
+        index.left_out.update(out)
+        for family in FAMILIES:
+            assert meaning(world.nft.kernel[family]) == meaning(settled(index, family))
+        assert metrics.value("podlane_proxyd_left_out") == len(out)
+        assert set(out) <= set(index.frontends) | set(index.addresses) | set(index.hairpin)
+        assert bool(world.told) >= bool(out)
