@@ -25,6 +25,9 @@ from proxyd.tables import Frontend, Target
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE, _GET_STATS = 1, 2, 5
+BORN, GROUP_BORN = _SUBSYSTEM, 1
+"""The kind of message that tells of a new entry, once its packet has got through, and the group that is told."""
+
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _ID = 1, 2, 3, 4, 12
 _COUNTERS_ORIG, _COUNTERS_REPLY, _FILTER = 9, 10, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -230,10 +233,28 @@ def ask_message(source: Target, frontend: Frontend) -> Message:
 
 def read_replies(body: memoryview) -> tuple[Target, Target]:
     """Of the answer to `ask_message`: where replies come from, and where to."""
+    _, source, destination = _read_tuple(body, _TUPLE_REPLY)
+    return source, destination
+
+
+def is_of(body: memoryview, source: Target, frontend: Frontend) -> bool:
+    """Whether an entry is this connection's."""
+    if body[0] not in _IP_SRC:
+        return False
+    try:
+        number, sender, destination = _read_tuple(body, _TUPLE_ORIG)
+    except KeyError:
+        return False  # of a protocol without ports
+    return (sender, destination) == (source, frontend[::2]) and number == _NUMBERS[frontend.protocol]
+
+
+def _read_tuple(body: memoryview, which: int) -> tuple[int, Target, Target]:
+    """The protocol's number, the source, the destination. Raises KeyError."""
     family = body[0]
-    reply = nl.attribute_map(nl.attribute_map(body[4:])[_TUPLE_REPLY])
-    addresses, ports = nl.attribute_map(reply[_TUPLE_IP]), nl.attribute_map(reply[_TUPLE_PROTO])
+    ends = nl.attribute_map(nl.attribute_map(body[4:])[which])
+    addresses, ports = nl.attribute_map(ends[_TUPLE_IP]), nl.attribute_map(ends[_TUPLE_PROTO])
     return (
+        ports[_PROTO_NUM][0],
         Target(_show(family, bytes(addresses[_IP_SRC[family]])), nl.get_be16(ports[_PROTO_SRC_PORT])),
         Target(_show(family, bytes(addresses[_IP_DST[family]])), nl.get_be16(ports[_PROTO_DST_PORT])),
     )

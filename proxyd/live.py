@@ -17,6 +17,7 @@ import errno
 import random
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from proxyd.walk import Packet
 QUIET = 0.25
 """Seconds without a further message after which the packet's way is over. It ends before `inject` returns."""
 
+_BIRTHS, _NO_MORE = 1.0, 0.05  # seconds to read of new entries, at most, and after the last; many wait by now
 _TRIES = 32
 _KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
@@ -68,6 +70,7 @@ def send(packet: Packet) -> Seen:
             tracer = Tracer()
             left.callback(tracer.close)
             netfilter = left.enter_context(NetlinkSocket(NETLINK_NETFILTER))
+            births = left.enter_context(NetlinkSocket(NETLINK_NETFILTER, groups=[ctmsg.GROUP_BORN]))
         except OSError as error:
             raise PodlaneError(f"trace a packet: {(error.strerror or str(error)).lower()} (needs root)") from error
         ends = left.enter_context(_reserved(packet, entry, netfilter))
@@ -78,7 +81,7 @@ def send(packet: Packet) -> Seen:
         with tracer.marking(ends):
             inject.inject(ends, entry)
             events = tracer.events(ends, QUIET)
-        body = _entry(netfilter, ends)
+            body = _born(births, ends)
         rules = tracer.rules(events)
     shown_as = None
     if body is not None:
@@ -153,13 +156,27 @@ def _orderly_end() -> Iterator[None]:
 # --- afterwards ----------------------------------------------------------------------
 
 
+def _born(births: NetlinkSocket, ends: Ends) -> bytes | None:
+    """The conntrack entry as it was when the packet had got through; None when it never did.
+
+    By now it may be gone: an endpoint that refuses ends it at once.
+    """
+    deadline = time.monotonic() + _BIRTHS
+    while time.monotonic() < deadline and (heard := births.receive(_NO_MORE)):
+        for kind, body in heard:
+            if kind == ctmsg.BORN and ctmsg.is_of(memoryview(body), *_conntracked(ends)):
+                return body
+    return None
+
+
+def _conntracked(ends: Ends) -> tuple[Target, Frontend]:
+    return Target(ends.source, ends.source_port), Frontend(ends.destination, ends.protocol, ends.port)
+
+
 def _entry(netfilter: NetlinkSocket, ends: Ends) -> bytes | None:
-    """The connection's conntrack entry."""
-    asked = ctmsg.ask_message(
-        Target(ends.source, ends.source_port), Frontend(ends.destination, ends.protocol, ends.port)
-    )
+    """The connection's conntrack entry, if it has one now."""
     try:
-        return netfilter.ask(asked)
+        return netfilter.ask(ctmsg.ask_message(*_conntracked(ends)))
     except NetlinkError as error:
         if error.errno == errno.ENOENT:
             return None

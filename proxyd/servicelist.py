@@ -27,19 +27,26 @@ from proxyd.tables import (
 from proxyd.view import Seen
 
 Counts = Mapping[tuple[Frontend, Target], Flows]
+_Flows = Mapping[Frontend, Mapping[Target, Flows]]
 
 _NO_FLOWS = Flows(0, None, None)
 
 
 def services(seen: Seen, counts: Counts, names: Iterable[str]) -> list[dict[str, Any]]:
     """Everything there is to say of these services."""
-    return [_service(seen, counts, name, seen.stored.services[name]) for name in names]
+    flows: dict[Frontend, dict[Target, Flows]] = {}
+    for (frontend, target), each in counts.items():
+        flows.setdefault(frontend, {})[target] = each
+    clashes: dict[str, list[str]] = {}
+    for clash in seen.index.clashes:
+        clashes.setdefault(clash.refused, []).append(str(clash))
+    return [_service(seen, flows, name, clashes.get(name, [])) for name in names]
 
 
-def _service(seen: Seen, counts: Counts, name: str, service: Service) -> dict[str, Any]:
-    spec, index = service.spec, seen.index
-    frontends = sorted(each for each in index.frontends if index.owner(each) == name)
-    lost = [clash for clash in index.clashes if clash.refused == name]
+def _service(seen: Seen, flows: _Flows, name: str, clashes: list[str]) -> dict[str, Any]:
+    service, index = seen.stored.services[name], seen.index
+    spec = service.spec
+    frontends = sorted(each for each in index.served(name).frontends if index.owner(each) == name)
     return {
         "name": name,
         "type": spec.type,
@@ -51,19 +58,19 @@ def _service(seen: Seen, counts: Counts, name: str, service: Service) -> dict[st
         "balance": balance_of(service),
         "sourceRanges": list(spec.load_balancer_source_ranges),
         "healthCheckNodePort": spec.health_check_node_port or None,
-        "frontends": [_frontend(seen, counts, service, each) for each in frontends],
-        "clashes": [str(clash) for clash in lost],
+        "frontends": [_frontend(seen, flows, service, each) for each in frontends],
+        "clashes": clashes,
         "endpoints": [
             _endpoint(seen, each) for slice_ in index.slices(name) for each in slice_.endpoints if each.addresses
         ],
     }
 
 
-def _frontend(seen: Seen, counts: Counts, service: Service, key: Key) -> dict[str, Any]:
+def _frontend(seen: Seen, counted: _Flows, service: Service, key: Key) -> dict[str, Any]:
     frontend, wanted = unpack_frontend(key), seen.index.wanted(key)
     port = port_of(service, frontend)
     targets = sorted(map(unpack_target, wanted.targets)) if wanted else []
-    flows = {target: each for (there, target), each in counts.items() if there == frontend}
+    flows = counted.get(frontend, {})
     outside = None if wanted is None or wanted.outside is None else len(wanted.outside)
     return {
         "address": frontend.address,

@@ -30,7 +30,6 @@ class Question:
     packet: Packet
     forecast: Forecast
     names: Names
-    local: frozenset[str]
 
     @property
     def service(self) -> str:
@@ -60,7 +59,7 @@ def ask(site: Site, source: str, destination: str, protocol: str, note: Callable
     model = Kernel(
         kernel.tables[family], kernel.skeletons[family], kernel.local, {} if number is None else {key: number}
     )
-    return Question(packet, forecast(packet, model), names, kernel.local)
+    return Question(packet, forecast(packet, model), names)
 
 
 def _known(kernel: KernelState, index: Index | None) -> set[Frontend]:

@@ -135,6 +135,8 @@ def test_a_node_where_proxyd_runs_and_stops(place: Place):
     assert "NOT RUNNING" in nothing.out
     assert "no service address works on this host" in nothing.out
     place.world.serve(POD1, FAR)
+    for family in ("-4", "-6"):  # so that proxyd has to make a route of its own
+        place.world.node.run(f"ip {family} route del default")
     place.put(service(V4, NODE_TCP, type="NodePort"), endpoints(V4, [POD1, FAR], NODE_TCP))
     place.start()
 
@@ -220,8 +222,8 @@ def test_plan_is_what_proxyd_would_do_and_changes_nothing(place: Place):
     # proxyd would find out what flows had begun meanwhile, too
     assert missing.out.splitlines()[0] == f"add element ip podlane services {{ {V4.vip} . tcp . 80 : goto lb2 }}"
     assert f"--orig-dst {V4.vip} " in missing.out
-    place.world.nft_script("flush chain ip6 podlane filter-forward")
-    assert "flush chain ip6 podlane filter-forward" in place.proxyd("plan").out
+    place.world.nft_script("flush chain ip6 podlane filter-output")
+    assert "flush chain ip6 podlane filter-output" in place.proxyd("plan").out
     place.world.repair()
     assert place.proxyd("plan").code == 0
 

@@ -200,7 +200,7 @@ def test_where_chance_has_no_part_there_is_one_outcome():
 
 def question(**how):
     found = told("10.5.1.2", **how)
-    return Question(found.packet, found, Names(index_of(*OBJECTS)), frozenset())
+    return Question(found.packet, found, Names(index_of(*OBJECTS)))
 
 
 RULE = Event("ip", "podlane", "lb3", "rule", "accept", 7, V4)
