@@ -69,6 +69,8 @@ Slot = tuple[str, Key]
 """A slot's map, `endpoints` or `picks`, and its key."""
 
 _UNWANTED = Wanted(())
+_PART = 2000
+"""Frontends in a part of `plan_parts`."""
 _MARKS = [pack_mark(number) for number in range(1024)]
 _ABSENT = object()
 
@@ -130,6 +132,25 @@ def plan_all(tables: Tables, index: Index) -> Plan:
     if EXTERNAL_SOURCE not in tables.chains:
         planner.plan.now.chains.append(EXTERNAL_SOURCE)
     return planner.plan
+
+
+def plan_parts(tables: Tables, index: Index) -> Iterator[Plan]:
+    """What `plan_all` would do to a table that is empty, in parts that each leave it consistent.
+
+    Each part is to be applied to `tables` before the next is asked for.
+    """
+    width = tables.family.width
+    planner = _Planner(tables, index)
+    planner.plan.now.chains.append(EXTERNAL_SOURCE)
+    planner.members(CLUSTER_IPS, index.addresses, [each for each in index.addresses if len(each) == width])
+    planner.members(HAIRPIN, index.hairpin, [each for each in index.hairpin if len(each) == width])
+    yield planner.plan
+    frontends = sorted(frontend for frontend in index.frontends if len(frontend) == width + 8)
+    for start in range(0, len(frontends), _PART):
+        planner = _Planner(tables, index)
+        for frontend in frontends[start : start + _PART]:
+            planner.frontend(frontend, index.wanted(frontend) or _UNWANTED)
+        yield planner.plan
 
 
 def plan_changes(tables: Tables, index: Index, touched: Touched) -> Plan:

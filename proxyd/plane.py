@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from podlane.errors import PodlaneError
@@ -23,7 +24,7 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from proxyd.desired import Index, Touched
 from proxyd.nft import Nft
-from proxyd.plan import Plan, Slot, in_use, plan_all, plan_changes, plan_retire, unused_chains
+from proxyd.plan import Plan, Slot, in_use, plan_all, plan_changes, plan_parts, plan_retire, unused_chains
 from proxyd.ruleset import Skeleton
 from proxyd.tables import (
     ADDRESSES,
@@ -147,9 +148,38 @@ class Plane:
             self._nft.load(self.skeleton)
             self._loaded = True
         self.tables = self._nft.dump(self.family)
+        if not any(self.tables.maps.values()) and (filled := self._fill()) is not None:
+            return Brought(filled, whole=True)
         plan = self._settle(lambda tables: plan_all(tables, self._index), fresh=True)
         self._commit(Transaction(self.family, drop_chains=unused_chains(self.tables)))
         return Brought(plan, whole=bool(plan.now))
+
+    def _fill(self) -> Plan | None:
+        """Write everything into an empty table in parts: the kernel takes one while the next is made.
+
+        Returns all of it as one plan; None, with what was written listed anew, if something was refused.
+        """
+        assert self.tables is not None
+        whole = Plan(Transaction(self.family))
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="fill") as kernel:
+                taken: Future[None] | None = None
+                for part in plan_parts(self.tables, self._index):
+                    self._commits += 1
+                    self.tables.apply(part.now)
+                    whole.now.chains += part.now.chains
+                    for name, added in part.now.add.items():
+                        whole.now.add[name].update(added)
+                    if taken is not None:
+                        taken.result()
+                    taken = kernel.submit(self._nft.commit, part.now)
+                if taken is not None:
+                    taken.result()
+        except Refused as error:
+            self._log.debug("write an empty table in parts", family=str(self.family), error=str(error))
+            self.tables = self._nft.dump(self.family)
+            return None
+        return whole
 
     def _settle(self, make: Callable[[Tables], Plan], *, fresh: bool = False) -> Plan:
         """Plan and commit, leaving out what the kernel refuses. `fresh`: the tables were listed just now."""

