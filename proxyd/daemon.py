@@ -17,6 +17,7 @@ from podlane.runtime.runner import Runner
 from podlane.store.config import StoreConfig, connect
 from podlane.store.events import EventRecorder
 from podlane.store.registry import Registry
+from proxyd import proxymetrics
 from proxyd.acknowledge import Acknowledger
 from proxyd.addresses import NodeAddresses
 from proxyd.conntrack import KernelConntrack
@@ -59,6 +60,7 @@ def run(options: DaemonOptions, store_config: StoreConfig, settings: Settings) -
 
     def changed() -> None:
         health.queued()
+        proxymetrics.queued(proxy.families, clock.now())
         runner.trigger()
         if not ports.synced_once:
             ports.trigger()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from podlane.api.types import EndpointSlice, Service
+from podlane.api.types import EndpointSlice, IPFamily, Service
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
@@ -119,6 +119,11 @@ class Proxy:
     def not_ready(self) -> str | None:
         """For Daemon.add_ready_check."""
         return None if self._ready else "the kernel has not been brought to the first complete list yet"
+
+    @property
+    def families(self) -> list[IPFamily]:
+        """The families that are in use."""
+        return [family.title for family in tuple(self._planes)]
 
     def status(self) -> dict[str, object]:
         """What `proxyd status` shows, in JSON's types."""
