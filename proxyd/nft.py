@@ -27,6 +27,9 @@ from proxyd.tables import AFFINITY, MAPS, TABLE, Family, Key, MapSpec, Refused, 
 _NFT_TIMEOUT = 60.0  # seconds; nft itself needs some 20 ms, but waits for other users of the kernel's lock
 
 _NOTICES_BUFFER = 64 << 20  # bytes; a commit of our own of 100,000 elements is told of, too
+_NO_FIT = ("Could not process rule", "datatype mismatch")
+"""What nft says when the kernel does not take the script, and when it finds maps there that its rules do not fit."""
+
 _NAME = TABLE.encode() + b"\0"
 _WAIT = 1.0  # seconds a stop may go unnoticed
 
@@ -87,9 +90,8 @@ class KernelNft:
             try:
                 _run(skeleton.script())
             except command.CommandError as error:
-                # nft understood the script but the kernel did not take it: what is there has other types
-                # or hooks (another version's), so it cannot be kept
-                if "Could not process rule" not in error.stderr:
+                # what is there has other types or hooks (another version's), so it cannot be kept
+                if not any(words in error.stderr for words in _NO_FIT):
                     raise
                 _run(skeleton.script(anew=True))
         self._loaded[skeleton.family] = self.static_part(skeleton.family)
@@ -155,7 +157,7 @@ class KernelNft:
             nftmsg.read_elements(spec, family, body, elements)
         return elements
 
-    def static_part(self, family: Family) -> object:
+    def static_part(self, family: Family) -> tuple[object, object, object]:
         """Base chains with their hooks, the networks, and every rule outside our chains, to be compared in bytes."""
         with self._reading:
             chains = nftables.chains(self._reader, TABLES[family])
