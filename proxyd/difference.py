@@ -22,7 +22,7 @@ def _parts(seen: Seen) -> Iterator[str]:
             if there:
                 yield f"delete table {family.name} {TABLE}"
             continue
-        if tables is None or not has_static_part(skeleton):
+        if tables is None or not has_static_part(skeleton, seen.kernel.skeletons.get(family)):
             # a table that is not of this version cannot be kept
             yield skeleton.script(anew=family in seen.kernel.unreadable).rstrip()
         plan = plan_all(tables or Tables(family), seen.index)

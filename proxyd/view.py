@@ -186,15 +186,18 @@ def read_kernel() -> KernelState:
     return KernelState(tables, skeletons, unreadable, local | _LOOPBACK)
 
 
-def has_static_part(skeleton: Skeleton) -> bool:
-    """Whether the table's rules, hooks and networks are those of the skeleton.
+def has_static_part(skeleton: Skeleton, found: Skeleton | None) -> bool:
+    """Whether the table's rules, hooks and networks (`found`) are those of the skeleton.
 
     Found out by loading the skeleton into a network namespace of its own, which is gone afterwards: what the
-    kernel makes of it there is compared with what it has here, byte for byte.
+    kernel makes of it there is compared with what it has here, byte for byte. Not the networks: the same ones
+    are listed with a further mark at their end once they were loaded a second time (Linux 6.18).
     """
+    if skeleton != found:
+        return False
     nft = KernelNft()
     try:
-        here = nft.static_part(skeleton.family)
+        here = nft.static_part(skeleton.family)[:2]
     except NetlinkError:
         return False
     finally:
@@ -208,7 +211,7 @@ def has_static_part(skeleton: Skeleton) -> bool:
             nft = KernelNft()
             try:
                 nft.load(skeleton)
-                there.append(nft.static_part(skeleton.family))
+                there.append(nft.static_part(skeleton.family)[:2])
             finally:
                 nft.close()
         except (OSError, PodlaneError) as error:
