@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from podlane.errors import ApplyError, PodlaneError, StoreUnavailable
 from podlane.runtime import command, nftables
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
-from podlane.store import proxies
+from podlane.store import keys, proxies
 from proxyd.answers import ask
 from proxyd.host import ROUTE_PROTOCOL, KernelHost
 from proxyd.nft import KernelNft
@@ -59,8 +59,10 @@ def remove_all(site: Site, warn: Callable[[str], None]) -> Iterator[str]:
         failures.append(("remove routes", error))
     try:
         with opened(site) as store:
+            acknowledged = store.get(keys.proxy_key(site.node)) is not None
             proxies.withdraw(store, site.node)
-        yield f"acknowledgement of node {site.node} withdrawn"
+        if acknowledged:
+            yield f"acknowledgement of node {site.node} withdrawn"
     except StoreUnavailable as error:
         warn(f"acknowledgement of node {site.node} not withdrawn, run this again when etcd answers: {error}")
     if failures:

@@ -194,6 +194,7 @@ def test_a_node_where_proxyd_runs_and_stops(place: Place):
         assert f"route to {net.service_range} removed" in removed.out
     assert place.world.node.run("nft list tables") == ""
     assert place.etcd.ctl("get", "--prefix", "/podlane/proxies/") == ""
+    assert place.proxyd("uninstall").out == "nothing of proxyd's is left on this host\n"
 
 
 def test_uninstall_without_etcd_removes_the_rest_and_says_what_is_left_to_do(place: Place):
