@@ -189,10 +189,14 @@ def store(world: World, changes: Any) -> None:
 
 
 class Watch:
-    """Sees each commit: nobody misses, tables go together; and kills the process after some of them."""
+    """Sees each commit: nobody misses, tables go together; and kills the process after some of them.
 
-    def __init__(self, world: World, data: Any) -> None:
-        self._world, self._data = world, data
+    `fates`: what becomes of the process after the next commits. (They may be made in another thread.)
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.fates: list[str] = []
         self._before = {family: Tables(family) for family in FAMILIES}
         world.nft.after_commit = self
 
@@ -202,13 +206,14 @@ class Watch:
         nobody_misses(self._before[family], now)
         assert consistent(now) == []
         self._before[family] = copied(now)
-        what = self._data.draw(st.sampled_from(["on", "on", "on", "killed", "answer lost"]), label="after a commit")
-        if what == "killed":
+        fate = self.fates.pop(0) if self.fates else "on"
+        if fate == "killed":
             raise Killed
-        if what == "answer lost":
+        if fate == "answer lost":
             raise PodlaneError("wait for netlink answer: deadline passed")
 
 
+FATES = st.lists(st.sampled_from(["on", "on", "on", "killed", "answer lost"]), max_size=6)
 FAULTS = st.sampled_from(
     [None, None, None, Refused("commit", 12), Refused("commit", 17), PodlaneError("send: deadline passed")]
 )
@@ -218,11 +223,12 @@ FAULTS = st.sampled_from(
 @given(CHANGES, st.data())
 def test_a_proxy_that_is_killed_and_refused_at_any_point_converges(sequence, data):
     world = dual_world()
-    Watch(world, data)
+    watch = Watch(world)
     for changes in sequence:
         store(world, changes)
         if fault := data.draw(FAULTS, label="fault"):
             world.nft.fail_next(fault)
+        watch.fates = data.draw(FATES, label="after each commit")
         if data.draw(st.booleans(), label="time passes"):
             world.clock.advance(RETIRE_AFTER)
         try:

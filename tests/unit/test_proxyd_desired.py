@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from proxyd_objects import PLACE, VIP, addresses, frontend, index_of, service, shown, slice_of
+from proxyd_random import NAMES, PLACES, services, slices
 
 from proxyd.desired import Index
-from proxyd.serving import Place
+from proxyd.serving import Place, is_proxied, serve, serve_any
 
 pytestmark = pytest.mark.unit
 
@@ -125,3 +128,24 @@ def test_who_uses_what():
     assert index.users(WEB[:4]) == ["default/a", "default/b"]
     assert index.users(frontend("10.5.1.2:0")[:4]) == ["default/a", "default/c"]
     assert index.users(frontend("10.96.0.9:80")) == []
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(NAMES).flatmap(services), st.lists(st.integers(1, 4).flatmap(slices), max_size=2), PLACES)
+def test_a_service_resolved_by_the_short_way_is_what_the_long_way_makes_of_it(service, slices, place):
+    assume(is_proxied(service))
+    both = [how(service, [each for _, each in slices], place) for how in (serve, serve_any)]
+    short, long = (each._replace(hairpin=tuple(sorted(each.hairpin))) for each in both)
+    assert short == long
+
+
+PLAIN = slice_of("web", ["10.5.1.2", "10.5.1.3 node2", "10.5.1.2 -"])
+
+
+@pytest.mark.parametrize("spec", [{}, {"publish_not_ready_addresses": True}, {"labels": {"x": "y"}}])
+def test_plain_services_by_both_ways(spec):
+    web = service("web", VIP, "80", "81/UDP", **spec)
+    short, long = serve(web, [PLAIN], PLACE), serve_any(web, [PLAIN], PLACE)
+    assert short == long
+    assert shown(short.frontends[WEB].inside) == ["10.5.1.2:8080", "10.5.1.3:8080"]
+    assert shown(short.frontends[frontend(f"{VIP}:81/UDP")].inside) == []
