@@ -148,7 +148,8 @@ class Plane:
             self._nft.load(self.skeleton)
             self._loaded = True
         self.tables = self._nft.dump(self.family)
-        if not any(self.tables.maps.values()) and (filled := self._fill()) is not None:
+        empty = not self.tables.chains and not any(self.tables.maps.values())
+        if empty and (filled := self._fill()) is not None:
             return Brought(filled, whole=True)
         plan = self._settle(lambda tables: plan_all(tables, self._index), fresh=True)
         self._commit(Transaction(self.family, drop_chains=unused_chains(self.tables)))

@@ -25,6 +25,7 @@ from podlane.errors import PodlaneError
 from podlane.runtime.runner import NotReady
 from proxyd.plane import RETIRE_AFTER
 from proxyd.tables import CLUSTER_IPS, ENDPOINTS, IPV4, IPV6, SERVICES, Refused, pack_address, pack_mark
+from proxyd.walk import consistent
 
 pytestmark = pytest.mark.unit
 
@@ -148,6 +149,40 @@ def test_a_restart_writes_nothing_when_nothing_changed(world):
     assert world.committed() == []
     world.proxy.verify()
     assert world.proxy.not_ready() is None
+
+
+def test_a_restart_writes_nothing_where_there_is_no_service(world):
+    world.sync()
+    world.committed()
+    world.start()
+    world.proxy.sync()
+    assert world.committed() == []
+
+
+def test_chains_left_in_an_otherwise_empty_table_go(world):
+    world.sync()
+    world.nft.meddle(lambda tables: tables.chains.update({"lb7", "hash1021"}))
+    world.start()
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2"]))
+    assert world.nft.tables.chains == {"external-source", "lb1"}
+
+
+def test_the_first_sync_of_thousands_is_written_in_parts_that_each_go_together(world):
+    seen = []
+
+    def look(transaction):
+        assert consistent(world.nft.tables) == []
+        seen.append(len(transaction))
+
+    world.nft.after_commit = look
+    names = {f"s{i}": f"10.96.{i >> 8}.{i & 255}" for i in range(5000)}
+    world.sync(*(service(*each) for each in names.items()), *(slice_of(name, ["10.5.1.2"]) for name in names))
+    assert len(seen) > 2
+    assert len(world.nft.tables[SERVICES]) == len(world.nft.tables[ENDPOINTS]) == 5000
+    commits = len(world.nft.commits)
+    world.start()
+    world.proxy.sync()
+    assert len(world.nft.commits) == commits
 
 
 def test_a_restart_after_a_kill_between_the_two_transactions(world):
