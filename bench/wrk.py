@@ -29,7 +29,7 @@ from podlane.lab.network import inside, within
 PATIENCE = 5  # seconds, unless told otherwise
 _LONGEST = 600  # seconds a run may take before it ends by itself
 _LOOKS = 3  # at its connections; another one gets the same port too seldom to be seen so often
-_TIME_WAIT = 6  # TCP_TIME_WAIT in linux/net/tcp_states.h
+_NO_INODE = "0"  # in /proc/net/tcp: the kernel's own, which goes on closing what a process left
 
 # wrk calls `done` at its end; its times are microseconds
 _SCRIPT = """
@@ -116,13 +116,13 @@ def _hung(sources: Mapping[str, str], server: str, patience: float) -> dict[str,
 
 
 def _ports(netns: str, server: str) -> set[str]:
-    """Local ports of the namespace's TCP connections to the server, those not yet made included."""
+    """Local ports of TCP connections to the server that processes of the namespace have, or are making."""
     address, _, port = server.partition(":")
     remote = f"{int.from_bytes(IPv4Address(address).packed, 'little'):08X}:{int(port or 80):04X}"
     with inside(netns):
         lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
     rows = (line.split() for line in lines)
-    return {row[1] for row in rows if row[2] == remote and int(row[3], 16) != _TIME_WAIT}
+    return {row[1] for row in rows if row[2] == remote and row[9] != _NO_INODE}
 
 
 @contextmanager
