@@ -98,6 +98,12 @@ def service(cluster: Cluster, name: str, *, annotations: Mapping[str, str] | Non
     return msgspec.json.decode(cluster.podlane("get", "service", name, "-o", "json"), type=Service)
 
 
+def forget_services(cluster: Cluster) -> None:
+    """Delete all but `web`: every change of a pod is one of each service."""
+    names = cluster.podlane("get", "services", "-o", "name").split()
+    cluster.podlane("delete", *(name for name in names if name != "service/web"))
+
+
 def node_port(made: Service) -> int:
     return made.spec.ports[0].node_port
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 from driven_lab import Cluster
@@ -12,6 +14,7 @@ from outside import (
     Answer,
     ask,
     clients,
+    forget_services,
     get,
     homes,
     node_port,
@@ -32,11 +35,12 @@ SHORT = 1.5  # seconds to wait for what must not come
 
 
 @pytest.fixture(scope="module")
-def two(service_lab: Cluster) -> Cluster:
+def two(service_lab: Cluster) -> Iterator[Cluster]:
     """Two pods on three nodes: one node has none."""
     run_pods(service_lab, 2)
     assert sorted(len(pods) for pods in homes(service_lab).values()) == [0, 1, 1]
-    return service_lab
+    yield service_lab
+    forget_services(service_lab)
 
 
 @pytest.fixture(scope="module")

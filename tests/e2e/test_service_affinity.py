@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from driven_lab import Cluster
-from outside import ask, clients, node_port, run_pods, service, settle
+from outside import ask, clients, forget_services, node_port, run_pods, service, settle
 
 from podlane.lab.topology import Host
 
@@ -16,9 +18,10 @@ STICKY = {"clientIP": {"timeoutSeconds": 600}}
 
 
 @pytest.fixture(scope="module")
-def four(service_lab: Cluster) -> Cluster:
+def four(service_lab: Cluster) -> Iterator[Cluster]:
     run_pods(service_lab, 4)
-    return service_lab
+    yield service_lab
+    forget_services(service_lab)
 
 
 def chosen(four: Cluster, host: Host, port: int, sources: list[str]) -> dict[str, set[str]]:
