@@ -116,7 +116,11 @@ class KernelNft:
 
     def affinity(self, family: Family) -> dict[Key, Value]:
         """Which client (after the frontend) has which id, for people to see."""
-        return self._elements(family, AFFINITY)
+        with self._reading:
+            listed = _list_elements(self._reader, family, AFFINITY.name)
+        # parsed attribute by attribute: each has its time with it
+        found = [nl.attribute_map(each) for body in listed for _, each in nl.attributes(nftables.packed_elements(body))]
+        return {nftables.key_of(each): bytes(each[nftables.ELEM_DATA][4:]) for each in found}
 
     def commit(self, transaction: Transaction) -> None:
         if not transaction:
