@@ -31,7 +31,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from typing import Protocol
@@ -61,6 +61,9 @@ _WALK, _PASS, _READ = 7000.0, 0.25, 8.0
 
 The last is halved, because what would be listed is only a part of the entries counted.
 """
+
+_MANY = 1000
+"""Frontends of which it is not worth while to ask which are of what kind."""
 
 _FAMILIES: tuple[tuple[int, IPFamily], ...] = ((AF_INET, "IPv4"), (AF_INET6, "IPv6"))
 
@@ -109,11 +112,13 @@ def is_stale(flow: Flow, wanted: Mapping[Frontend, Collection[Target]], ranges: 
     return not flow.established and (untranslated or (endless and flow.replies_from not in targets))
 
 
-def requests(frontends: Iterable[Frontend], ranges: Sequence[Network], entries: int) -> list[Request]:
+def requests(frontends: Collection[Frontend], ranges: Sequence[Network], entries: int) -> list[Request]:
     """Which dumps show every entry of the frontends, and of UDP in the ranges, at the least cost.
 
     `entries`: how many entries of any kind the kernel has.
     """
+    if len(frontends) > _MANY:
+        return sorted(Request(family, protocol) for family, _ in _FAMILIES for protocol in PROTOCOLS)
     whole = {Request(_family_of(each), "UDP") for each in ranges}
     single: dict[Request, set[Request]] = {}
     for frontend in frontends:

@@ -33,6 +33,9 @@ from proxyd.status import StatusReport
 _SETTLE = 0.01  # seconds between syncs: a roll-out's changes come in bursts
 _PORTS_SETTLE = 0.05  # a pod's start is a burst of link notices
 _VERIFY_SETTLE = 0.1  # and so are somebody's changes of the ruleset
+_VERIFY_SHARE = 400
+"""How many times longer than a comparison the pause after it is: it is for what no notice told of."""
+_LONGEST_UNVERIFIED = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,14 @@ def run(options: DaemonOptions, store_config: StoreConfig, settings: Settings) -
         if proxy.not_ready():
             verify.trigger()
 
+    def compare() -> None:
+        started = clock.monotonic()
+        proxy.verify()
+        verify.trigger_after(max(VERIFY_INTERVAL, _VERIFY_SHARE * (clock.monotonic() - started)))
+
     runner = Runner(sync, name="proxyd", clock=clock, min_interval=_SETTLE, resync=VERIFY_INTERVAL)
     verify = Runner(
-        proxy.verify, name="verify", clock=clock, min_interval=_VERIFY_SETTLE, resync=VERIFY_INTERVAL, eager=False
+        compare, name="verify", clock=clock, min_interval=_VERIFY_SETTLE, resync=_LONGEST_UNVERIFIED, eager=False
     )
     for name, body in source.threads:
         daemon.add_thread(name, body)

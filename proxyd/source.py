@@ -24,6 +24,7 @@ from podlane.store import keys
 from podlane.store.interface import Store
 from podlane.store.mirror import Mirror
 from podlane.store.registry import Registry
+from proxyd.lean import lean_service, lean_slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,8 @@ class StoreSource:
         service_ranges: Sequence[str] = (),
     ) -> None:
         registry = Registry(store, clock=clock)
-        self._services = registry.mirror(Service, on_change)
-        self._slices = registry.mirror(EndpointSlice, on_change)
+        self._services = registry.mirror(Service, on_change, keep=lean_service)
+        self._slices = registry.mirror(EndpointSlice, on_change, keep=lean_slice)
         self._network_key = f"{network_prefix.rstrip('/')}/config"
         self._network: Mirror[NetworkConfig] = Mirror(
             store,

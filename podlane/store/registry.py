@@ -41,7 +41,7 @@ from podlane.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.store import bulk, keys, services
-from podlane.store.interface import DEFAULT_TIMEOUT, Compare, Put, Store
+from podlane.store.interface import DEFAULT_TIMEOUT, Compare, KeyValue, Put, Store
 from podlane.store.mirror import Mirror
 from podlane.store.rules import (
     at_revision,
@@ -113,13 +113,28 @@ class Registry:
                     undecodable.append(kv.key)
         return ObjectList(tuple(items), revision, tuple(undecodable))
 
-    def mirror(self, cls: type[O], on_change: Callable[[], None], namespace: str | None = None) -> Mirror[O]:
-        """A Mirror of a kind keyed "namespace/name", or "name" for kinds without namespaces."""
+    def mirror(
+        self,
+        cls: type[O],
+        on_change: Callable[[], None],
+        namespace: str | None = None,
+        *,
+        keep: Callable[[O], O] | None = None,
+    ) -> Mirror[O]:
+        """A Mirror of a kind keyed "namespace/name", or "name" for kinds without namespaces.
+
+        `keep` returns what is to be held of an object, where that is not all of it.
+        """
         within = f"{namespace}/" if namespace is not None and cls.NAMESPACED else ""
+
+        def read(kv: KeyValue) -> O:
+            obj = decode(cls, kv.value, revision=kv.mod_revision)
+            return obj if keep is None else keep(obj)
+
         return Mirror(
             self.store,
             keys.prefix_for(cls, namespace),
-            decode=lambda kv: decode(cls, kv.value, revision=kv.mod_revision),
+            decode=read,
             on_change=on_change,
             name=cls.KIND.lower(),
             clock=self.clock,
