@@ -27,6 +27,7 @@ from podlane.store.registry import Registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SERVICE = "web"
+NODE_PORT_SERVICE = "web-nodeport"
 REQUESTS_PER_HOST = 40
 
 
@@ -45,6 +46,7 @@ class Demo:
         try:
             self._apply()
             address = self._spread()
+            self._outside()
             sources = {h.name: self.lab.topology.netns(h) for h in self._nodes}
             with traffic.Traffic(sources, address, 80) as requests:
                 time.sleep(1)
@@ -79,15 +81,23 @@ class Demo:
         self._say(f"  the pods have addresses from {len(subnets)} subnets; {REQUESTS_PER_HOST} requests a host:")
         self._wait("every host reaches all four", lambda: all(self._reached(h, address) == 4 for h in self._nodes))
         for host in self._nodes:
-            answers = traffic.ask_from(
-                self.lab.topology.netns(host), host.name, address, 80, count=REQUESTS_PER_HOST, tries=1
-            )
-            summary = traffic.summarize(answers)
-            spread = "  ".join(f"{name}: {count}" for name, count in summary.backends.items())
-            self._say(f"  {host.name} → {address}   {spread}")
-            if summary.failed:
-                raise LabError(f"demo: {summary.failed} requests from {host.name} failed: {summary.late}")
+            self._ask(self.lab.topology.netns(host), host.name, address, 80)
         return address
+
+    def _outside(self) -> None:
+        self._title("Ask from outside, at any host")
+        self._command(
+            "apply", "-f", str(EXAMPLES / "web-nodeport.yaml"), shown="apply -f docs/examples/web-nodeport.yaml"
+        )
+        self._command("get", "services")
+        port = self._registry.get(Service, "default", NODE_PORT_SERVICE).spec.ports[0].node_port
+        nodes = self._nodes
+        self._wait(
+            f"every host answers at port {port}",
+            lambda: all(traffic.ask("client", host.address, port, tries=1).backend for host in nodes),
+        )
+        for host in nodes:
+            self._ask(self.lab.topology.underlay, "client", host.address, port)
 
     def _steady(self, summary: traffic.Summary) -> None:
         self._say(f"\n  requests from every host go on in the background ({summary})")
@@ -201,6 +211,16 @@ class Demo:
     def _reached(self, host: Host, address: str) -> int:
         answers = traffic.ask_from(self.lab.topology.netns(host), host.name, address, 80, count=20, tries=1)
         return len({a.backend for a in answers if a.backend})
+
+    def _ask(self, netns: str, name: str, address: str, port: int) -> None:
+        """Some requests, told by the pods that answered them. Raises LabError when one was not answered."""
+        answers = traffic.ask_from(netns, name, address, port, count=REQUESTS_PER_HOST, tries=1)
+        summary = traffic.summarize(answers)
+        spread = "  ".join(f"{pod}: {count}" for pod, count in summary.backends.items())
+        shown = address if port == 80 else f"{address}:{port}"
+        self._say(f"  {name} → {shown}   {spread}")
+        if summary.failed:
+            raise LabError(f"demo: {summary.failed} requests from {name} to {shown} failed: {summary.late}")
 
     # --- telling --------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ def test_the_demonstration_shows_what_it_promises(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for promise in (
         "addresses from 3 subnets",
+        "client → 192.168.64.103:30080",
         "4 of 4 ready again",
         "4 of 4 ready on the other hosts",
         "8 of 8",
@@ -50,7 +51,9 @@ def test_the_demonstration_shows_what_it_promises(cluster: Cluster) -> None:
         "subnet 10.244.",
     ):
         assert promise in done.stdout, done.stdout
-    cluster.podlane("delete", "pod", "web-alone")
+    scaled = [line for line in done.stdout.splitlines() if line.strip().startswith(("8 of 8", "2 of 2"))]
+    assert ["0 answered at a later try, 0 not answered" in line for line in scaled] == [True, True], done.stdout
+    cluster.podlane("delete", "pod/web-alone", "service/web-nodeport")
 
 
 @pytest.mark.parametrize("daemon", ["netd", "proxyd", "agent", "scheduler"])
