@@ -266,7 +266,7 @@ class _Planner:
                 if pick is not None and name == (PICKS if pick.affinity else ENDPOINTS):
                     changed |= self._slots(region, targets, _layout(wanted.balance, targets, pick))
                 else:
-                    self._slots(region, (), ())
+                    self._slots(region, (), (), wanted.inside[:1] if inside is not None and inside.affinity else ())
         first = outside or inside
         verdict = _verdict(first, wanted)
         ranged = first is not None and wanted.ranges is not None
@@ -303,15 +303,24 @@ class _Planner:
             self.plan.now.chains.append(chain)
         return pick
 
-    def _slots(self, region: _Region, targets: Sequence[bytes], layout: Sequence[bytes] | None) -> bool:
+    def _slots(
+        self,
+        region: _Region,
+        targets: Sequence[bytes],
+        layout: Sequence[bytes] | None,
+        instead: Sequence[bytes] = (),
+    ) -> bool:
         """Fill the slots, as `layout` says or else disturbing few, and leave those beyond for later.
 
-        True if any of the former changed.
+        True if any of the former changed. `instead`: who stands in for those who leave where nobody
+        stays, in a region nobody picks from while clients with affinity still have its ids.
         """
         present, now = self.tables[region.map], self.plan.now
         count = len(targets) if layout is None else len(layout)
         left = self._leave(region, count) if present else []
         if not count:
+            if left and instead and region.map == PICKS:
+                self._stand_in(left, list(self._ids_of(region, instead).values()))
             return False
         ids = self._ids_of(region, targets) if region.map == PICKS else {}
         slots = region.keys(count)
@@ -330,11 +339,15 @@ class _Planner:
                 now.put(region.map, key, value, replaces=key in present)
                 changed = True
         if ids:
-            staying = set(ids.values())
-            for number, key in enumerate(left):
-                if present[key] not in staying:
-                    now.put(PICKS, key, ids[layout[number % count]], replaces=True)
+            self._stand_in(left, [ids[target] for target in layout])
         return changed
+
+    def _stand_in(self, slots: Iterable[Key], ids: Sequence[bytes]) -> None:
+        """Give slots that are left for later, but whose ids go now, the ids of those who stay."""
+        present, staying = self.tables[PICKS], set(ids)
+        for number, key in enumerate(slots):
+            if present[key] not in staying:
+                self.plan.now.put(PICKS, key, ids[number % len(ids)], replaces=True)
 
     def _leave(self, region: _Region, count: int) -> list[Key]:
         """Put off the deletion of the region's slots from `count` on, and return them."""

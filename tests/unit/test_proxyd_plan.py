@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from proxyd_objects import SKELETON, VIP, applied, frontend, index_of, script, service, settled, slice_of, target
-from proxyd_random import copied
+from proxyd_random import copied, meaning, nobody_misses
 
 from proxyd.plan import assign_slots, plan_all, plan_retire, unused_chains
 from proxyd.tables import (
@@ -134,6 +134,20 @@ def test_without_affinity_any_more_the_ids_go_with_the_slots():
     assert set(tables[ADDRESSES]) == {tables[PICKS][slot(0)]}
     tables.apply(plan_retire(tables, plan.retire))
     assert (tables[PICKS], tables[ADDRESSES]) == ({}, {})
+
+
+def test_from_policy_local_to_cluster_nobody_is_sent_back_to_who_went():
+    local = service("web", VIP, "80=30080", type="NodePort", external_traffic_policy="Local", affinity=60)
+    tables = applied(local, slice_of("web", ["10.5.1.2", "10.5.1.3"]))
+    cluster = service("web", VIP, "80=30080", type="NodePort", affinity=60)
+    index = index_of(cluster, slice_of("web", ["10.5.1.9"]))
+    plan = plan_all(tables, index)
+    before = copied(tables)
+    tables.apply(plan.now)
+    nobody_misses(before, tables)
+    assert not plan_all(tables, index).now
+    tables.apply(plan_retire(tables, plan.retire))
+    assert meaning(tables) == meaning(settled(index))
 
 
 def test_who_returns_gets_the_id_it_had():
