@@ -61,10 +61,10 @@ def status(site: Site, output: str) -> None:
     Works also when proxyd does not run: it shows what the kernel has. Exits with 1 when proxyd
     is not ready, or something it was asked to serve is not served.
     """
-    from proxyd.answers import ask
-    from proxyd.report import render
-    from proxyd.report import status as make
-    from proxyd.view import KernelState, read_kernel
+    from proxyd.explain.answers import ask
+    from proxyd.explain.report import render
+    from proxyd.explain.report import status as make
+    from proxyd.explain.view import KernelState, read_kernel
 
     kernel: KernelState | None = None
     errors = []
@@ -84,8 +84,8 @@ def _complete_services(ctx: click.Context, _param: click.Parameter, typed: str) 
     from podlane.api.types import Service
     from podlane.store.config import StoreConfig, parse_endpoints
     from podlane.store.registry import Registry
-    from proxyd.answers import ask
-    from proxyd.view import opened
+    from proxyd.explain.answers import ask
+    from proxyd.explain.view import opened
 
     try:
         said = (ask("127.0.0.1", ctx.params.get("healthz_port") or 10256).status or {}).get("options", {})
@@ -114,9 +114,9 @@ def list_services(site: Site, name: str | None, output: str) -> None:
     net.netfilter.nf_conntrack_acct is 1.
     """
     from podlane.errors import NotFound
-    from proxyd.answers import ask
-    from proxyd.servicelist import owner_of, render, render_one, services
-    from proxyd.view import look, opened
+    from proxyd.explain.answers import ask
+    from proxyd.explain.servicelist import owner_of, render, render_one, services
+    from proxyd.explain.view import look, opened
 
     with opened(site) as store:
         seen = look(site, store, ask(site.healthz_ip, site.healthz_port))
@@ -162,9 +162,9 @@ def show_plan(site: Site) -> None:
 
     Exits with 0 when everything is as the store wants it, with 1 when something would be changed.
     """
-    from proxyd.answers import ask
-    from proxyd.difference import difference
-    from proxyd.view import look, opened
+    from proxyd.explain.answers import ask
+    from proxyd.explain.difference import difference
+    from proxyd.explain.view import look, opened
 
     with opened(site) as store:
         seen = look(site, store, ask(site.healthz_ip, site.healthz_port))
@@ -193,10 +193,10 @@ def show_ruleset(site: Site, service: str | None) -> None:
     With SERVICE (namespace/service, or a service of namespace default) only what is about that one.
     Works without etcd, and then without names.
     """
-    from proxyd.answers import ask
-    from proxyd.listing import listing
-    from proxyd.names import Names
-    from proxyd.view import look, opened, read_kernel
+    from proxyd.explain.answers import ask
+    from proxyd.explain.listing import listing
+    from proxyd.explain.names import Names
+    from proxyd.explain.view import look, opened, read_kernel
 
     owner = "" if service is None else service if "/" in service else f"default/{service}"
     try:
@@ -241,7 +241,7 @@ def trace(site: Site, *, source: str, destination: str, proto: str | None, live:
     rule that handled it, and exits with 1 if it was treated otherwise. Its traces are removed; the endpoint sees
     a connection that is reset.
     """
-    from proxyd import tracing
+    from proxyd.explain import tracing
 
     question = tracing.ask(site, source, destination, proto or "", _note)
     if output != "json":
@@ -265,7 +265,7 @@ def uninstall(site: Site) -> None:
 
     Service addresses stop working here. Refused while proxyd runs.
     """
-    from proxyd.removal import remove_all
+    from proxyd.explain.removal import remove_all
 
     removed = False
     for line in remove_all(site, _note):

@@ -175,7 +175,7 @@ def _use_running(ctx: click.Context, param: click.Parameter, value: T) -> T:
         return value
     where = {**ctx.params, str(param.name): value}
     if "healthz_ip" in where and "healthz_port" in where:  # else the other one's turn comes
-        from proxyd.answers import ask
+        from proxyd.explain.answers import ask
 
         status = ask(where["healthz_ip"], where["healthz_port"]).status or {}
         options = status.get("options")

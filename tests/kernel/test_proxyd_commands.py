@@ -17,7 +17,7 @@ import pytest
 from podlane.api.codec import encode
 from podlane.api.types import ClusterConfig, EndpointSlice, Service
 from podlane.store import keys
-from proxyd.frames import Ends
+from proxyd.explain.frames import Ends
 from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually
 from tests.kernel.proxyd_nets import (
     BOTH,
@@ -364,8 +364,8 @@ def test_without_etcd_it_traces_without_names(place: Place):
 
 _HELD = """
 import time
-from proxyd.frames import Ends
-from proxyd.nftrace import Tracer
+from proxyd.explain.frames import Ends
+from proxyd.explain.nftrace import Tracer
 with Tracer().marking({ends!r}):
     print("marked", flush=True)
     time.sleep(60)

@@ -31,18 +31,18 @@ from podlane.store import keys
 from podlane.store.config import StoreConfig
 from podlane.store.interface import Put
 from podlane.store.memory import MemoryStore
-from proxyd.answers import Answers, ask, read_readiness
 from proxyd.cli import main
 from proxyd.conntrack import Flows
-from proxyd.listing import listing
-from proxyd.names import Names
+from proxyd.explain.answers import Answers, ask, read_readiness
+from proxyd.explain.listing import listing
+from proxyd.explain.names import Names
+from proxyd.explain.report import render as render_status
+from proxyd.explain.report import status
+from proxyd.explain.servicelist import owner_of, render, render_one, services
+from proxyd.explain.view import KernelState, Seen, Stored, read_store
+from proxyd.explain.view import index_of as stored_index
 from proxyd.options import Site
-from proxyd.report import render as render_status
-from proxyd.report import status
-from proxyd.servicelist import owner_of, render, render_one, services
 from proxyd.tables import IPV4, Frontend, Tables, Target
-from proxyd.view import KernelState, Seen, Stored, read_store
-from proxyd.view import index_of as stored_index
 
 pytestmark = pytest.mark.unit
 

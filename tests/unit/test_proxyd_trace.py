@@ -14,16 +14,16 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from podlane.runtime import netlink as nl
-from proxyd import frames, inject, nftrace
-from proxyd.frames import Ends
-from proxyd.inject import Entry
-from proxyd.intervals import networks_between
-from proxyd.live import Seen
-from proxyd.names import Names
-from proxyd.nftrace import Event, read_event
+from proxyd.explain import frames, inject, nftrace
+from proxyd.explain.frames import Ends
+from proxyd.explain.inject import Entry
+from proxyd.explain.intervals import networks_between
+from proxyd.explain.live import Seen
+from proxyd.explain.names import Names
+from proxyd.explain.nftrace import Event, read_event
+from proxyd.explain.trace import BadInput, Outcome, check, forecast, parse
+from proxyd.explain.tracing import Question, agrees, document, render_forecast, render_seen
 from proxyd.tables import IPV4, IPV6, PROTOCOL_NUMBERS, Frontend, Target
-from proxyd.trace import BadInput, Outcome, check, forecast, parse
-from proxyd.tracing import Question, agrees, document, render_forecast, render_seen
 from proxyd.walk import Kernel, Packet
 
 pytestmark = pytest.mark.unit

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from podlane.runtime.text import human_duration, table
-from proxyd.answers import Answers
+from proxyd.explain.answers import Answers
+from proxyd.explain.view import KernelState
 from proxyd.tables import MAPS, SERVICES
-from proxyd.view import KernelState
 
 _SHOWN = 10
 

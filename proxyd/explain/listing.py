@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from proxyd.chains import EXTERNAL_SOURCE, pick_of, rules_of
-from proxyd.names import Names
+from proxyd.explain.names import Names
 from proxyd.ruleset import POD_NETWORKS, SERVICE_RANGES, Skeleton, chains_of
 from proxyd.tables import ADDRESSES, MAPS, PICKS, TABLE, Family, Key, MapSpec, Tables, Value, unpack_mark, unpack_target
 

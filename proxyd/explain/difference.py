@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from proxyd.explain.view import Seen, has_static_part
 from proxyd.plan import plan_all
 from proxyd.tables import FAMILIES, TABLE, Tables
-from proxyd.view import Seen, has_static_part
 
 
 def difference(seen: Seen) -> str:

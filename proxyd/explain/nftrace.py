@@ -27,9 +27,9 @@ from podlane.runtime import command, nftables
 from podlane.runtime import netlink as nl
 from podlane.runtime.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 from proxyd import expressions as x
-from proxyd import frames
 from proxyd.chains import rules_of
-from proxyd.frames import Ends
+from proxyd.explain import frames
+from proxyd.explain.frames import Ends
 from proxyd.nftmsg import TABLES
 from proxyd.ruleset import chains_of
 from proxyd.tables import FAMILIES, PROTOCOL_NUMBERS, TABLE, Family, pack_address

@@ -13,7 +13,8 @@ from podlane.api.types import Endpoint, Service
 from podlane.runtime.text import human_duration, table
 from proxyd.conntrack import Flows
 from proxyd.desired import Touched
-from proxyd.names import port_of
+from proxyd.explain.names import port_of
+from proxyd.explain.view import Seen
 from proxyd.plan import plan_changes
 from proxyd.serving import RANDOM, Wanted, affinity_of, balance_of, is_proxied
 from proxyd.tables import (
@@ -24,7 +25,6 @@ from proxyd.tables import (
     unpack_frontend,
     unpack_target,
 )
-from proxyd.view import Seen
 
 Counts = Mapping[tuple[Frontend, Target], Flows]
 _Flows = Mapping[Frontend, Mapping[Target, Flows]]

@@ -12,14 +12,14 @@ from typing import Any
 from podlane.api.types import Service
 from podlane.errors import PodlaneError, StoreUnavailable
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
-from proxyd import live, remembered
-from proxyd.answers import ask as ask_daemon
 from proxyd.desired import Index
-from proxyd.names import Names
+from proxyd.explain import live, remembered
+from proxyd.explain.answers import ask as ask_daemon
+from proxyd.explain.names import Names
+from proxyd.explain.trace import Forecast, Outcome, check, forecast, parse
+from proxyd.explain.view import KernelState, look, opened, read_kernel
 from proxyd.options import Site
 from proxyd.tables import ADMITTED, FAMILIES, REFUSED, SERVICES, Frontend, pack_frontend, unpack_frontend
-from proxyd.trace import Forecast, Outcome, check, forecast, parse
-from proxyd.view import KernelState, look, opened, read_kernel
 from proxyd.walk import Kernel, Packet
 
 

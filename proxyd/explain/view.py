@@ -25,10 +25,10 @@ from podlane.store.config import connect
 from podlane.store.interface import Store
 from podlane.store.registry import Registry
 from proxyd.addresses import NodeAddresses
-from proxyd.answers import Answers
 from proxyd.desired import Index
-from proxyd.intervals import read_networks
-from proxyd.names import Names
+from proxyd.explain.answers import Answers
+from proxyd.explain.intervals import read_networks
+from proxyd.explain.names import Names
 from proxyd.nft import KernelNft
 from proxyd.nftmsg import TABLES
 from proxyd.options import Site

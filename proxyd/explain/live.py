@@ -26,13 +26,14 @@ from typing import NoReturn
 
 from podlane.errors import PodlaneError
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
-from proxyd import ctmsg, inject, remembered
-from proxyd.frames import Ends
-from proxyd.inject import Entry
-from proxyd.nftrace import Event, Tracer
+from proxyd import ctmsg
+from proxyd.explain import inject, remembered
+from proxyd.explain.frames import Ends
+from proxyd.explain.inject import Entry
+from proxyd.explain.nftrace import Event, Tracer
+from proxyd.explain.trace import LOST, SEEN_NOTHING, Outcome
 from proxyd.ruleset import REFUSE
 from proxyd.tables import FAMILIES, Family, Frontend, Key, Target
-from proxyd.trace import LOST, SEEN_NOTHING, Outcome
 from proxyd.walk import Packet
 
 QUIET = 0.25

@@ -37,8 +37,8 @@ from typing import Any
 
 from podlane.errors import PodlaneError
 from podlane.runtime import command
-from proxyd import frames
-from proxyd.frames import Ends
+from proxyd.explain import frames
+from proxyd.explain.frames import Ends
 
 _TIMEOUT = 10.0
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}  # bpf(2)

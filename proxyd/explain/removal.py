@@ -16,13 +16,13 @@ from podlane.errors import ApplyError, PodlaneError, StoreUnavailable
 from podlane.runtime import command, nftables
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
 from podlane.store import keys, proxies
-from proxyd.answers import ask
+from proxyd.explain.answers import ask
+from proxyd.explain.view import opened
 from proxyd.host import ROUTE_PROTOCOL, KernelHost
 from proxyd.nft import KernelNft
 from proxyd.nftmsg import TABLES
 from proxyd.options import Site
 from proxyd.tables import FAMILIES, TABLE
-from proxyd.view import opened
 
 _TIMEOUT = 10.0
 
