@@ -146,9 +146,9 @@ def test_when_the_map_is_full_everybody_is_served(world, net):
 
 WATCH = """
 table {0} test {{
-    chain pre {{ type filter hook prerouting priority dstnat + 5; ct state new meta priority != 0 counter; }}
-    chain out {{ type filter hook output priority 0; ct state new meta priority != 0 counter; }}
-    chain post {{ type filter hook postrouting priority srcnat + 5; ct state new meta priority != 0 counter; }}
+    chain pre {{ type filter hook prerouting priority dstnat + 5; tcp dport { 80, 8080 } ct state new meta priority != 0 counter; }}
+    chain out {{ type filter hook output priority 0; tcp dport { 80, 8080 } ct state new meta priority != 0 counter; }}
+    chain post {{ type filter hook postrouting priority srcnat + 5; tcp dport { 80, 8080 } ct state new meta priority != 0 counter; }}
 }}
 """
 
