@@ -7,10 +7,10 @@ alone, so every node, at any time, fills the same table. Two ways to fill it:
 - rendezvous (`affinity-hash`): each slot goes to the target with the highest
   weight for it. When a target goes, exactly its slots move, 1/k of the clients.
 - Maglev: the targets take turns, each along a permutation of its own. Shares
-  are equal to within one slot; when a target goes, a few more clients than its own move.
+  are equal to within one slot; when a target goes, 2 to 4 % of the other clients move, too.
 
 The size of a table depends on the number of targets only in wide steps: at a
-step (64, 512) the slots are dealt anew and most clients move, once.
+step (8, 512) the slots are dealt anew and most clients move, once.
 Source: Thaler and Ravishankar, "Using name-based mappings to increase hit
 rates" (1998); Eisenbud and others, "Maglev" (NSDI 2016), section 3.4;
 linux/include/linux/jhash.h (Jenkins' lookup3), reciprocal_scale in kernel.h.
@@ -19,13 +19,16 @@ linux/include/linux/jhash.h (Jenkins' lookup3), reciprocal_scale in kernel.h.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from functools import lru_cache
 
-_SIZES = ((64, 1021), (512, 8191))
+_SIZES = ((8, 1021), (512, 8191))
 _LARGEST = 65521
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = 0xBF58476D1CE4E5B9
 _WORD = (1 << 64) - 1
+_NAME = (1 << 28) - 1
+"""28 bits: of 500 targets two have the same name once in two thousand, and then one gets the other's slots."""
 
 
 def table_size(targets: int) -> int:
@@ -36,18 +39,23 @@ def table_size(targets: int) -> int:
 @lru_cache(maxsize=64)  # a service's frontends mostly have the same targets
 def rendezvous(targets: tuple[bytes, ...], slots: int) -> tuple[bytes, ...]:
     """Who has each slot: the target with the highest weight there."""
-    seeds = [(_digest(target), target) for target in targets]
-    table = []
+    owners = {_digest(target) & _NAME: target for target in targets}
+    if len(targets) == 1 or not targets:
+        return targets * slots
+    # the weights' lowest bits say whose they are, so the highest names its owner
+    return tuple(owners[highest & _NAME] for highest in map(max, *(_weights(target, slots) for target in targets)))
+
+
+@lru_cache(maxsize=256)  # of 64 KiB, mostly: when a target comes or goes, those of the others are known
+def _weights(target: bytes, slots: int) -> array[int]:
+    """A target's weight for each slot, with its name in the lowest bits."""
+    seed = _digest(target)
+    name = seed & _NAME
+    weights = array("Q", bytes(8 * slots))
     for slot in range(slots):
-        spread = (slot + 1) * _GOLDEN & _WORD
-        best, owner = -1, b""
-        for seed, target in seeds:
-            weight = (seed ^ spread) * _MIX & _WORD
-            weight = (weight ^ weight >> 31) * _GOLDEN & _WORD
-            if weight > best:
-                best, owner = weight, target
-        table.append(owner)
-    return tuple(table)
+        weight = (seed ^ (slot + 1) * _GOLDEN) * _MIX & _WORD
+        weights[slot] = (weight ^ weight >> 31) * _GOLDEN & _WORD & ~_NAME | name
+    return weights
 
 
 @lru_cache(maxsize=64)

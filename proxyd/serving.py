@@ -80,7 +80,8 @@ class Wanted(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What one service asks for. `addresses`: its cluster IPs, `hairpin`: its endpoints here, both packed.
+    """What one service asks for. `addresses`: its cluster IPs, `hairpin`: its endpoints that
+    are, or may be, on this node, both packed.
 
     `without_local`: families and policies that are Local while endpoints are only elsewhere.
     """
@@ -121,7 +122,7 @@ def is_proxied(service: Service) -> bool:
 
 
 def serve(service: Service, slices: Sequence[EndpointSlice], place: Place) -> Served:
-    """Resolve one service. An endpoint on no named node counts as one on this node."""
+    """Resolve one service. An endpoint without a node (of a slice made by hand) is on none."""
     if not is_proxied(service):
         return NOTHING
     return _serve_plain(service, slices, place.node) or serve_any(service, slices, place)
@@ -143,10 +144,10 @@ def serve_any(service: Service, slices: Sequence[EndpointSlice], place: Place) -
             continue
         addresses += (cluster_ip,)
         family: IPFamily = "IPv4" if len(cluster_ip) == 4 else "IPv6"
-        groups, local = _groups([each for each in slices if each.address_type == family], place.node)
-        if local:
-            hairpin += tuple({each[0] for each in local})
-            healthy = max(healthy, len({each[0] for each in local if each[1]}))
+        groups, own = _groups([each for each in slices if each.address_type == family], place.node)
+        hairpin += own
+        if spec.health_check_node_port:
+            healthy = max(healthy, _ready_here(groups))
         external = _External(service, place, len(cluster_ip)) if may_be_external else None
         for port in spec.ports:
             sets = _choose(groups.get((port.name, port.protocol), ()), place, local=bool(policies))
@@ -179,7 +180,7 @@ def _serve_plain(service: Service, slices: Sequence[EndpointSlice], node: str) -
     af = AF_INET if only.address_type == "IPv4" else AF_INET6
     if cluster_ip is None or (len(cluster_ip) == 4) is not (af == AF_INET):
         return None
-    pods, local = [], []
+    pods, own = [], []
     try:
         for endpoint in only.endpoints:
             if not endpoint.conditions.ready or endpoint.hints is not None:
@@ -187,7 +188,7 @@ def _serve_plain(service: Service, slices: Sequence[EndpointSlice], node: str) -
             address = inet_pton(af, endpoint.addresses[0])
             pods.append(address)
             if endpoint.node_name in {"", node}:
-                local.append(address)
+                own.append(address)
     except (OSError, IndexError):
         return None
     targets = {(port.name, port.protocol): pack_port(port.port) for port in only.ports}
@@ -196,7 +197,7 @@ def _serve_plain(service: Service, slices: Sequence[EndpointSlice], node: str) -
         target = targets.get((port.name, port.protocol))
         behind = () if target is None else tuple(sorted({pod + target for pod in pods}))
         frontends[cluster_ip + PROTOCOL_BYTES[port.protocol] + pack_port(port.port)] = Wanted(behind)
-    return Served(frontends, (cluster_ip,), tuple(set(local)))
+    return Served(frontends, (cluster_ip,), tuple(set(own)))
 
 
 def _internal(service: Service, sets: _Sets) -> Wanted:
@@ -279,24 +280,34 @@ def _health(service: Service, local_endpoints: int) -> tuple[tuple[int, ServiceH
 # --- endpoints ----------------------------------------------------------------------
 
 
-def _groups(slices: Sequence[EndpointSlice], node: str) -> tuple[dict[tuple[str, str], list[_Group]], list[_Endpoint]]:
-    """By port name and protocol who serves at which port; and the endpoints on this node that serve."""
+def _groups(
+    slices: Sequence[EndpointSlice], node: str
+) -> tuple[dict[tuple[str, str], list[_Group]], tuple[bytes, ...]]:
+    """By port name and protocol who serves at which port; and the addresses that are perhaps of this node."""
     groups: dict[tuple[str, str], list[_Group]] = {}
-    local: list[_Endpoint] = []
+    own: set[bytes] = set()
     for each in slices:
-        endpoints, hinted = _serving(each, node)
-        local += [endpoint for endpoint in endpoints if endpoint[2]]
+        endpoints, hinted = _serving(each, node, own)
         for port in each.ports:
             group = (pack_port(port.port), endpoints, hinted)
             if found := groups.get(name := (port.name, port.protocol)):
                 found.append(group)
             else:
                 groups[name] = [group]
-    return groups, local
+    return groups, tuple(own)
 
 
-def _serving(each: EndpointSlice, here: str) -> tuple[list[_Endpoint], bool]:
-    """The slice's endpoints that may serve (ready, or terminating and still serving), and whether any has hints."""
+def _ready_here(groups: Mapping[tuple[str, str], Sequence[_Group]]) -> int:
+    """How many pods on this node are ready."""
+    endpoints = [each for found in groups.values() for group in found for each in group[1]]
+    return len({address for address, ready, local, _ in endpoints if ready and local})
+
+
+def _serving(each: EndpointSlice, here: str, own: set[bytes]) -> tuple[list[_Endpoint], bool]:
+    """The slice's endpoints that may serve (ready, or terminating and still serving), and whether any has hints.
+
+    `own` is told of those that are, or may be, on this node.
+    """
     af = AF_INET if each.address_type == "IPv4" else AF_INET6
     found = []
     hinted = False
@@ -313,7 +324,9 @@ def _serving(each: EndpointSlice, here: str) -> tuple[list[_Endpoint], bool]:
         node, hints = endpoint.node_name, endpoint.hints
         if hints is not None:
             hinted = True
-        found.append((address, ready, node == here or not node, hints))
+        if node == here or not node:
+            own.add(address)
+        found.append((address, ready, node == here, hints))
     return found, hinted
 
 
