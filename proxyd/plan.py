@@ -29,14 +29,14 @@ the way has a count whose slots are not all there.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from proxyd import hashing
 from proxyd.chains import EXTERNAL_SOURCE, OUTSIDE_SLOTS, Pick, pick_of
 from proxyd.desired import Index, Touched
 from proxyd.serving import MAGLEV, RANDOM, Wanted
+from proxyd.slots import Region, Slot, assign_slots
 from proxyd.tables import (
     ADDRESSES,
     ADMITTED,
@@ -65,13 +65,9 @@ from proxyd.tables import (
     unpack_mark,
 )
 
-Slot = tuple[str, Key]
-"""A slot's map, `endpoints` or `picks`, and its key."""
-
 _UNWANTED = Wanted(())
 _PART = 2000
 """Frontends in a part of `plan_parts`."""
-_MARKS = [pack_mark(number) for number in range(1024)]
 _ABSENT = object()
 
 
@@ -164,57 +160,10 @@ def plan_changes(tables: Tables, index: Index, touched: Touched) -> Plan:
     return planner.plan
 
 
-def plan_retire(tables: Tables, retired: Iterable[Slot]) -> Transaction:
-    """Delete those of the retired slots that are still there and still unused."""
-    transaction = Transaction(tables.family)
-    for name, key in dict.fromkeys(retired):
-        if key in tables[name] and not in_use(tables, (name, key)):
-            transaction.delete[name].append(key)
-    transaction.delete[ADDRESSES] += _ids_only_in(tables, set(transaction.delete[PICKS]))
-    return transaction
-
-
-def _ids_only_in(tables: Tables, slots: Collection[Key]) -> list[Key]:
-    """The ids that nobody has any more once these slots of `picks` are gone. No two frontends share one."""
-    picks, addresses = tables[PICKS], tables[ADDRESSES]
-    regions = {_Region(PICKS, key[:-4], unpack_mark(key[-4:]) & OUTSIDE_SLOTS) for key in slots}
-    kept = {picks[key] for region in regions for key in region.consecutive(picks) if key not in slots}
-    return sorted({number for key in slots if isinstance(number := picks[key], bytes)} & addresses.keys() - kept)
-
-
-def in_use(tables: Tables, slot: Slot) -> bool:
-    """Whether a connection may be sent to the slot, as the tables are."""
-    name, key = slot
-    inside, outside = tables.picks(key[:-4])
-    number = unpack_mark(key[-4:])
-    pick = outside if number >= OUTSIDE_SLOTS else inside
-    if pick is None or pick.outside != (number >= OUTSIDE_SLOTS):
-        return False
-    return number & ~OUTSIDE_SLOTS < pick.slots and name == (PICKS if pick.affinity else ENDPOINTS)
-
-
 def unused_chains(tables: Tables) -> list[str]:
     """Pick chains no service goes to. Deleting them is safe: nothing can be on its way there but through a map."""
     used = {chain_of(value) for name, spec in MAPS.items() if spec.kind == "verdict" for value in tables[name].values()}
     return sorted(chain for chain in tables.chains if pick_of(chain) and chain not in used)
-
-
-def assign_slots(old: Sequence[bytes | None], wanted: Collection[bytes]) -> list[bytes]:
-    """Put the wanted targets into slots 0 to k-1, moving as few as possible.
-
-    `old`: what slots 0 to k-1 hold now, None for an empty one.
-    """
-    free = set(wanted)
-    slots: list[bytes | None] = []
-    for target in old:
-        if target in free:
-            free.remove(target)
-            slots.append(target)
-        else:
-            slots.append(None)
-    # any order of the others is right; a fixed one makes equal states equal plans
-    incoming = iter(sorted(free))
-    return [target or next(incoming) for target in slots]
 
 
 class _Planner:
@@ -262,7 +211,7 @@ class _Planner:
         changed = False
         for pick, targets, base in ((inside, wanted.inside, 0), (outside, wanted.outside or (), OUTSIDE_SLOTS)):
             for name in (ENDPOINTS, PICKS):
-                region = _Region(name, frontend, base)
+                region = Region(name, frontend, base)
                 if pick is not None and name == (PICKS if pick.affinity else ENDPOINTS):
                     changed |= self._slots(region, targets, _layout(wanted.balance, targets, pick))
                 else:
@@ -282,7 +231,7 @@ class _Planner:
     def _cluster_ip(self, frontend: Key, wanted: Wanted) -> None:
         """Plan a frontend that is nothing but a cluster IP, as nearly all are, in a table that has nothing else."""
         pick = self._pick(wanted, wanted.inside, outside=False)
-        changed = self._slots(_Region(ENDPOINTS, frontend, 0), wanted.inside, None)
+        changed = self._slots(Region(ENDPOINTS, frontend, 0), wanted.inside, None)
         changed |= self._set(SERVICES, frontend, _verdict(pick, wanted))
         self._clean(frontend, wanted, changed=changed)
 
@@ -305,7 +254,7 @@ class _Planner:
 
     def _slots(
         self,
-        region: _Region,
+        region: Region,
         targets: Sequence[bytes],
         layout: Sequence[bytes] | None,
         instead: Sequence[bytes] = (),
@@ -349,7 +298,7 @@ class _Planner:
             if present[key] not in staying:
                 self.plan.now.put(PICKS, key, ids[number % len(ids)], replaces=True)
 
-    def _leave(self, region: _Region, count: int) -> list[Key]:
+    def _leave(self, region: Region, count: int) -> list[Key]:
         """Put off the deletion of the region's slots from `count` on, and return them."""
         beyond = [*region.consecutive(self.tables[region.map])][count:]
         if known := self.strays.get((region.map, region.frontend)):
@@ -369,10 +318,10 @@ class _Planner:
         return bool(chain_of(self.tables[SERVICES].get(frontend)))
 
     def _targets_before(self, frontend: Key) -> set[bytes | None]:
-        regions = [_Region(name, frontend, base) for name in (ENDPOINTS, PICKS) for base in (0, OUTSIDE_SLOTS)]
+        regions = [Region(name, frontend, base) for name in (ENDPOINTS, PICKS) for base in (0, OUTSIDE_SLOTS)]
         return {self._target(each.map, key) for each in regions for key in each.consecutive(self.tables[each.map])}
 
-    def _ids_of(self, region: _Region, targets: Sequence[bytes]) -> dict[bytes, bytes]:
+    def _ids_of(self, region: Region, targets: Sequence[bytes]) -> dict[bytes, bytes]:
         """Each target's id. Those of targets that went are deleted."""
         addresses, now = self.tables[ADDRESSES], self.plan.now
         old = {}
@@ -391,7 +340,7 @@ class _Planner:
         now.delete[ADDRESSES] += old.values()
         return ids
 
-    def _new_id(self, region: _Region, target: bytes) -> bytes:
+    def _new_id(self, region: Region, target: bytes) -> bytes:
         """An id nobody has. It follows from what it stands for, so it is hardly ever somebody else's later."""
         number = zlib.crc32(target, zlib.crc32(region.key(0)))
         while True:
@@ -430,30 +379,6 @@ class _Planner:
         there = {key for key in present if key[:size] == frontend}
         self.plan.now.delete[SOURCE_RANGES] += sorted(there - wanted)
         self.plan.now.add[SOURCE_RANGES].update((key, None) for key in sorted(wanted - there))
-
-
-class _Region(NamedTuple):
-    """A run of slots: a frontend's in one map, from `base` on."""
-
-    map: str
-    frontend: Key
-    base: int
-
-    def key(self, number: int) -> Key:
-        return self.frontend + pack_mark(self.base + number)
-
-    def keys(self, count: int) -> list[Key]:
-        if count > len(_MARKS) or self.base:
-            return [self.key(number) for number in range(count)]
-        frontend = self.frontend
-        return [frontend + mark for mark in _MARKS[:count]]
-
-    def consecutive(self, present: Collection[Key]) -> Iterator[Key]:
-        """The keys that are there, from the first on, up to a hole."""
-        number = 0
-        while (key := self.key(number)) in present:
-            yield key
-            number += 1
 
 
 def _verdict(pick: Pick | None, wanted: Wanted) -> object:

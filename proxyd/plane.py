@@ -24,8 +24,9 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from proxyd.desired import Index, Touched
 from proxyd.nft import Nft
-from proxyd.plan import Plan, Slot, in_use, plan_all, plan_changes, plan_parts, plan_retire, unused_chains
+from proxyd.plan import Plan, plan_all, plan_changes, plan_parts, unused_chains
 from proxyd.ruleset import Skeleton
+from proxyd.slots import Slot, in_use, plan_retire
 from proxyd.tables import (
     ADDRESSES,
     CLUSTER_IPS,

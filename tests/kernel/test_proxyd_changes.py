@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from proxyd.desired import Index
-from proxyd.plan import plan_all, plan_retire
+from proxyd.plan import plan_all
 from proxyd.serving import Place
+from proxyd.slots import plan_retire
 from proxyd.tables import ENDPOINTS, PICKS, Transaction
 from tests.kernel.proxyd_nets import BOTH, FAR, POD1, POD2, POD3, UDP, V4, endpoints, web
 from tests.kernel.proxyd_world import World, ask

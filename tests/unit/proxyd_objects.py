@@ -26,9 +26,10 @@ from podlane.api.types import (
 )
 from podlane.runtime.runner import NotReady
 from proxyd.desired import Index
-from proxyd.plan import plan_all, plan_retire
+from proxyd.plan import plan_all
 from proxyd.ruleset import Skeleton
 from proxyd.serving import Place
+from proxyd.slots import plan_retire
 from proxyd.source import View
 from proxyd.tables import (
     IPV4,

@@ -15,8 +15,9 @@ from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from proxyd.chains import EXTERNAL_SOURCE
 from proxyd.desired import Index
-from proxyd.plan import plan_all, plan_changes, plan_retire
+from proxyd.plan import plan_all, plan_changes
 from proxyd.plane import RETIRE_AFTER
+from proxyd.slots import plan_retire
 from proxyd.tables import CLUSTER_IPS, ENDPOINTS, FAMILIES, HAIRPIN, SERVICES, Family, Refused, Tables
 from proxyd.walk import consistent
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from proxyd_objects import SKELETON, VIP, applied, frontend, index_of, script, service, settled, slice_of, target
 from proxyd_random import copied, meaning, nobody_misses
 
-from proxyd.plan import assign_slots, plan_all, plan_retire, unused_chains
+from proxyd.plan import plan_all, unused_chains
+from proxyd.slots import assign_slots, plan_retire
 from proxyd.tables import (
     ADDRESSES,
     CLUSTER_IPS,
