@@ -53,13 +53,13 @@ def run(options: RunOptions) -> None:
     """
     from netd.daemon import run_daemon
     from podlane.errors import PodlaneError
+    from podlane.runtime.daemon import leave
 
     try:
-        code = run_daemon(options)
+        leave(run_daemon(options))
     except PodlaneError as error:
         click.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    sys.exit(code)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def run(
     daemon_options: DaemonOptions,
 ) -> None:
     """Follow services and endpoint slices in etcd and keep this host's nftables table right."""
+    from podlane.runtime.daemon import leave
     from proxyd import daemon
 
     try:
@@ -88,7 +89,7 @@ def run(
     except PodlaneError as error:
         click.echo(f"proxyd: {error}", err=True)
         sys.exit(error.exit_code)
-    sys.exit(code)
+    leave(code)
 
 
 if __name__ == "__main__":

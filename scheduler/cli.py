@@ -63,9 +63,10 @@ def main() -> None:
 @daemon_options("scheduler", healthz_port=HEALTHZ_PORT)
 def run(identity: str, leader_ttl: int, store_config: StoreConfig, daemon_options: DaemonOptions) -> None:
     """Run the control plane: one leads, any number stand by."""
+    from podlane.runtime.daemon import leave
     from scheduler.daemon import run_daemon
 
-    _exit(lambda: run_daemon(identity, leader_ttl, store_config, daemon_options))
+    _exit(lambda: leave(run_daemon(identity, leader_ttl, store_config, daemon_options)))
 
 
 def _exit(command: Callable[[], Any]) -> None:

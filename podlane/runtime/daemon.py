@@ -11,6 +11,7 @@ than none and a supervisor can only restart what is dead.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import NoReturn
 
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.health import Check, Checks, HealthServer, Provider, Reporter
@@ -28,7 +30,18 @@ from podlane.runtime.notify import Notifier
 
 _TICK = 0.2  # seconds between looks at the ready checks until they pass
 _STEADY_TICK = 1.0  # and after
+_LEAVE_SECONDS = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, once `Daemon.run` is over. For a command's own process only.
+
+    A library's thread can keep the interpreter from ending (seen once in 300 ends of proxyd, long after its
+    last line): then the stacks of all threads go to stderr and the process ends by force, with exit code 1.
+    """
+    faulthandler.dump_traceback_later(_LEAVE_SECONDS, exit=True)
+    sys.exit(code)
 
 
 class Daemon:

@@ -19,6 +19,7 @@ import click
 from podlane.api.types import ClusterConfig
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
+from podlane.runtime.daemon import leave
 from podlane.runtime.log import get_logger
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig, connect
@@ -286,4 +287,4 @@ def agent(
     daemon.on_stop(worker.close)
     daemon.on_stop(server.close)
     with lock, suppress(KeyboardInterrupt):
-        raise SystemExit(daemon.run())
+        leave(daemon.run())
