@@ -55,9 +55,9 @@ _REPAIRS = metrics.counter("podlane_proxyd_repairs_total", "Times the kernel dif
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What was done; `whole`: the table was listed, and something in it was not as it should be."""
+    """What was done. `whole`: the table was listed, and something in it was not as it should be."""
 
-    plan: Plan
+    plans: list[Plan]
     whole: bool
 
 
@@ -96,7 +96,7 @@ class Plane:
         try:
             if self.tables is None:
                 return self._bring_whole()
-            return Brought(self._settle(lambda tables: plan_changes(tables, self._index, touched)), whole=False)
+            return Brought([self._settle(lambda tables: plan_changes(tables, self._index, touched))], whole=False)
         except PodlaneError:
             self.tables = None  # what was touched is known to this call alone: the next one looks everywhere
             raise
@@ -154,24 +154,22 @@ class Plane:
             return Brought(filled, whole=True)
         plan = self._settle(lambda tables: plan_all(tables, self._index), fresh=True)
         self._commit(Transaction(self.family, drop_chains=unused_chains(self.tables)))
-        return Brought(plan, whole=bool(plan.now))
+        return Brought([plan], whole=bool(plan.now))
 
-    def _fill(self) -> Plan | None:
+    def _fill(self) -> list[Plan] | None:
         """Write everything into an empty table in parts: the kernel takes one while the next is made.
 
-        Returns all of it as one plan; None, with what was written listed anew, if something was refused.
+        None, with what was written listed anew, if something was refused.
         """
         assert self.tables is not None
-        whole = Plan(Transaction(self.family))
+        parts: list[Plan] = []
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="fill") as kernel:
                 taken: Future[None] | None = None
                 for part in plan_parts(self.tables, self._index):
                     self._commits += 1
                     self.tables.apply(part.now)
-                    whole.now.chains += part.now.chains
-                    for name, added in part.now.add.items():
-                        whole.now.add[name].update(added)
+                    parts.append(part)
                     if taken is not None:
                         taken.result()
                     taken = kernel.submit(self._nft.commit, part.now)
@@ -181,7 +179,7 @@ class Plane:
             self._log.debug("write an empty table in parts", family=str(self.family), error=str(error))
             self.tables = self._nft.dump(self.family)
             return None
-        return whole
+        return parts
 
     def _settle(self, make: Callable[[Tables], Plan], *, fresh: bool = False) -> Plan:
         """Plan and commit, leaving out what the kernel refuses. `fresh`: the tables were listed just now."""

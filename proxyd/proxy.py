@@ -246,8 +246,9 @@ class Proxy:
                 proxymetrics.failed([plane.family.title])
                 errors.append(error)
                 continue
-            plans.append(brought.plan)
-            self._unclean |= brought.plan.clean
+            plans += brought.plans
+            for plan in brought.plans:
+                self._unclean |= plan.clean
             if brought.whole or not self._written:
                 # flows may have begun while nothing, or something else, was in the kernel
                 self._unclean.update(self._index.frontends)
@@ -288,7 +289,7 @@ class Proxy:
         for plane in self._planes.values():
             for policy in _POLICIES:
                 proxymetrics.no_local_endpoints(plane.family.title, policy, lacking[plane.family.title, policy])
-        proxymetrics.synced([plan.now.family.title for plan in plans], elapsed, self._synced_at, full=full)
+        proxymetrics.synced(self.families, elapsed, self._synced_at, full=full)
         proxymetrics.pending(services=0, endpoints=0)
         _SERVICES.set(self._index.proxied)
         _LEFT_OUT.set(len(self._index.left_out))

@@ -371,9 +371,11 @@ class Tables:
             if key not in deleted and present[key] != added[key]:
                 raise self._refused("add", name, key, errno.EEXIST)
         if MAPS[name].kind == "verdict":
-            for key, value in added.items():
-                chain = chain_of(value)
-                if chain and pick_of(chain) and chain not in chains:
+            missing = {
+                value for value in set(added.values()) if pick_of(chain_of(value)) and chain_of(value) not in chains
+            }
+            for key, value in added.items() if missing else ():
+                if value in missing:
                     raise self._refused("add", name, key, errno.ENOENT)
 
     def _refused(self, verb: str, name: str, key: Key, number: int) -> Refused:
