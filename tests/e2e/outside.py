@@ -12,7 +12,8 @@ import msgspec
 import yaml
 from driven_lab import Cluster
 
-from podlane.api.types import Service
+from podlane.api.meta import is_pod_ready
+from podlane.api.types import Pod, Service
 from podlane.lab import network
 from podlane.lab.demo import EXAMPLES
 from podlane.lab.topology import UNDERLAY_PREFIX, Host
@@ -129,7 +130,8 @@ def settle(cluster: Cluster, count: int) -> None:
 
     def settled() -> bool:
         listed = msgspec.json.decode(cluster.podlane("get", "pods", "-l", "app=web", "-o", "json"))["items"]
-        return len(cluster.ready()) == len(listed) == count
+        pods = msgspec.convert(listed, list[Pod])
+        return len(pods) == count and all(is_pod_ready(p) and p.metadata.deletion_timestamp is None for p in pods)
 
     cluster.wait(f"{count} web pods ready and no others", settled, 90)
 

@@ -21,7 +21,7 @@ from podlane.runtime.command import run
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 AT_LEAST = 50_000  # requests
-CONNECTIONS = 4  # of each host at a time: a pod's server has nine waiting at most
+CONNECTIONS = 2  # of each host at a time: a pod's server has nine waiting at most
 PATIENCE = 3  # seconds until an answer counts as none
 
 
