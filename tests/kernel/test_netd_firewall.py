@@ -10,6 +10,8 @@ from pathlib import Path
 
 import proxyd_world
 import pytest
+from proxyd_nets import FAR as FAR_POD
+from proxyd_nets import POD1, POD3, V4, web
 
 from netd.firewall import Firewall, FirewallRules
 from podlane.api.subnets import Subnets
@@ -178,21 +180,21 @@ def test_restarts_and_rewrites_lose_no_packet_of_a_flow(world: World, version: i
 @pytest.mark.parametrize("first", ["netd", "proxyd"])
 def test_services_work_with_proxyds_masquerading_before_ours_and_after(netns: NetnsMaker, first: str) -> None:
     world = proxyd_world.World(netns)
-    pods, client, far = world.pods, world.client, proxyd_world.FAR
-    own, other = proxyd_world.POD1, proxyd_world.POD3
-    services = proxyd_world.web([own, far])
+    services = web(V4, [POD1, FAR_POD])
+    own, other = world.pods[POD1], world.pods[POD3]
+    at = V4.pods
     try:
-        world.serve(own, far)
+        world.serve(POD1, FAR_POD)
         if first == "proxyd":
             world.sync(*services)
         with inside(world.node):
             Firewall().sync(RULES)
         if first == "netd":
             world.sync(*services)
-        # what each endpoint sees as the caller
-        assert {world.call(pods[other]) for _ in range(30)} == {(own, other), (far, other)}
-        assert {world.call(pods[own]) for _ in range(30)} == {(own, "10.5.1.1"), (far, own)}
-        assert {world.call(client) for _ in range(30)} == {(own, "10.5.1.1"), (far, "172.16.0.1")}
+        # who answers, and what it sees as the caller
+        assert {world.call(other) for _ in range(30)} == {(POD1, at[POD3]), (FAR_POD, at[POD3])}
+        assert {world.call(own) for _ in range(30)} == {(POD1, V4.bridge), (FAR_POD, at[POD1])}
+        assert {world.call(world.client) for _ in range(30)} == {(POD1, V4.bridge), (FAR_POD, V4.node_elsewhere)}
     finally:
         world.close()
 

@@ -15,7 +15,7 @@ from podlane.errors import PodlaneError
 from podlane.runtime.runner import Runner
 from proxyd.nft import KernelNft
 from proxyd.ruleset import Skeleton
-from proxyd.tables import ENDPOINTS, Frontend, Target, Transaction
+from proxyd.tables import ENDPOINTS, IPV4, Frontend, Target, Transaction, pack_frontend, pack_mark, pack_target
 from tests.dockerd_process import dockerd
 from tests.kernel.conftest import Netns, NetnsMaker, eventually, inside
 from tests.kernel.firewall_world import RULES, guard
@@ -171,10 +171,10 @@ def test_proxyds_many_commits_wake_nobody_and_hide_nothing(watched: Watched) -> 
     with inside(watched.ns):
         proxyd = KernelNft(timeout=30)
         proxyd.load(Skeleton())
-        change = Transaction()
+        change = Transaction(IPV4)
         for number in range(20_000):
-            service = Frontend(f"10.96.{number >> 8}.{number & 255}", "TCP", 80)
-            change.put(ENDPOINTS, (*service, 0), Target("10.5.1.2", 80), replaces=False)
+            frontend = pack_frontend(Frontend(f"10.96.{number >> 8}.{number & 255}", "TCP", 80))
+            change.put(ENDPOINTS, frontend + pack_mark(0), pack_target(Target("10.5.1.2", 80)), replaces=False)
         assert watched.quiet(lambda: proxyd.commit(change))
         proxyd.close()
     before = watched.calls
