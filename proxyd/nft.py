@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from podlane.runtime import command, nftables
@@ -30,6 +31,8 @@ _NOTICES_BUFFER = 64 << 20  # bytes; a commit of our own of 100,000 elements is 
 _NO_FIT = ("Could not process rule", "datatype mismatch")
 """What nft says when the kernel does not take the script, and when it finds maps there that its rules do not fit."""
 
+_LOUD = 5000
+"""Elements of a commit that costs the kernel more to tell of than to carry out; one of ours needs no telling."""
 _NAME = TABLE.encode() + b"\0"
 _WAIT = 1.0  # seconds a stop may go unnoticed
 
@@ -77,6 +80,7 @@ class KernelNft:
         self._reader = NetlinkSocket(NETLINK_NETFILTER, timeout=timeout)
         self._notices = NetlinkSocket(NETLINK_NETFILTER, groups=[nftables.GROUP], receive_buffer=_NOTICES_BUFFER)
         self._own = self._writer.port
+        self._missed = False
         self._loaded: dict[Family, object] = {}
 
     def close(self) -> None:
@@ -126,7 +130,7 @@ class KernelNft:
         if not transaction:
             return
         encoded = nftmsg.encode(transaction)
-        with self._writing:
+        with self._writing, self._deaf() if len(transaction) > _LOUD else nullcontext():
             failures = nftables.commit(self._writer, encoded.messages)
         if failures:
             first = failures[0]
@@ -145,8 +149,19 @@ class KernelNft:
                 changed()  # some were lost: perhaps one about us
                 continue
             # a commit is told to its end in datagrams of its own
-            if _NAME in bytes(datagram) and nl.sender(datagram) != self._own:
+            if self._missed or (_NAME in bytes(datagram) and nl.sender(datagram) != self._own):
+                self._missed = False
                 changed()
+
+    @contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """Hear nothing for a while, and have looked at what was missed."""
+        self._notices.leave(nftables.GROUP)
+        try:
+            yield
+        finally:
+            self._notices.join(nftables.GROUP)
+            self._missed = True
 
     def delete(self, family: Family) -> None:
         with self._writing:

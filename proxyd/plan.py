@@ -36,7 +36,7 @@ from proxyd import hashing
 from proxyd.chains import EXTERNAL_SOURCE, OUTSIDE_SLOTS, Pick, pick_of
 from proxyd.desired import Index, Touched
 from proxyd.serving import MAGLEV, RANDOM, Wanted
-from proxyd.slots import Region, Slot, assign_slots
+from proxyd.slots import MARKS, Region, Slot, assign_slots
 from proxyd.tables import (
     ADDRESSES,
     ADMITTED,
@@ -66,7 +66,7 @@ from proxyd.tables import (
 )
 
 _UNWANTED = Wanted(())
-_PART = 2000
+_PART = 5000
 """Frontends in a part of `plan_parts`."""
 _ABSENT = object()
 
@@ -145,7 +145,7 @@ def plan_parts(tables: Tables, index: Index) -> Iterator[Plan]:
     for start in range(0, len(frontends), _PART):
         planner = _Planner(tables, index)
         for frontend in frontends[start : start + _PART]:
-            planner.frontend(frontend, index.wanted(frontend) or _UNWANTED)
+            planner.new_frontend(frontend, index.wanted(frontend) or _UNWANTED)
         yield planner.plan
 
 
@@ -179,6 +179,7 @@ class _Planner:
         self.plan = Plan(Transaction(tables.family))
         self.strays: dict[tuple[str, Key], list[int]] = {}
         self._ids: set[Key] = set()
+        self._verdicts: dict[int, object] = {}  # of new frontends that are plain, by the number of their targets
         others = (PICKS, INSIDE, ADMITTED, EXTERNAL, REFUSED, SOURCE_RANGES)
         self._plain = not any(tables[name] for name in others)
 
@@ -227,6 +228,18 @@ class _Planner:
         self._set(REFUSED, frontend, None if wanted.external and not first else _ABSENT)
         self._ranges(frontend, wanted.ranges or () if ranged else ())
         self._clean(frontend, wanted, changed=changed)
+
+    def new_frontend(self, frontend: Key, wanted: Wanted) -> None:
+        """Plan everything about a frontend of which the table has nothing."""
+        count = len(wanted.inside)
+        if not wanted.is_plain or not 0 < count <= len(MARKS):
+            self.frontend(frontend, wanted)
+            return
+        add, verdict = self.plan.now.add, self._verdicts.get(count)
+        if verdict is None:
+            verdict = self._verdicts[count] = _verdict(self._pick(wanted, wanted.inside, outside=False), wanted)
+        add[SERVICES][frontend] = verdict  # type: ignore[assignment] # _ABSENT only for nobody
+        add[ENDPOINTS].update(zip([frontend + mark for mark in MARKS[:count]], wanted.inside, strict=True))
 
     def _cluster_ip(self, frontend: Key, wanted: Wanted) -> None:
         """Plan a frontend that is nothing but a cluster IP, as nearly all are, in a table that has nothing else."""

@@ -75,6 +75,10 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
     frontend = f"{ip} daddr . meta l4proto . th dport"
     dispatch = (f"{frontend} vmap @{SERVICES}",)
     refuse_frontend = f"{frontend} @{REFUSED} goto {REFUSE}"
+    outsider = f"ct original {ip} daddr @{CLUSTER_IPS} {ip} saddr != @{POD_NETWORKS}"
+    # with the port it has, which is this host's to give: at a port of another client's a pod may remember a
+    # connection with later timestamps, and the client's first SYN is lost (RFC 6191; 1 in 100 under load)
+    own = "fib saddr type local masquerade"
     # only what begins a connection, or belongs to none, can be for an address that is not served
     known = "ct state established,related accept"
     unserved = (
@@ -91,8 +95,8 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
         Chain(REFUSE, "", ("meta l4proto tcp reject with tcp reset", f"reject with {_ICMP[ip]} type port-unreachable")),
         # before the translation: afterwards nobody knows which service was meant
         Chain(RANGED, "", (f"{frontend} . {ip} saddr @{SOURCE_RANGES} {frontend} vmap @{ADMITTED}", "drop")),
-        Chain(MASQUERADE_ALL, "", ("masquerade fully-random",)),
-        Chain(MASQUERADE_OWN, "", ("fib saddr type local masquerade fully-random",)),
+        Chain(MASQUERADE_ALL, "", (own, "masquerade fully-random")),
+        Chain(MASQUERADE_OWN, "", (own,)),
         Chain("prerouting", "type nat hook prerouting priority dstnat; policy accept;", dispatch),
         Chain("output", "type nat hook output priority -100; policy accept;", dispatch),
         Chain(
@@ -102,7 +106,8 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
                 # a pod that was sent to itself would answer itself directly
                 f"ct status dnat {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random",
                 # the reply must come back through this node to be translated
-                f"ct original {ip} daddr @{CLUSTER_IPS} {ip} saddr != @{POD_NETWORKS} masquerade fully-random",
+                f"{outsider} {own}",
+                f"{outsider} masquerade fully-random",
                 f"ct status dnat goto {EXTERNAL_SOURCE}",
             ),
         ),

@@ -16,7 +16,7 @@ from proxyd.tables import ADDRESSES, ENDPOINTS, PICKS, Key, Tables, Transaction,
 Slot = tuple[str, Key]
 """A slot's map, `endpoints` or `picks`, and its key."""
 
-_MARKS = [pack_mark(number) for number in range(1024)]
+MARKS = [pack_mark(number) for number in range(1024)]
 
 
 class Region(NamedTuple):
@@ -30,10 +30,10 @@ class Region(NamedTuple):
         return self.frontend + pack_mark(self.base + number)
 
     def keys(self, count: int) -> list[Key]:
-        if count > len(_MARKS) or self.base:
+        if count > len(MARKS) or self.base:
             return [self.key(number) for number in range(count)]
         frontend = self.frontend
-        return [frontend + mark for mark in _MARKS[:count]]
+        return [frontend + mark for mark in MARKS[:count]]
 
     def consecutive(self, present: Collection[Key]) -> Iterator[Key]:
         """The keys that are there, from the first on, up to a hole."""

@@ -83,7 +83,7 @@ def test_many_services_come_in_parts_and_one_that_is_refused_keeps_no_other_away
 
 def test_a_table_that_has_something_is_never_written_in_parts() -> None:
     world = World()
-    world.sync(*many(5000))
+    world.sync(*many(6000))
     assert len(world.nft.commits) > 2
     world.nft.commits.clear()
     world.start()
