@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 
 import click
 
 from podlane.errors import PodlaneError
+from podlane.runtime.lazy import LazyGroup
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig
 from podlane.store.options import store_options
 from proxyd.options import HEALTHZ_PORT, place_options
 
-_COMMANDS: Mapping[str, tuple[str, str]] = {
-    "plan": ("proxyd.commands", "show_plan"),
-    "ruleset": ("proxyd.commands", "show_ruleset"),
-    "services": ("proxyd.commands", "list_services"),
-    "status": ("proxyd.commands", "status"),
-    "trace": ("proxyd.commands", "trace"),
-    "uninstall": ("proxyd.commands", "uninstall"),
+_COMMANDS = {
+    "plan": "proxyd.commands:show_plan",
+    "ruleset": "proxyd.commands:show_ruleset",
+    "services": "proxyd.commands:list_services",
+    "status": "proxyd.commands:status",
+    "trace": "proxyd.commands:trace",
+    "uninstall": "proxyd.commands:uninstall",
 }
 
 
-class _Lazy(click.Group):
-    """A group whose operators' commands are imported when they are used: the daemon does not pay for them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_COMMANDS])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        from importlib import import_module
-
-        module, name = _COMMANDS[cmd_name]
-        command = getattr(import_module(module), name)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="podlane", prog_name="proxyd")
 def main() -> None:
     """Podlane's service proxy: service addresses to pods, in the kernel."""
