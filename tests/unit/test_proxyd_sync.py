@@ -175,10 +175,10 @@ def test_the_first_sync_of_thousands_is_written_in_parts_that_each_go_together(w
         seen.append(len(transaction))
 
     world.nft.after_commit = look
-    names = {f"s{i}": f"10.96.{i >> 8}.{i & 255}" for i in range(5000)}
+    names = {f"s{i}": f"10.96.{i >> 8}.{i & 255}" for i in range(6000)}
     world.sync(*(service(*each) for each in names.items()), *(slice_of(name, ["10.5.1.2"]) for name in names))
     assert len(seen) > 2
-    assert len(world.nft.tables[SERVICES]) == len(world.nft.tables[ENDPOINTS]) == 5000
+    assert len(world.nft.tables[SERVICES]) == len(world.nft.tables[ENDPOINTS]) == 6000
     commits = len(world.nft.commits)
     world.start()
     world.proxy.sync()
