@@ -37,6 +37,7 @@ from proxyd.tables import (
 POD_NETWORKS = "pod_networks"
 SERVICE_RANGES = "service_ranges"
 REFUSE = "refuse"
+CLUSTER_SOURCE = "cluster-source"
 
 AFFINITY_SIZE = 1 << 20
 """Clients of all services with affinity together; beyond it, new ones are spread without being remembered."""
@@ -75,7 +76,6 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
     frontend = f"{ip} daddr . meta l4proto . th dport"
     dispatch = (f"{frontend} vmap @{SERVICES}",)
     refuse_frontend = f"{frontend} @{REFUSED} goto {REFUSE}"
-    outsider = f"ct original {ip} daddr @{CLUSTER_IPS} {ip} saddr != @{POD_NETWORKS}"
     # with the port it has, which is this host's to give: at a port of another client's a pod may remember a
     # connection with later timestamps, and the client's first SYN is lost (RFC 6191; 1 in 100 under load)
     own = "fib saddr type local masquerade"
@@ -96,6 +96,8 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
         # before the translation: afterwards nobody knows which service was meant
         Chain(RANGED, "", (f"{frontend} . {ip} saddr @{SOURCE_RANGES} {frontend} vmap @{ADMITTED}", "drop")),
         Chain(MASQUERADE_ALL, "", (own, "masquerade fully-random")),
+        # to a cluster IP: what comes from outside the pod networks must come back through this node
+        Chain(CLUSTER_SOURCE, "", (f"{ip} saddr @{POD_NETWORKS} accept", f"goto {MASQUERADE_ALL}")),
         Chain(MASQUERADE_OWN, "", (own,)),
         Chain("prerouting", "type nat hook prerouting priority dstnat; policy accept;", dispatch),
         Chain("output", "type nat hook output priority -100; policy accept;", dispatch),
@@ -105,9 +107,7 @@ def chains_of(family: Family) -> tuple[Chain, ...]:
             (
                 # a pod that was sent to itself would answer itself directly
                 f"ct status dnat {ip} saddr . {ip} daddr @{HAIRPIN} masquerade fully-random",
-                # the reply must come back through this node to be translated
-                f"{outsider} {own}",
-                f"{outsider} masquerade fully-random",
+                f"ct original {ip} daddr @{CLUSTER_IPS} goto {CLUSTER_SOURCE}",
                 f"ct status dnat goto {EXTERNAL_SOURCE}",
             ),
         ),
