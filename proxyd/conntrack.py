@@ -6,9 +6,10 @@ destination is a frontend of ours, it is no established connection, and
   - it was never translated (its replies come from the service address itself):
     it began while nothing was served, and conntrack remembers "no translation"; or
   - its replies would come from an address and port that no longer serve, and it is
-    UDP, or TCP or SCTP that was never answered: a client whose pod or host died under
-    its SYN reaches another pod with the next one (after 1 s), and a source port is
-    not poisoned for the two minutes conntrack keeps such an entry.
+    UDP, or TCP or SCTP that was never answered or is over: a client whose pod or host
+    died under its SYN reaches another pod with the next one (after 1 s), and a source
+    port is not poisoned for the two minutes conntrack keeps such an entry (a SYN at the
+    port of a connection in TIME_WAIT goes where that one went).
 Established TCP is always left to end by itself: the pod may still be draining,
 and what is connected to an address that has become a node port's or an external
 one was not made by us.
@@ -108,8 +109,7 @@ def is_stale(flow: Flow, wanted: Mapping[Frontend, Collection[Target]], ranges: 
         address = ipaddress.ip_address(flow.frontend.address)
         return any(address in network for network in ranges)
     untranslated = flow.replies_from == (flow.frontend.address, flow.frontend.port)
-    endless = flow.frontend.protocol == "UDP" or not flow.answered
-    return not flow.established and (untranslated or (endless and flow.replies_from not in targets))
+    return not flow.established and (untranslated or flow.replies_from not in targets)
 
 
 def requests(frontends: Collection[Frontend], ranges: Sequence[Network], entries: int) -> list[Request]:

@@ -50,6 +50,10 @@ from proxyd.tables import (
 )
 
 VERIFY_INTERVAL = 30.0
+CLEAN_AGAIN = (3.0, 20.0)
+"""Seconds after a change at which its frontends' conntrack entries are looked at again: connections to a pod that
+goes end after it went, and are remembered for two minutes then.
+"""
 _POLICIES: tuple[Policy, ...] = ("internal", "external")
 
 _ELEMENTS = metrics.gauge("podlane_proxyd_elements", "Elements in the kernel.", ["family", "map"])
@@ -114,6 +118,7 @@ class Proxy:
         self._verified_at: float | None = None
         self._unclean: set[Key] = set()
         self._unclean_ranges: tuple[str, ...] = ()
+        self._unclean_later: list[tuple[float, set[Key]]] = []
         self._clashes: list[Clash] = []
 
     def not_ready(self) -> str | None:
@@ -249,6 +254,9 @@ class Proxy:
             plans += brought.plans
             for plan in brought.plans:
                 self._unclean |= plan.clean
+                if plan.clean:
+                    now = self._clock.monotonic()
+                    self._unclean_later += [(now + pause, plan.clean) for pause in CLEAN_AGAIN]
             if brought.whole or not self._written:
                 # flows may have begun while nothing, or something else, was in the kernel
                 self._unclean.update(self._index.frontends)
@@ -275,6 +283,13 @@ class Proxy:
 
     def _clean(self) -> None:
         """Delete stale conntrack entries; what fails is tried again by the next sync."""
+        now = self._clock.monotonic()
+        for due, frontends in self._unclean_later:
+            if due <= now:
+                self._unclean |= frontends
+        self._unclean_later = [each for each in self._unclean_later if each[0] > now]
+        if self._unclean_later:
+            self._trigger_after(min(due for due, _ in self._unclean_later) - now)
         if not self._unclean and not self._unclean_ranges:
             return
         deleted = self._conntrack.clean(_Serving(self._index, self._unclean), self._unclean_ranges)

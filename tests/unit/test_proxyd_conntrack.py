@@ -39,8 +39,8 @@ SERVED = {
         (Flow(DNS6, GONE6, True), True),
         (Flow(DNS6, Target(VIP6, 53), False), True),
         (Flow(WEB, GONE, True, established=True), False),  # TCP is left to end by itself
-        (Flow(WEB, GONE, True), False),  # and so are the remains of a connection
-        (Flow(WEB, GONE, False), True),  # but not a client that nobody has answered yet
+        (Flow(WEB, GONE, True), True),  # what remains of it would lead a new one from the same port astray
+        (Flow(WEB, GONE, False), True),  # nor must a client wait whom nobody has answered yet
         (Flow(WEB, Target("10.5.1.2", 8080), False), False),
         (Flow(WEB, Target(VIP, 80), True), True),
         (Flow(WEB, Target(VIP, 80), True, established=True), False),  # to who had the address, or the port, before

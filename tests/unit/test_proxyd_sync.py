@@ -334,3 +334,21 @@ def test_the_status_says_where_it_stands_and_what_is_there(world):
         "hairpin": 1,
     }
     assert shown([world.nft.tables[ENDPOINTS][slot(0)]]) == ["10.5.1.2:8080"]
+
+
+def test_connections_that_end_after_their_pod_went_are_looked_at_again(world):
+    world.sync(service("web", VIP), slice_of("web", ["10.5.1.2", "10.5.1.3"]))
+    world.settle()
+    world.clock.advance(60)
+    world.proxy.sync()
+    world.conntrack.calls.clear()
+    world.sync(slice_of("web", ["10.5.1.3"]))
+    expected = ({"10.96.0.1:80/tcp": {"10.5.1.3:8080"}}, ())
+    for pause in (0.0, 3.0, 17.0):
+        world.clock.advance(pause)
+        world.proxy.sync()
+        assert world.conntrack.calls == [expected], pause
+        world.conntrack.calls.clear()
+    world.clock.advance(60)
+    world.proxy.sync()
+    assert world.conntrack.calls == []
