@@ -9,7 +9,7 @@ destination is a frontend of ours, it is no established connection, and
     UDP, or TCP or SCTP that was never answered or is over: a client whose pod or host
     died under its SYN reaches another pod with the next one (after 1 s), and a source
     port is not poisoned for the two minutes conntrack keeps such an entry (a SYN at the
-    port of a connection in TIME_WAIT goes where that one went).
+    port of a connection in TIME_WAIT may go where that one went).
 Established TCP is always left to end by itself: the pod may still be draining,
 and what is connected to an address that has become a node port's or an external
 one was not made by us.

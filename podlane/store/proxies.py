@@ -75,7 +75,7 @@ class Acknowledgements:
                         self._revisions[_node(event.kv)] = _revision(event.kv)
                     else:
                         self._revisions.pop(_node(event.kv), None)
-        except Exception:
+        except Exception:  # whatever it was, half-read changes must not be gone on with
             self.close()
             raise
         return dict(self._revisions)

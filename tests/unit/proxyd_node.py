@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from proxyd_objects import VIP, ListSource, addresses, frontend
+from proxyd_objects import (
+    POD_NETWORK,
+    POD_NETWORK6,
+    SERVICE_RANGE,
+    SERVICE_RANGE6,
+    VIP,
+    ListSource,
+    addresses,
+    frontend,
+)
 
 from podlane.api.types import EndpointSlice, Service
 from podlane.errors import PodlaneError
@@ -16,6 +25,11 @@ from proxyd.proxy import Outlets, Proxy
 from proxyd.tables import ADDRESSES, ENDPOINTS, FAMILIES, IPV4, PICKS, Family, Frontend, Key, Target, pack_mark
 
 WEB, DNS = frontend(f"{VIP}:80"), frontend(f"{VIP}:53/UDP")
+
+
+def slot(number: int, at: Key = WEB) -> Key:
+    """A frontend's slot."""
+    return at + pack_mark(number)
 
 
 class FakeConntrack:
@@ -54,6 +68,14 @@ class World:
         self.health: dict[int, ServiceHealth] = {}
         self.lost_addresses: PodlaneError | None = None
         self.start()
+
+    @classmethod
+    def dual(cls) -> World:
+        """A node of a cluster with both families."""
+        world = cls()
+        world.source.pod_networks = (POD_NETWORK, POD_NETWORK6)
+        world.source.service_ranges = (SERVICE_RANGE, SERVICE_RANGE6)
+        return world
 
     def start(self) -> None:
         """A new process. Also what ends the old one: it is not asked anything any more."""

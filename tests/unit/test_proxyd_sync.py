@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from proxyd_node import DNS, WEB, World
+from proxyd_node import DNS, World, slot
 from proxyd_objects import (
     NODE_ADDRESS,
     POD_NETWORK,
@@ -24,7 +24,7 @@ from proxyd_objects import (
 from podlane.errors import PodlaneError
 from podlane.runtime.runner import NotReady
 from proxyd.plane import RETIRE_AFTER
-from proxyd.tables import CLUSTER_IPS, ENDPOINTS, IPV4, IPV6, SERVICES, Refused, pack_address, pack_mark
+from proxyd.tables import CLUSTER_IPS, ENDPOINTS, IPV4, IPV6, SERVICES, Refused, pack_address
 from proxyd.walk import consistent
 
 pytestmark = pytest.mark.unit
@@ -37,16 +37,7 @@ def world():
 
 @pytest.fixture
 def dual():
-    world = World()
-    world.source.pod_networks, world.source.service_ranges = (
-        (POD_NETWORK, POD_NETWORK6),
-        (SERVICE_RANGE, SERVICE_RANGE6),
-    )
-    return world
-
-
-def slot(number, at=WEB):
-    return at + pack_mark(number)
+    return World.dual()
 
 
 def test_nothing_is_touched_before_the_first_complete_list(world):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from proxyd_node import WEB, World
+from proxyd_node import World, slot
 from proxyd_objects import (
-    POD_NETWORK,
-    POD_NETWORK6,
     SERVICE_RANGE,
-    SERVICE_RANGE6,
     VIP,
     VIP6,
     frontend,
@@ -21,7 +18,7 @@ from proxyd_objects import (
 
 from podlane.errors import PodlaneError
 from podlane.runtime.runner import NotReady
-from proxyd.tables import ENDPOINTS, IPV6, Refused, pack_mark
+from proxyd.tables import ENDPOINTS, IPV6, Refused
 from proxyd.walk import consistent
 
 pytestmark = pytest.mark.unit
@@ -34,16 +31,7 @@ def world():
 
 @pytest.fixture
 def dual():
-    world = World()
-    world.source.pod_networks, world.source.service_ranges = (
-        (POD_NETWORK, POD_NETWORK6),
-        (SERVICE_RANGE, SERVICE_RANGE6),
-    )
-    return world
-
-
-def slot(number, at=WEB):
-    return at + pack_mark(number)
+    return World.dual()
 
 
 # --- errors ------------------------------------------------------------------------------
