@@ -1,0 +1,170 @@
+"""The objects, in Kubernetes v1 shape, for the fields Podlane supports.
+
+Owns: field names, defaults and types; nothing here does I/O or checks rules
+(validation.py does). Invariant: objects are immutable, a change is a copy made
+with `msgspec.structs.replace`; what is absent in JSON and what equals its
+default are the same thing. Source: the Kubernetes v1 API reference.
+
+Timestamps are UTC with whole seconds, as metav1.Time has them.
+"""
+
+from __future__ import annotations
+
+from podlane.api.types.base import (
+    Condition,
+    ConditionStatus,
+    IPFamily,
+    Object,
+    ObjectMeta,
+    ObjectReference,
+    OwnerReference,
+    Protocol,
+    Struct,
+)
+from podlane.api.types.cluster import (
+    ClusterConfig,
+    Event,
+    EventSource,
+    Namespace,
+    NamespaceSpec,
+    NamespaceStatus,
+)
+from podlane.api.types.container import (
+    Container,
+    ContainerPort,
+    EnvVar,
+    ExecAction,
+    HTTPGetAction,
+    HTTPHeader,
+    Probe,
+    ResourceRequirements,
+    TCPSocketAction,
+)
+from podlane.api.types.controller import (
+    PodTemplateSpec,
+    ReplicationController,
+    ReplicationControllerSpec,
+    ReplicationControllerStatus,
+)
+from podlane.api.types.node import (
+    HOSTNAME_LABEL,
+    NODE_LEASE_NAMESPACE,
+    ZONE_LABEL,
+    DaemonEndpoint,
+    Lease,
+    LeaseSpec,
+    Node,
+    NodeAddress,
+    NodeDaemonEndpoints,
+    NodeSpec,
+    NodeStatus,
+    NodeSystemInfo,
+)
+from podlane.api.types.pod import (
+    ContainerState,
+    ContainerStateRunning,
+    ContainerStateTerminated,
+    ContainerStateWaiting,
+    ContainerStatus,
+    Pod,
+    PodIP,
+    PodSpec,
+    PodStatus,
+)
+from podlane.api.types.service import (
+    BALANCE_ANNOTATION,
+    HEADLESS_LABEL,
+    SERVICE_NAME_LABEL,
+    SERVICE_PROXY_NAME_LABEL,
+    ClientIPConfig,
+    Endpoint,
+    EndpointConditions,
+    EndpointHints,
+    EndpointPort,
+    EndpointSlice,
+    ForNode,
+    ForZone,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    ServiceStatus,
+    SessionAffinityConfig,
+)
+
+__all__ = [
+    "BALANCE_ANNOTATION",
+    "HEADLESS_LABEL",
+    "HOSTNAME_LABEL",
+    "KINDS",
+    "NODE_LEASE_NAMESPACE",
+    "SERVICE_NAME_LABEL",
+    "SERVICE_PROXY_NAME_LABEL",
+    "ZONE_LABEL",
+    "ClientIPConfig",
+    "ClusterConfig",
+    "Condition",
+    "ConditionStatus",
+    "Container",
+    "ContainerPort",
+    "ContainerState",
+    "ContainerStateRunning",
+    "ContainerStateTerminated",
+    "ContainerStateWaiting",
+    "ContainerStatus",
+    "DaemonEndpoint",
+    "Endpoint",
+    "EndpointConditions",
+    "EndpointHints",
+    "EndpointPort",
+    "EndpointSlice",
+    "EnvVar",
+    "Event",
+    "EventSource",
+    "ExecAction",
+    "ForNode",
+    "ForZone",
+    "HTTPGetAction",
+    "HTTPHeader",
+    "IPFamily",
+    "Lease",
+    "LeaseSpec",
+    "LoadBalancerIngress",
+    "LoadBalancerStatus",
+    "Namespace",
+    "NamespaceSpec",
+    "NamespaceStatus",
+    "Node",
+    "NodeAddress",
+    "NodeDaemonEndpoints",
+    "NodeSpec",
+    "NodeStatus",
+    "NodeSystemInfo",
+    "Object",
+    "ObjectMeta",
+    "ObjectReference",
+    "OwnerReference",
+    "Pod",
+    "PodIP",
+    "PodSpec",
+    "PodStatus",
+    "PodTemplateSpec",
+    "Probe",
+    "Protocol",
+    "ReplicationController",
+    "ReplicationControllerSpec",
+    "ReplicationControllerStatus",
+    "ResourceRequirements",
+    "Service",
+    "ServicePort",
+    "ServiceSpec",
+    "ServiceStatus",
+    "SessionAffinityConfig",
+    "Struct",
+    "TCPSocketAction",
+]
+
+KINDS: dict[str, type[Object]] = {
+    cls.KIND: cls for cls in (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, Event, Namespace)
+}

@@ -1,0 +1,59 @@
+"""What belongs to the cluster as a whole: namespaces, events, and Podlane's own configuration."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+from podlane.api.types.base import Object, ObjectReference, Struct
+
+
+class EventSource(Struct, frozen=True, kw_only=True):
+    component: str = ""
+    host: str = ""
+
+
+class Event(Object, frozen=True, kw_only=True):
+    KIND: ClassVar[str] = "Event"
+    involved_object: ObjectReference = ObjectReference()
+    reason: str = ""
+    message: str = ""
+    type: Literal["Normal", "Warning"] = "Normal"
+    source: EventSource = EventSource()
+    count: int = 1
+    first_timestamp: datetime | None = None
+    last_timestamp: datetime | None = None
+
+
+class NamespaceSpec(Struct, frozen=True, kw_only=True):
+    pass
+
+
+class NamespaceStatus(Struct, frozen=True, kw_only=True):
+    phase: Literal["Active", "Terminating"] = "Active"
+
+
+class Namespace(Object, frozen=True, kw_only=True):
+    KIND: ClassVar[str] = "Namespace"
+    NAMESPACED: ClassVar[bool] = False
+    spec: NamespaceSpec = NamespaceSpec()
+    status: NamespaceStatus = NamespaceStatus()
+
+
+class ClusterConfig(Struct, frozen=True, kw_only=True):
+    """The value of `/podlane/config`. Times in seconds.
+
+    `service_cidr`: the service range, or one range a family separated by a comma.
+    `service_node_port_range`: from and to, both included.
+    `node_lease_seconds`: how long a silent node counts as alive (etcd refuses
+    less than 2); `node_grace_seconds`: how long after that its pods are replaced.
+    """
+
+    service_cidr: str = msgspec.field(default="10.96.0.0/16", name="serviceCIDR")
+    service_node_port_range: str = "30000-32767"
+    cluster_domain: str = "cluster.local"
+    node_lease_seconds: int = 10
+    node_grace_seconds: int = 5
+    agent_token: str = ""

@@ -1,0 +1,74 @@
+"""Nodes, and the leases by which they and the schedulers say that they live."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+from podlane.api.types.base import Condition, Object, Struct
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+NODE_LEASE_NAMESPACE = "kube-node-lease"
+
+
+class NodeSpec(Struct, frozen=True, kw_only=True):
+    pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    unschedulable: bool = False
+
+
+class NodeAddress(Struct, frozen=True, kw_only=True):
+    type: Literal["InternalIP", "ExternalIP", "Hostname"]
+    address: str
+
+
+class DaemonEndpoint(Struct, frozen=True, kw_only=True, rename={"port": "Port"}):
+    port: int = 0
+
+
+class NodeDaemonEndpoints(Struct, frozen=True, kw_only=True):
+    kubelet_endpoint: DaemonEndpoint = DaemonEndpoint()
+
+
+class NodeSystemInfo(Struct, frozen=True, kw_only=True):
+    machine_id: str = msgspec.field(default="", name="machineID")
+    kernel_version: str = ""
+    os_image: str = ""
+    container_runtime_version: str = ""
+    kubelet_version: str = ""
+    operating_system: str = "linux"
+    architecture: str = ""
+
+
+class NodeStatus(Struct, frozen=True, kw_only=True):
+    capacity: dict[str, str] = {}
+    allocatable: dict[str, str] = {}
+    conditions: tuple[Condition, ...] = ()
+    addresses: tuple[NodeAddress, ...] = ()
+    daemon_endpoints: NodeDaemonEndpoints = NodeDaemonEndpoints()
+    node_info: NodeSystemInfo = NodeSystemInfo()
+
+
+class Node(Object, frozen=True, kw_only=True):
+    KIND: ClassVar[str] = "Node"
+    NAMESPACED: ClassVar[bool] = False
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+class LeaseSpec(Struct, frozen=True, kw_only=True):
+    holder_identity: str = ""
+    lease_duration_seconds: int = 0
+    acquire_time: datetime | None = None
+    renew_time: datetime | None = None
+    lease_transitions: int = 0
+
+
+class Lease(Object, frozen=True, kw_only=True):
+    """coordination.k8s.io/v1. A node's is bound to an etcd lease: while it exists the node is alive."""
+
+    KIND: ClassVar[str] = "Lease"
+    API_VERSION: ClassVar[str] = "coordination.k8s.io/v1"
+    spec: LeaseSpec = LeaseSpec()
