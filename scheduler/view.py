@@ -3,12 +3,15 @@
 Owns: the writes of this leader that its mirror has not shown yet. Invariant: a
 snapshot is at least as new as every write recorded here, so a slow watch never
 makes an extra pod. This takes the place of Kubernetes' expectations, which
-count; a revision tells exactly. Shared by the controllers, thread-safe.
+count; a revision tells exactly. A `Feed` gives one reader what has changed
+since it last asked, so that one change in a large cluster costs one object and
+not a pass over all. Shared by the controllers, thread-safe.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -26,6 +29,10 @@ class Source(Protocol[T]):
 
     def snapshot(self) -> dict[str, T]: ...
 
+    def get(self, key: str) -> T | None: ...
+
+    def take_changes(self) -> frozenset[str] | None: ...
+
 
 def revision_of(obj: Object) -> int:
     return int(obj.metadata.resource_version or 0)
@@ -40,13 +47,25 @@ class _Write(Generic[T]):
     known: int
 
 
+@dataclass(frozen=True, slots=True)
+class Changes(Generic[T]):
+    """Objects by key as they are now, None for one that is gone; if `complete`, there are no others."""
+
+    objects: Mapping[str, T | None]
+    complete: bool = False
+
+
 class View(Generic[T]):
-    """Objects by "namespace/name", as the source has them or as we have written them since."""
+    """Objects by "namespace/name", as the source has them or as we have written them since.
+
+    It is the only one to take the source's changes.
+    """
 
     def __init__(self, source: Source[T]) -> None:
         self._source = source
         self._lock = threading.Lock()
         self._writes: dict[str, _Write[T]] = {}
+        self._feeds: list[Feed[T]] = []
         self._newest = 0
 
     def wrote(self, obj: T) -> None:
@@ -62,8 +81,10 @@ class View(Generic[T]):
         self._record(_Write("deleted", obj, revision_of(obj)))
 
     def _record(self, write: _Write[T]) -> None:
+        key = namespaced_name(write.obj)
         with self._lock:
-            self._writes[namespaced_name(write.obj)] = write
+            self._writes[key] = write
+            self._mark((key,))
 
     def snapshot(self) -> dict[str, T]:
         """A copy. Raises what the source raises before its first complete list."""
@@ -71,22 +92,80 @@ class View(Generic[T]):
             # the revision first: the snapshot may be newer than it, never older
             revision = self._source.revision
             objects = self._source.snapshot()
-            if revision < self._newest:
-                # the store was restored or exchanged: what we wrote is not in it
-                self._writes.clear()
-            self._newest = revision
-            for key, write in list(self._writes.items()):
-                if not _outstanding(write, objects.get(key), revision):
-                    del self._writes[key]
-                elif write.kind == "deleted":
-                    objects.pop(key, None)
-                else:
-                    objects[key] = write.obj
+            self._forget(revision, objects)
+            self._lay_over(objects)
             return objects
 
+    def feed(self) -> Feed[T]:
+        """For one reader; its first `take` has everything."""
+        with self._lock:
+            self._feeds.append(feed := Feed(self))
+            return feed
+
+    def take(self, feed: Feed[T]) -> Changes[T]:
+        """What Feed.take gives."""
+        with self._lock:
+            # in this order: what is read may be newer than the revision and the changes, never older
+            revision = self._source.revision
+            changed = self._source.take_changes()
+            self._mark(changed)
+            if changed is None or feed.changed is None:
+                objects = self._source.snapshot()
+                self._forget(revision, objects)
+                self._lay_over(objects)
+                feed.changed = set()
+                return Changes(objects, complete=True)
+            self._forget(revision, {key: shown for key in self._writes if (shown := self._source.get(key)) is not None})
+            keys, feed.changed = feed.changed, set()
+            return Changes({key: self._now(key) for key in keys})
+
     def __len__(self) -> int:
-        """How many writes the source had not shown at the last snapshot."""
+        """How many writes the source had not shown at the last look."""
         return len(self._writes)
+
+    def _now(self, key: str) -> T | None:
+        write = self._writes.get(key)
+        if write is None:
+            return self._source.get(key)
+        return None if write.kind == "deleted" else write.obj
+
+    def _lay_over(self, objects: dict[str, T]) -> None:
+        for key, write in self._writes.items():
+            if write.kind == "deleted":
+                objects.pop(key, None)
+            else:
+                objects[key] = write.obj
+
+    def _forget(self, revision: int, shown: Mapping[str, T]) -> None:
+        """Drop the writes that the source shows, or that went with the store it showed."""
+        restored = revision < self._newest  # or exchanged: what we wrote is not in it
+        self._newest = revision
+        over = [
+            key for key, write in self._writes.items() if restored or not _outstanding(write, shown.get(key), revision)
+        ]
+        for key in over:
+            del self._writes[key]
+        self._mark(over)
+
+    def _mark(self, keys: Iterable[str] | None) -> None:
+        """Tell every feed; None: all has changed."""
+        for feed in self._feeds:
+            if keys is None:
+                feed.changed = None
+            elif feed.changed is not None:
+                feed.changed.update(keys)
+
+
+class Feed(Generic[T]):
+    """What has changed in a view since one reader last asked; `changed` (None: everything) is the view's."""
+
+    def __init__(self, view: View[T]) -> None:
+        self._view = view
+        self.changed: set[str] | None = None
+
+    def take(self) -> Changes[T]:
+        """Raises what the source raises before its first complete list; then nothing is lost."""
+        return self._view.take(self)
 
 
 def _outstanding(write: _Write[T], shown: T | None, revision: int) -> bool:

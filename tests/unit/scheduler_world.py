@@ -31,6 +31,7 @@ class LaggingSource:
         listing = store.list(keys.prefix_for(cls))
         self.revision = listing.revision
         self.objects = {}
+        self.changes: set[str] = set()
         for kv in listing.items:
             self._put(kv)
         self.watch = store.watch(keys.prefix_for(cls), start_revision=listing.revision + 1)
@@ -38,6 +39,7 @@ class LaggingSource:
     def _put(self, kv) -> None:
         obj = decode(self.cls, kv.value, revision=kv.mod_revision)
         self.objects[namespaced_name(obj)] = obj
+        self.changes.add(namespaced_name(obj))
 
     def take(self, most: int) -> None:
         for _ in range(most):
@@ -48,11 +50,20 @@ class LaggingSource:
                 if event.type == "put":
                     self._put(event.kv)
                 else:
-                    self.objects.pop(event.kv.key.removeprefix(keys.prefix_for(self.cls)), None)
+                    key = event.kv.key.removeprefix(keys.prefix_for(self.cls))
+                    self.objects.pop(key, None)
+                    self.changes.add(key)
             self.revision = batch.revision
 
     def snapshot(self) -> dict:
         return dict(self.objects)
+
+    def get(self, key: str):
+        return self.objects.get(key)
+
+    def take_changes(self) -> frozenset[str]:
+        taken, self.changes = frozenset(self.changes), set()
+        return taken
 
 
 class Events:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from scheduler_objects import pod
 
@@ -17,13 +19,23 @@ class Source:
     def __init__(self) -> None:
         self.revision = 1
         self.objects: dict = {}
+        self.changes: set[str] | None = set()
 
     def snapshot(self) -> dict:
         return dict(self.objects)
 
+    def get(self, key: str):
+        return self.objects.get(key)
+
+    def take_changes(self) -> frozenset[str] | None:
+        taken, self.changes = self.changes, set()
+        return None if taken is None else frozenset(taken)
+
     def show(self, revision: int, *pods) -> None:
         self.revision = revision
-        self.objects = {f"default/{p.metadata.name}": p for p in pods}
+        before, self.objects = self.objects, {f"default/{p.metadata.name}": p for p in pods}
+        if self.changes is not None:
+            self.changes |= {key for key in before | self.objects if before.get(key) != self.objects.get(key)}
 
 
 @pytest.fixture
@@ -103,6 +115,84 @@ def test_a_store_that_went_back_has_forgotten_our_writes(source, view):
     assert names(view) == ["a"]
     source.show(3)
     assert names(view) == []
+
+
+class TestFeed:
+    """`taken` is what a reader knows who only ever applies what a feed gives."""
+
+    def test_begins_with_everything_and_goes_on_with_what_changed(self, source, view):
+        source.show(5, pod("a", version=4), pod("b", version=5))
+        feed = view.feed()
+        assert sorted(feed.take().objects) == ["default/a", "default/b"]
+        assert feed.take().objects == {}
+        source.show(7, pod("a", version=4), pod("c", version=6))
+        taken = feed.take()
+        assert not taken.complete
+        assert {key: obj and obj.metadata.name for key, obj in taken.objects.items()} == {
+            "default/b": None,
+            "default/c": "c",
+        }
+
+    def test_our_writes_are_in_it_at_once_and_again_when_they_are_overruled(self, source, view):
+        feed = view.feed()
+        feed.take()
+        view.wrote(pod("a", version=5))
+        assert feed.take().objects["default/a"] == pod("a", version=5)
+        source.show(6)  # somebody deleted it
+        assert feed.take().objects == {"default/a": None}
+
+    def test_a_source_that_lost_track_gives_everything(self, source, view):
+        feed = view.feed()
+        feed.take()
+        source.show(6, pod("a", version=6))
+        source.changes = None
+        assert feed.take().complete
+
+    steps = st.lists(
+        st.one_of(
+            st.tuples(st.just("stored"), st.sampled_from("abc"), st.booleans()),
+            st.tuples(st.sampled_from(["ours", "snapshot", "take", "show", "lose"]), st.sampled_from("abc")),
+        ),
+        max_size=40,
+    )
+
+    @given(steps)
+    def test_a_reader_of_changes_knows_what_a_snapshot_has(self, steps):
+        source = Source()
+        view = View(source)
+        feeds = [(view.feed(), {}), (view.feed(), {})]
+        stored: dict = {}
+        revision = 1
+        for step, name, *rest in steps:
+            key = f"default/{name}"
+            if step in {"stored", "ours"}:
+                revision += 1
+                if step == "stored" and rest[0]:
+                    stored.pop(key, None)
+                else:
+                    stored[key] = pod(name, version=revision)
+                if step == "ours":
+                    view.wrote(stored[key])
+            elif step == "show":
+                source.show(revision, *stored.values())
+            elif step == "lose":
+                source.changes = None
+            elif step == "snapshot":
+                view.snapshot()
+            else:
+                _apply(*feeds[0])
+        for feed, known in feeds:
+            _apply(feed, known)
+            assert known == view.snapshot()
+
+
+def _apply(feed, known: dict) -> None:
+    taken = feed.take()
+    if taken.complete:
+        known.clear()
+    known.update(taken.objects)
+    for key in [key for key, obj in known.items() if obj is None]:
+        del known[key]
 
 
 @pytest.mark.parametrize(
