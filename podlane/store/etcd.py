@@ -7,7 +7,8 @@ Why not the etcd3 package's own client: docs/adr/0001.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etcd3 import etcdrpc
@@ -104,7 +105,10 @@ class EtcdStore:
         return wire.txn_result(response)
 
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
-        return open_watch(self._endpoints, prefix, start_revision, timeout)
+        return open_watch(self._endpoints, {prefix: start_revision}, timeout)
+
+    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+        return open_watch(self._endpoints, starts, timeout)
 
     def grant(self, ttl: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         # done twice it leaves a lease without keys, which ends by itself
@@ -122,6 +126,13 @@ class EtcdStore:
         if response.TTL <= 0:
             raise LeaseNotFound(f"keep lease {lease:x} alive: lease not found")
         return int(response.TTL)
+
+    def keep_alive_many(self, leases: Sequence[int], *, timeout: float = DEFAULT_TIMEOUT) -> dict[int, int]:
+        requests = [etcdrpc.LeaseKeepAliveRequest(ID=lease) for lease in leases]
+        answers = self._endpoints.call(
+            f"keep {len(leases)} leases alive", _keep_alive_all, requests, timeout=timeout, repeatable=True
+        )
+        return {int(answer.ID): int(answer.TTL) for answer in answers if answer.TTL > 0}
 
     def time_to_live(self, lease: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         request = etcdrpc.LeaseTimeToLiveRequest(ID=lease)
@@ -158,6 +169,19 @@ def _keep_alive_once(stubs: Stubs) -> Any:
         finally:
             stream.cancel()
         raise StoreUnavailable("stream ended without an answer")
+
+    return call
+
+
+def _keep_alive_all(stubs: Stubs) -> Any:
+    """Many renewals over one stream, which answers each question in its turn."""
+
+    def call(requests: Sequence[Any], **options: Any) -> list[Any]:
+        stream = stubs.lease.LeaseKeepAlive(iter(requests), **options)
+        try:
+            return list(itertools.islice(stream, len(requests)))
+        finally:
+            stream.cancel()
 
     return call
 

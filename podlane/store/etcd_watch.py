@@ -22,7 +22,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,17 +38,21 @@ ANSWER = 5.0  # seconds it may take
 BACKLOG = 64  # batches read ahead of the caller; then gRPC's flow control holds etcd back
 
 
-def open_watch(endpoints: Endpoints, prefix: str, start_revision: int, timeout: float) -> EtcdWatch:
-    """Open a watch at whichever endpoint accepts it. Raises StoreUnavailable, PermissionDenied."""
-    attempts = Attempts(endpoints, f"watch {prefix}", timeout)
+def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float) -> EtcdWatch:
+    """Open a watch at whichever endpoint accepts it: one stream for all prefixes, each from its revision on.
+
+    Raises StoreUnavailable, PermissionDenied.
+    """
+    action = f"watch {next(iter(starts))}" + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
+    attempts = Attempts(endpoints, action, timeout)
     denied = False
     while True:
         endpoint = attempts.begin()
         try:
             endpoint.prove(min(attempts.left, endpoints.timeout))
             metadata = endpoints.metadata(endpoint, attempts.left)
-            watch = EtcdWatch(endpoints, endpoint, prefix)
-            watch.open(start_revision, metadata, min(attempts.left, endpoints.timeout))
+            watch = EtcdWatch(endpoints, endpoint, action)
+            watch.open(starts, metadata, min(attempts.left, endpoints.timeout))
         except (grpc.RpcError, StoreUnavailable) as error:
             attempts.failed(endpoint, error, repeatable=True)
         except ValueError:  # gRPC's way to say that the channel was closed under us
@@ -57,7 +61,7 @@ def open_watch(endpoints: Endpoints, prefix: str, start_revision: int, timeout: 
         except PermissionDenied as error:
             # perhaps the token has expired: etcd says one or the other
             if denied or not endpoints.relogin():
-                raise with_action(f"watch {prefix}", error) from error
+                raise with_action(action, error) from error
             denied = True
         else:
             return watch
@@ -66,29 +70,30 @@ def open_watch(endpoints: Endpoints, prefix: str, start_revision: int, timeout: 
 class EtcdWatch:
     """Made by `open_watch`."""
 
-    def __init__(self, endpoints: Endpoints, endpoint: Endpoint, prefix: str) -> None:
+    def __init__(self, endpoints: Endpoints, endpoint: Endpoint, action: str) -> None:
         self._endpoints = endpoints
         self._endpoint = endpoint
-        self._action = f"watch {prefix}"
-        self._prefix = prefix
+        self._action = action
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._state = threading.Condition()
         self._batches: deque[WatchBatch] = deque()
-        self._created = False
+        self._to_create = 1
         self._error: PodlaneError | None = None
         self._cancelled = False
         self._heard = time.monotonic()
         self._asked: float | None = None
         self._call: Any = None
 
-    def open(self, start_revision: int, metadata: Any, timeout: float) -> None:
-        """Start the stream and wait until etcd has taken up the watch. Raises what `next` does."""
-        self._requests.put(wire.watch_request(self._prefix, start_revision))
+    def open(self, starts: Mapping[str, int], metadata: Any, timeout: float) -> None:
+        """Start the stream and wait until etcd has taken up every prefix. Raises what `next` does."""
+        self._to_create = len(starts)
+        for prefix, revision in starts.items():
+            self._requests.put(wire.watch_request(prefix, revision))
         self._call = self._endpoint.stubs.watch.Watch(self._outgoing(), metadata=metadata)
         threading.Thread(target=self._read, name=self._action, daemon=True).start()
         with self._state:
-            self._state.wait_for(lambda: self._created or self._error is not None, timeout)
-            error = None if self._created else self._error or StoreUnavailable("not taken up in time")
+            self._state.wait_for(lambda: not self._to_create or self._error is not None, timeout)
+            error = None if not self._to_create else self._error or StoreUnavailable("not taken up in time")
         if error is not None:
             self.cancel()
             raise error
@@ -173,7 +178,7 @@ class EtcdWatch:
                     else error_of_cancel(response.cancel_reason)
                 )
             elif response.created:
-                self._created = True
+                self._to_create -= 1
                 self._state.notify_all()
             if batch is not None:
                 self._state.wait_for(lambda: len(self._batches) < BACKLOG or self._cancelled)

@@ -11,7 +11,7 @@ Source: the etcd v3 API (api/etcdserverpb/rpc.proto).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -224,6 +224,14 @@ class Store(Protocol):
         """
         ...
 
+    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+        """Watch many prefixes, each from a revision of its own on, over one connection.
+
+        For a process that stands for many nodes. Each prefix has all that `watch` promises,
+        but what happened in one revision below two prefixes may come in two batches, in any order.
+        """
+        ...
+
     def grant(self, ttl: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         """Make a lease of `ttl` whole seconds (at least 2) and return its id.
 
@@ -233,6 +241,10 @@ class Store(Protocol):
 
     def keep_alive(self, lease: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         """Renew a lease and return its seconds to live. Raises LeaseNotFound."""
+        ...
+
+    def keep_alive_many(self, leases: Sequence[int], *, timeout: float = DEFAULT_TIMEOUT) -> dict[int, int]:
+        """Renew many leases in one go and return the seconds to live of each that is not gone."""
         ...
 
     def time_to_live(self, lease: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:

@@ -14,7 +14,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -109,8 +109,12 @@ class MemoryStore:
             return result
 
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+        return self.watch_many({prefix: start_revision}, timeout=timeout)
+
+    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
         with self._call("watch"):
-            watch = _MemoryWatch(self, self._clock, prefix, start_revision)
+            start_revision = min(starts.values())
+            watch = _MemoryWatch(self, self._clock, tuple(starts), start_revision)
             if start_revision < self._compacted:
                 watch.fail(Compacted(self._compacted))
                 return watch
@@ -132,6 +136,10 @@ class MemoryStore:
             found = self._lease(lease)
             found.expires = self._clock.monotonic() + found.ttl
             return found.ttl
+
+    def keep_alive_many(self, leases: Sequence[int], *, timeout: float = DEFAULT_TIMEOUT) -> dict[int, int]:
+        with self._call("keep leases alive"):
+            return {lease: self.keep_alive(lease) for lease in leases if lease in self._leases}
 
     def time_to_live(self, lease: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         with self._call("get time to live"):
@@ -273,8 +281,8 @@ class MemoryStore:
 
 
 class _MemoryWatch:
-    def __init__(self, store: MemoryStore, clock: Clock, prefix: str, start_revision: int) -> None:
-        self.prefix = prefix
+    def __init__(self, store: MemoryStore, clock: Clock, prefixes: tuple[str, ...], start_revision: int) -> None:
+        self.prefix, self._prefixes = prefixes[0], prefixes
         self._store = store
         self._clock = clock
         self._start = start_revision
@@ -284,7 +292,7 @@ class _MemoryWatch:
 
     def offer(self, batch: WatchBatch) -> None:
         """Take what concerns us of one revision. The store's lock is held."""
-        events = tuple(event for event in batch.events if event.kv.key.startswith(self.prefix))
+        events = tuple(event for event in batch.events if event.kv.key.startswith(self._prefixes))
         if events and batch.revision >= self._start and self._error is None:
             self._pending.append(WatchBatch(events, batch.revision))
             self._changed.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -428,3 +429,26 @@ def test_close_ends_watches(subject: Subject) -> None:
     subject.store.close()
     with pytest.raises(StoreUnavailable):
         watch.next(WAIT)
+
+
+def test_one_watch_may_have_many_prefixes_each_from_its_own_revision(subject: Subject) -> None:
+    first = subject.put("a/1")
+    second = subject.put("b/1")
+    subject.put("c/1")
+    with subject.store.watch_many({f"{subject.p}a/": first, f"{subject.p}b/": second + 1}) as watch:
+        last = subject.put("b/2")
+        seen: set[str] = set()
+        deadline = time.monotonic() + WAIT
+        while not {"a/1", "b/2"} <= seen:
+            assert time.monotonic() < deadline
+            batch = watch.next(WAIT)
+            seen |= {event.kv.key.removeprefix(subject.p) for event in batch.events} if batch else set()
+            assert batch is None or batch.revision <= last
+    assert "c/1" not in seen
+
+
+def test_many_leases_are_renewed_in_one_go_and_those_gone_are_missing(subject: Subject) -> None:
+    leases = [subject.store.grant(60) for _ in range(5)]
+    subject.store.revoke(leases[2])
+    assert subject.store.keep_alive_many(leases) == {lease: 60 for lease in leases if lease != leases[2]}
+    assert subject.store.keep_alive_many([]) == {}
