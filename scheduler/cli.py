@@ -21,6 +21,9 @@ from podlane.store.options import store_options
 HEALTHZ_PORT = 10259
 """kube-scheduler's."""
 
+LEADER_TTL = 4
+"""Seconds. With etcd's half second of inattention and the catching up, another leads within 6 s."""
+
 
 class _Lazy(click.Group):
     """A group whose sub-command `agent` is imported when it is used."""
@@ -53,7 +56,7 @@ def main() -> None:
 @click.option(
     "--leader-ttl",
     type=click.IntRange(min=2),
-    default=5,
+    default=LEADER_TTL,
     show_default=True,
     envvar="SCHEDULER_LEADER_TTL",
     show_envvar=True,

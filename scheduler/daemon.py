@@ -28,13 +28,11 @@ def run_daemon(identity: str, leader_ttl: int, store_config: StoreConfig, option
     daemon.on_stop(store.close)
     registry = Registry(store, clock=clock)
     cluster = Cluster(registry, clock)
-    events = EventRecorder(registry, "scheduler", identity, clock)
-    leader = Leader(cluster, events, clock)
+    leader = Leader(cluster, lambda fenced: EventRecorder(fenced, "scheduler", identity, clock), clock)
     election = Election(store, ELECTION_SCHEDULER, identity, ttl=leader_ttl, clock=clock)
 
     for mirror in cluster.mirrors:
         daemon.add_thread(f"mirror-{mirror.name}", mirror.run)
-    daemon.on_stop(events.close)
     daemon.add_thread("election", partial(_campaign, election, leader, cluster))
     daemon.add_ready_check("scheduler", leader.not_ready)
     return daemon.run()

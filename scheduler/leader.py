@@ -3,8 +3,8 @@
 Owns: the life of the loops. Invariants: nothing is decided before the mirrors
 have caught up with all that was stored when leadership began; every leadership
 starts with fresh memory (views, node history, doubts); all loops write through
-one fenced registry, so a leader that was paused past its lease and goes on
-cannot change anything: its first write raises Fenced and ends its leading.
+one fenced registry, events too, so a leader that was paused past its lease and
+goes on cannot change anything: its first write raises Fenced and ends its leading.
 Loops of an earlier leadership never run beside those of a later one with the
 same fence: the fence names the leadership, not the process.
 """
@@ -15,6 +15,7 @@ import random
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Protocol
 
 from podlane.api.types import Object
 from podlane.errors import Fenced
@@ -23,6 +24,7 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from podlane.store.election import Leadership
+from podlane.store.registry import Registry
 from scheduler.cluster import Cluster, Snapshot
 from scheduler.endpoints_loop import EndpointsLoop
 from scheduler.loop import Context, Loop, Recorder
@@ -40,12 +42,28 @@ _LOOK = 0.2  # seconds a loop's end may go unnoticed by the thread that leads
 _LEADER = metrics.gauge("podlane_scheduler_leader", "1 while this scheduler leads.")
 
 
-class Leader:
-    """Runs the loops for one leadership after another: `lead` is what Election calls."""
+class Events(Recorder, Protocol):
+    """What a leadership needs of an EventRecorder."""
 
-    def __init__(self, cluster: Cluster, events: Recorder, clock: Clock, *, rng: random.Random | None = None) -> None:
+    def close(self) -> None: ...
+
+
+class Leader:
+    """Runs the loops for one leadership after another: `lead` is what Election calls.
+
+    `events` makes a leadership's recorder of its fenced registry.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        events: Callable[[Registry], Events],
+        clock: Clock,
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
         self._cluster = cluster
-        self._events = events
+        self._make_events = events
         self._clock = clock
         self._rng = rng or random.Random()
         self._runners: dict[str, Runner] = {}
@@ -59,7 +77,9 @@ class Leader:
         if leadership.lost.is_set():
             return
         over = threading.Event()
-        self._runners = self._make_runners(leadership, over)
+        registry = self._cluster.registry.fenced(leadership.fence)
+        events = self._make_events(registry)
+        self._runners = self._make_runners(registry, events, over)
         self._log.info("leading", caught_up_in=round(self._clock.monotonic() - started, 3))
         _LEADER.set(1)
         threads = [
@@ -73,6 +93,7 @@ class Leader:
                 pass
         finally:
             self._end(over, threads)
+            events.close()
 
     def _end(self, over: threading.Event, threads: list[threading.Thread]) -> None:
         over.set()
@@ -86,12 +107,12 @@ class Leader:
         self._runners = {}
         self._log.info("no longer leading")
 
-    def _make_runners(self, leadership: Leadership, over: threading.Event) -> dict[str, Runner]:
+    def _make_runners(self, registry: Registry, events: Recorder, over: threading.Event) -> dict[str, Runner]:
         runners: dict[str, Runner] = {}
         context = Context(
-            registry=self._cluster.registry.fenced(leadership.fence),
+            registry=registry,
             snapshot=Snapshot.of(self._cluster),
-            events=self._events,
+            events=events,
             clock=self._clock,
             rng=self._rng,
             wake=lambda name, seconds: runners[name].trigger_after(seconds),

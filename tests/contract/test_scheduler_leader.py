@@ -12,11 +12,14 @@ from msgspec.structs import replace
 
 from podlane.api.meta import is_pod_active
 from podlane.api.types import (
+    NODE_LEASE_NAMESPACE,
     ClusterConfig,
     Condition,
     Container,
     ContainerPort,
     EndpointSlice,
+    Event,
+    Lease,
     Node,
     NodeStatus,
     ObjectMeta,
@@ -33,8 +36,9 @@ from podlane.errors import Fenced
 from podlane.runtime.clock import SystemClock
 from podlane.store.config import connect
 from podlane.store.election import Election, Leadership
-from podlane.store.interface import Delete, Store
-from podlane.store.keys import ELECTION_SCHEDULER
+from podlane.store.events import EventRecorder
+from podlane.store.interface import Delete, Get, Store
+from podlane.store.keys import ELECTION_SCHEDULER, key_for, prefix_for
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.cluster import Cluster
@@ -45,8 +49,23 @@ pytestmark = pytest.mark.contract
 LABELS = {"app": "web"}
 
 
-class NoEvents:
-    def event(self, *_: object) -> None: ...
+class FenceAudit:
+    """A store that remembers what was written through it, and what of that without comparing the election's key."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.written: set[str] = set()
+        self.unfenced: set[str] = set()
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+    def txn(self, compare, then, otherwise=(), **options):
+        keys = {op.key for op in (*then, *otherwise) if not isinstance(op, Get)}
+        self.written |= keys
+        if not any(c.key == ELECTION_SCHEDULER and c.target == "create" for c in compare):
+            self.unfenced |= keys
+        return self._store.txn(compare, then, otherwise, **options)
 
 
 class Member:
@@ -56,7 +75,7 @@ class Member:
         clock = SystemClock()
         self.stop = threading.Event()
         self.cluster = Cluster(Registry(store), clock)
-        self.leader = Leader(self.cluster, NoEvents(), clock)
+        self.leader = Leader(self.cluster, lambda fenced: EventRecorder(fenced, "scheduler", identity, clock), clock)
         self.election = Election(store, ELECTION_SCHEDULER, identity, ttl=2, clock=clock)
         self.leaderships: list[Leadership] = []
         bodies: list[Callable[[threading.Event], None]] = [mirror.run for mirror in self.cluster.mirrors]
@@ -89,11 +108,11 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 @pytest.fixture
-def start(store: Store) -> Iterator[Callable[[str], Member]]:
+def start(store: Store) -> Iterator[Callable[..., Member]]:
     members: list[Member] = []
 
-    def make(identity: str) -> Member:
-        members.append(Member(store, identity))
+    def make(identity: str, own_store: Store | None = None) -> Member:
+        members.append(Member(own_store or store, identity))
         return members[-1]
 
     yield make
@@ -104,7 +123,7 @@ def start(store: Store) -> Iterator[Callable[[str], Member]]:
 @pytest.fixture
 def registry(store: Store) -> Registry:
     registry = Registry(store)
-    registry.init_cluster(ClusterConfig())
+    registry.init_cluster(ClusterConfig(node_grace_seconds=1))
     resources = {"cpu": "4", "memory": "8Gi", "pods": "110"}
     for name in ("n1", "n2", "n3"):
         status = NodeStatus(allocatable=resources, conditions=(Condition(type="Ready", status="True"),))
@@ -137,21 +156,28 @@ def eventually(what: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_pods_are_made_placed_and_shown_as_endpoints(store, registry, start):
-    member = start("a")
-    registry.create(web(6))
-    registry.create(
-        Service(
-            metadata=ObjectMeta(name="web", namespace="default"),
-            spec=ServiceSpec(selector=LABELS, ports=(ServicePort(port=80, target_port=8080),)),
-        )
+def web_service() -> Service:
+    return Service(
+        metadata=ObjectMeta(name="web", namespace="default"),
+        spec=ServiceSpec(selector=LABELS, ports=(ServicePort(port=80, target_port=8080),)),
     )
-    eventually(lambda: len(bound(registry)) == 6)
-    assert sorted(p.spec.node_name for p in bound(registry)) == ["n1", "n1", "n2", "n2", "n3", "n3"]
+
+
+def make_ready(registry: Registry) -> None:
+    """Every bound pod runs and is ready, as its agent would say."""
     for i, pod in enumerate(bound(registry)):
         ready = (Condition(type="Ready", status="True"),)
         status = replace(pod.status, phase="Running", pod_ip=f"10.4.1.{i}", conditions=ready)
         registry.modify(Pod, "default", pod.metadata.name, lambda p, status=status: replace(p, status=status))
+
+
+def test_pods_are_made_placed_and_shown_as_endpoints(store, registry, start):
+    member = start("a")
+    registry.create(web(6))
+    registry.create(web_service())
+    eventually(lambda: len(bound(registry)) == 6)
+    assert sorted(p.spec.node_name for p in bound(registry)) == ["n1", "n1", "n2", "n2", "n3", "n3"]
+    make_ready(registry)
     eventually(lambda: sum(len(s.endpoints) for s in registry.list(EndpointSlice).items) == 6)
     eventually(lambda: registry.get(ReplicationController, "default", "web").status.ready_replicas == 6)
     assert member.leader.not_ready() is None
@@ -187,3 +213,22 @@ def test_a_leader_whose_key_is_taken_is_fenced_and_stands_again(store, registry,
     eventually(lambda: len(bound(registry)) == 5)
     eventually(first.leaderships[0].lost.is_set)
     assert len(registry.list(Pod).items) == 5
+
+
+def test_everything_a_leader_writes_compares_its_fence(store, registry, start):
+    registry.create(web(6))
+    registry.create(web_service())
+    audit = FenceAudit(store)
+    start("a", audit)
+    eventually(lambda: len(bound(registry)) == 6)
+    make_ready(registry)
+    eventually(lambda: sum(len(s.endpoints) for s in registry.list(EndpointSlice).items) == 6)
+    # a node goes: it is marked, its pods are given up and made anew, and events tell of it
+    store.txn([], [Delete(key_for(Lease, NODE_LEASE_NAMESPACE, "n3"))])
+    eventually(lambda: {e.reason for e in registry.list(Event).items} >= {"NodeNotReady", "NodeLost"})
+    eventually(lambda: len(bound(registry)) == 6 and {p.spec.node_name for p in bound(registry)} == {"n1", "n2"})
+    scale(registry, 2)
+    eventually(lambda: len(bound(registry)) == 2)
+    assert audit.unfenced == {ELECTION_SCHEDULER}
+    for kind in (Pod, ReplicationController, EndpointSlice, Node, Event):
+        assert any(key.startswith(prefix_for(kind)) for key in audit.written), kind
