@@ -16,6 +16,7 @@ import msgspec
 
 from podlane.api.types import (
     Condition,
+    ConfigMap,
     EndpointSlice,
     Event,
     Lease,
@@ -25,7 +26,10 @@ from podlane.api.types import (
     ObjectReference,
     OwnerReference,
     Pod,
+    PriorityClass,
     ReplicationController,
+    ResourceQuota,
+    Secret,
     Service,
 )
 
@@ -45,8 +49,12 @@ RESOURCES = (
     Resource(ReplicationController, "replicationcontrollers", "replicationcontroller", ("rc",)),
     Resource(Service, "services", "service", ("svc",)),
     Resource(EndpointSlice, "endpointslices", "endpointslice", ()),
+    Resource(ConfigMap, "configmaps", "configmap", ("cm",)),
+    Resource(Secret, "secrets", "secret", ()),
     Resource(Node, "nodes", "node", ("no",)),
     Resource(Namespace, "namespaces", "namespace", ("ns",)),
+    Resource(ResourceQuota, "resourcequotas", "resourcequota", ("quota",)),
+    Resource(PriorityClass, "priorityclasses", "priorityclass", ("pc",)),
     Resource(Event, "events", "event", ("ev",)),
     Resource(Lease, "leases", "lease", ()),
 )

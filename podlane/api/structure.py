@@ -22,7 +22,7 @@ from podlane.api import types
 from podlane.api.codec import without_nulls
 from podlane.api.documents import Place
 from podlane.api.fields import Errors, Range, expected_integer, join, range_of
-from podlane.api.unsupported import SERVER_SET, UNSUPPORTED, VALUES, default_of
+from podlane.api.unsupported import DROPPED, SERVER_SET, UNSUPPORTED, VALUES, default_of
 from podlane.errors import FieldError
 
 UNSUPPORTED_TEXT = "known to Kubernetes but not supported by Podlane yet"
@@ -30,8 +30,11 @@ UNSUPPORTED_TEXT = "known to Kubernetes but not supported by Podlane yet"
 _QUANTITIES = {
     (types.ResourceRequirements, "requests"),
     (types.ResourceRequirements, "limits"),
+    (types.ResourceQuotaSpec, "hard"),
+    (types.EmptyDirVolumeSource, "sizeLimit"),
+    (types.ResourceFieldSelector, "divisor"),
 }
-"""Maps of quantities, where Kubernetes also takes numbers: `cpu: 1`."""
+"""Quantities and maps of them, where Kubernetes also takes numbers: `cpu: 1`."""
 
 _ABSENT = msgspec.UNSET
 
@@ -109,9 +112,10 @@ class Reader:
         return self._struct(field.type, value, spot)
 
     def _string(self, field: _Field, value: Any, spot: _Spot) -> Any:
-        del field
         if isinstance(value, str):
             return value
+        if field.quantities and isinstance(value, int | float) and not isinstance(value, bool):
+            return self._text(value, spot)
         self._expected("a string", value, spot)
         return self._text(value, spot) if isinstance(value, bool | int | float) else _ABSENT
 
@@ -171,7 +175,12 @@ class Reader:
             self._expected("a list", value, spot)
             return _ABSENT
         item = field.item
-        result = [self._value(item, inner, spot.item(index)) for index, inner in enumerate(value)]
+        dropped = DROPPED.get((field.owner, field.name))
+        result = [
+            self._value(item, inner, spot.item(index))
+            for index, inner in enumerate(value)
+            if dropped is None or not (isinstance(inner, dict) and dropped(inner))
+        ]
         # the place in the list is kept, or later errors would name the wrong index
         return [_stand_in(item.type) if read is _ABSENT else read for read in result]
 
@@ -183,8 +192,6 @@ class Reader:
         for key, inner in value.items():
             if inner is None:
                 result[key] = None
-            elif field.quantities and isinstance(inner, int | float) and not isinstance(inner, bool):
-                result[key] = self._text(inner, spot.key(key))
             else:
                 read = self._string(field, inner, spot.key(key))
                 if read is not _ABSENT:

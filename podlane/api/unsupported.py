@@ -42,34 +42,24 @@ def _anything(value: Any) -> bool:
     return True
 
 
-# what Kubernetes' admission adds to every pod: the service account's token …
+# what Kubernetes' admission adds to every pod: the service account's token
 _ACCESS_VOLUME = "kube-api-access-"
 _ACCESS_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
-# … and five minutes' patience with a node that is away
-_DEFAULT_TOLERATIONS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
-def _access_volumes(value: Any) -> bool:
-    return value == {} or _each(value, lambda v: str(v.get("name", "")).startswith(_ACCESS_VOLUME) and "projected" in v)
+def _is_access_volume(item: Mapping[str, Any]) -> bool:
+    return str(item.get("name", "")).startswith(_ACCESS_VOLUME) and "projected" in item
 
 
-def _access_mounts(value: Any) -> bool:
-    return value == {} or _each(value, lambda v: v.get("mountPath") == _ACCESS_PATH)
+def _is_access_mount(item: Mapping[str, Any]) -> bool:
+    return item.get("mountPath") == _ACCESS_PATH
 
 
-def _default_tolerations(value: Any) -> bool:
-    return value == {} or _each(
-        value,
-        lambda v: (
-            v.get("key") in _DEFAULT_TOLERATIONS
-            and v.get("effect") == "NoExecute"
-            and v.get("tolerationSeconds") == 300
-        ),
-    )
-
-
-def _each(value: Any, test: Callable[[Mapping[str, Any]], bool]) -> bool:
-    return isinstance(value, list) and all(isinstance(item, Mapping) and test(item) for item in value)
+DROPPED: dict[tuple[type[types.Struct], str], Callable[[Mapping[str, Any]], bool]] = {
+    (types.PodSpec, "volumes"): _is_access_volume,
+    (types.Container, "volumeMounts"): _is_access_mount,
+}
+"""Items of lists that are left out when they are read."""
 
 
 def _fields(*refused: str, **accepted: Accepts) -> dict[str, Accepts]:
@@ -77,78 +67,100 @@ def _fields(*refused: str, **accepted: Accepts) -> dict[str, Accepts]:
 
 
 UNSUPPORTED: dict[type[types.Struct], dict[str, Accepts]] = {
-    types.ObjectMeta: _fields("finalizers", managedFields=_anything, selfLink=_anything, clusterName=_anything),
+    types.ObjectMeta: _fields(managedFields=_anything, selfLink=_anything, clusterName=_anything),
     types.PodSpec: _fields(
-        "activeDeadlineSeconds",
-        "affinity",
         "dnsConfig",
         "ephemeralContainers",
-        "hostAliases",
         "hostIPC",
-        "hostNetwork",
         "hostPID",
         "hostnameOverride",
         "imagePullSecrets",
-        "initContainers",
         "os",
         "overhead",
-        "priorityClassName",
         "readinessGates",
         "resourceClaims",
         "resources",
         "runtimeClassName",
         "schedulingGates",
         "schedulingGroup",
-        "securityContext",
         "setHostnameAsFQDN",
         "shareProcessNamespace",
         "subdomain",
-        "topologySpreadConstraints",
         "workloadRef",
         automountServiceAccountToken=_only(True, False),
         dnsPolicy=_only("ClusterFirst"),
-        enableServiceLinks=_only(True, False),
         hostUsers=_only(True),
-        preemptionPolicy=_only("PreemptLowerPriority"),
-        priority=_only(0),
         schedulerName=_only("default-scheduler"),
         serviceAccount=_only("default"),
         serviceAccountName=_only("default"),
-        tolerations=_default_tolerations,
-        volumes=_access_volumes,
     ),
     types.Container: _fields(
-        "envFrom",
-        "lifecycle",
-        "livenessProbe",
         "resizePolicy",
-        "restartPolicy",
         "restartPolicyRules",
-        "securityContext",
-        "startupProbe",
-        "stdin",
-        "stdinOnce",
-        "tty",
         "volumeDevices",
-        terminationMessagePath=_only("/dev/termination-log"),
-        terminationMessagePolicy=_only("File"),
-        volumeMounts=_access_mounts,
     ),
-    types.ContainerPort: _fields("hostIP", hostPort=_only(0)),
-    types.EnvVar: _fields("valueFrom"),
+    types.SecurityContext: _fields(
+        "appArmorProfile",
+        "seLinuxOptions",
+        "windowsOptions",
+        procMount=_only("Default"),
+        seccompProfile=_only({"type": "RuntimeDefault"}),
+    ),
+    types.PodSecurityContext: _fields(
+        "appArmorProfile",
+        "seLinuxChangePolicy",
+        "seLinuxOptions",
+        "supplementalGroupsPolicy",
+        "sysctls",
+        "windowsOptions",
+        fsGroupChangePolicy=_only("Always"),
+        seccompProfile=_only({"type": "RuntimeDefault"}),
+    ),
+    types.Volume: _fields(
+        "awsElasticBlockStore",
+        "azureDisk",
+        "azureFile",
+        "cephfs",
+        "cinder",
+        "csi",
+        "ephemeral",
+        "fc",
+        "flexVolume",
+        "flocker",
+        "gcePersistentDisk",
+        "gitRepo",
+        "glusterfs",
+        "image",
+        "iscsi",
+        "nfs",
+        "persistentVolumeClaim",
+        "photonPersistentDisk",
+        "portworxVolume",
+        "projected",
+        "quobyte",
+        "rbd",
+        "scaleIO",
+        "storageos",
+        "vsphereVolume",
+    ),
+    types.VolumeMount: _fields("subPathExpr", mountPropagation=_only("None"), recursiveReadOnly=_only("Disabled")),
+    types.EnvVarSource: _fields("fileKeyRef"),
+    types.Lifecycle: _fields("stopSignal"),
     types.ResourceRequirements: _fields("claims"),
-    types.Probe: _fields("grpc", "terminationGracePeriodSeconds"),
     types.Endpoint: _fields("deprecatedTopology"),
-    types.NodeSpec: _fields("configSource", "externalID", "providerID", "taints", podCIDRs=_anything),
+    types.NodeSpec: _fields("configSource", "externalID"),
     types.LeaseSpec: _fields("preferredHolder", "strategy"),
     types.Event: _fields(
         "action", "eventTime", "related", "series", reportingComponent=_anything, reportingInstance=_anything
     ),
-    types.NamespaceSpec: _fields(finalizers=_only(["kubernetes"])),
+    types.ResourceQuotaSpec: _fields("scopeSelector"),
 }
 
 VALUES: dict[tuple[type[types.Struct], str], frozenset[str]] = {
     (types.EndpointSlice, "addressType"): frozenset({"FQDN"}),
+    (types.Toleration, "operator"): frozenset({"Gt", "Lt"}),
+    (types.Container, "restartPolicy"): frozenset({"OnFailure", "Never"}),
+    (types.ResourceQuotaSpec, "scopes"): frozenset({"PriorityClass", "CrossNamespacePodAffinity"}),
 }
 """Values of supported fields that Kubernetes has and Podlane does not."""
 
@@ -160,7 +172,6 @@ KINDS = frozenset(
         "ClusterRole",
         "ClusterRoleBinding",
         "ComponentStatus",
-        "ConfigMap",
         "ControllerRevision",
         "CronJob",
         "CSIDriver",
@@ -183,17 +194,14 @@ KINDS = frozenset(
         "PersistentVolumeClaim",
         "PodDisruptionBudget",
         "PodTemplate",
-        "PriorityClass",
         "PriorityLevelConfiguration",
         "ReplicaSet",
         "ResourceClaim",
         "ResourceClaimTemplate",
-        "ResourceQuota",
         "ResourceSlice",
         "Role",
         "RoleBinding",
         "RuntimeClass",
-        "Secret",
         "ServiceAccount",
         "ServiceCIDR",
         "StatefulSet",

@@ -17,6 +17,7 @@ from typing import Any
 from podlane.api.meta import get_condition
 from podlane.api.services import ingress_of
 from podlane.api.types import (
+    ConfigMap,
     Endpoint,
     EndpointSlice,
     Event,
@@ -25,7 +26,10 @@ from podlane.api.types import (
     Node,
     Object,
     Pod,
+    PriorityClass,
     ReplicationController,
+    ResourceQuota,
+    Secret,
     Service,
     ServicePort,
 )
@@ -194,6 +198,38 @@ def _namespace(namespace: Namespace, now: datetime) -> Sequence[str]:
     )
 
 
+def _config_map(config: ConfigMap, now: datetime) -> Sequence[str]:
+    size = len(config.data) + len(config.binary_data)
+    return config.metadata.name, str(size), age(config.metadata.creation_timestamp, now)
+
+
+def _secret(secret: Secret, now: datetime) -> Sequence[str]:
+    return secret.metadata.name, secret.type, str(len(secret.data)), age(secret.metadata.creation_timestamp, now)
+
+
+def _quota(quota: ResourceQuota, now: datetime) -> Sequence[str]:
+    status = quota.status
+    cells: dict[bool, list[str]] = {True: [], False: []}
+    for name, hard in sorted(status.hard.items()):
+        cells[name.startswith("limits")].append(f"{name}: {status.used.get(name, '0')}/{hard}")
+    return (
+        quota.metadata.name,
+        ", ".join(cells[False]),
+        ", ".join(cells[True]),
+        age(quota.metadata.creation_timestamp, now),
+    )
+
+
+def _priority_class(priority: PriorityClass, now: datetime) -> Sequence[str]:
+    return (
+        priority.metadata.name,
+        str(priority.value),
+        str(priority.global_default).lower(),
+        age(priority.metadata.creation_timestamp, now),
+        priority.preemption_policy,
+    )
+
+
 def event_object(event: Event) -> str:
     """`pod/web-1`."""
     return f"{event.involved_object.kind.lower()}/{event.involved_object.name}"
@@ -253,6 +289,10 @@ TABLES: dict[type[Object], Table] = {
     ),
     EndpointSlice: _table("NAME|ADDRESSTYPE|PORTS|ENDPOINTS|AGE", "", _slice),
     Lease: _table("NAME|HOLDER|AGE", "", _lease),
+    ConfigMap: _table("NAME|DATA|AGE", "", _config_map),
+    Secret: _table("NAME|TYPE|DATA|AGE", "", _secret),
+    ResourceQuota: _table("NAME|REQUEST|LIMIT|AGE", "", _quota),
+    PriorityClass: _table("NAME|VALUE|GLOBAL-DEFAULT|AGE|PREEMPTIONPOLICY", "", _priority_class),
     Namespace: _table("NAME|STATUS|AGE", "", _namespace),
     Event: _table(
         "LAST SEEN|TYPE|REASON|OBJECT|SUBOBJECT|SOURCE|MESSAGE|FIRST SEEN|COUNT|NAME",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podlane.api.types import (
+    ConfigMap,
     EndpointSlice,
     Event,
     Lease,
@@ -18,7 +19,10 @@ from podlane.api.types import (
     Node,
     Object,
     Pod,
+    PriorityClass,
     ReplicationController,
+    ResourceQuota,
+    Secret,
     Service,
 )
 from podlane.errors import UsageError
@@ -40,6 +44,10 @@ _PREFIXES: dict[type[Object], str] = {
     Lease: "/registry/leases/",
     Event: "/registry/events/",
     Namespace: "/registry/namespaces/",
+    ConfigMap: "/registry/configmaps/",
+    Secret: "/registry/secrets/",
+    ResourceQuota: "/registry/resourcequotas/",
+    PriorityClass: "/registry/priorityclasses/",
 }
 
 

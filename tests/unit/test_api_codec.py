@@ -160,7 +160,15 @@ def test_what_is_printed_shows_defaults_as_kubectl_does() -> None:
         "creationTimestamp": "2026-01-02T12:00:00Z",
     }
     assert shown["spec"] == {
-        "containers": [{"name": "web", "image": "web:1"}],
+        "containers": [
+            {
+                "name": "web",
+                "image": "web:1",
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File",
+            }
+        ],
+        "enableServiceLinks": True,
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": 30,
     }

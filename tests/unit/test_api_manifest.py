@@ -375,7 +375,7 @@ def test_every_error_of_every_document_of_every_file(tmp_path: Path, monkeypatch
               template:
                 metadata: {labels: {app: web, version: 1.0}}
                 spec:
-                  hostNetwork: true
+                  hostPID: true
                   containers: [{name: web, image: web:1}, {name: web}]
             """
         )
@@ -392,7 +392,7 @@ def test_every_error_of_every_document_of_every_file(tmp_path: Path, monkeypatch
         "web.yaml#2 ReplicationController/web: spec.selector[version]: expected a string, got 1.0; quote it",
         "web.yaml#2 ReplicationController/web: spec.template.metadata.labels[version]: "
         "expected a string, got 1.0; quote it",
-        f"web.yaml#2 ReplicationController/web: spec.template.spec.hostNetwork: {YET}",
+        f"web.yaml#2 ReplicationController/web: spec.template.spec.hostPID: {YET}",
         "web.yaml#2 ReplicationController/web: spec.template.spec.containers[1].image: required",
         "web.yaml#2 ReplicationController/web: spec.template.spec.containers[1].name: "
         'duplicate name "web", also of containers[0]',

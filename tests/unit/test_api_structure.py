@@ -54,16 +54,17 @@ C = "stdin Pod/web: spec.containers[0]"
 @pytest.mark.parametrize(
     ("line", "want"),
     [
-        ("livenessProbe: {tcpSocket: {port: 80}}", f"livenessProbe: {YET}"),
-        ("startupProbe: {tcpSocket: {port: 80}}", f"startupProbe: {YET}"),
-        ("securityContext: {privileged: true}", f"securityContext: {YET}"),
-        ("envFrom: [{configMapRef: {name: a}}]", f"envFrom: {YET}"),
-        ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: x}}}]", f"env[0].valueFrom: {YET}"),
-        ("tty: true", f"tty: {YET}"),
-        ("ports: [{containerPort: 80, hostPort: 80}]", f"ports[0].hostPort: {YET}"),
-        ("readinessProbe: {grpc: {port: 80}, tcpSocket: {port: 80}}", f"readinessProbe.grpc: {YET}"),
-        ("volumeMounts: [{name: a, mountPath: /a}]", f"volumeMounts: {YET}"),
-        ("terminationMessagePolicy: X", f'terminationMessagePolicy: {YET} (only its default "File" is)'),
+        ("securityContext: {seLinuxOptions: {level: s0}}", f"securityContext.seLinuxOptions: {YET}"),
+        (
+            "securityContext: {seccompProfile: {type: Unconfined}}",
+            f'securityContext.seccompProfile: {YET} (only its default {{"type": "RuntimeDefault"}} is)',
+        ),
+        ("securityContext: {privileged: 1}", "securityContext.privileged: expected true or false, got 1"),
+        ("restartPolicy: Never", f'restartPolicy: "Never" is {YET} (supported: "Always")'),
+        (
+            "terminationMessagePolicy: X",
+            'terminationMessagePolicy: expected "File" or "FallbackToLogsOnError", got "X"',
+        ),
         ("imagePullPolcy: Always", 'imagePullPolcy: unknown field; did you mean "imagePullPolicy"?'),
         ("Image: web", 'Image: unknown field; did you mean "image"?'),
         ("livenesProbe: {}", 'livenesProbe: unknown field; did you mean "livenessProbe"?'),
@@ -116,15 +117,15 @@ def test_what_is_wrong_with_a_container(line: str, want: str) -> None:
 @pytest.mark.parametrize(
     ("line", "want"),
     [
-        ("hostNetwork: true", f"hostNetwork: {YET}"),
-        ("initContainers: [{name: a, image: b}]", f"initContainers: {YET}"),
-        ("volumes: [{name: a, emptyDir: {}}]", f"volumes: {YET}"),
-        ("tolerations: [{operator: Exists}]", f"tolerations: {YET}"),
-        ("affinity: {nodeAffinity: {}}", f"affinity: {YET}"),
+        ("hostPID: true", f"hostPID: {YET}"),
+        ("volumes: [{name: a, nfs: {server: b, path: /c}}]", f"volumes[0].nfs: {YET}"),
+        (
+            "tolerations: [{key: a, operator: Gt, value: '5'}]",
+            f'tolerations[0].operator: "Gt" is {YET} (supported: "Equal" or "Exists")',
+        ),
         ("hostUsers: false", f"hostUsers: {YET} (only its default true is)"),
         ("dnsPolicy: None", f'dnsPolicy: {YET} (only its default "ClusterFirst" is)'),
-        ("priority: 7", f"priority: {YET}"),
-        ("priority: false", f"priority: {YET}"),
+        ("priority: false", "priority: expected an integer, got false"),
         ("restartPolicy: always", 'restartPolicy: expected "Always" or "OnFailure" or "Never", got "always"'),
         ("terminationGracePeriodSeconds: soon", 'terminationGracePeriodSeconds: expected an integer ≥ 0, got "soon"'),
         (
@@ -183,7 +184,10 @@ def test_times_have_a_zone() -> None:
 
 # --- kinds -------------------------------------------------------------------------------------
 
-SUPPORTED = "supported: EndpointSlice, Event, Lease, Namespace, Node, Pod, ReplicationController, Service"
+SUPPORTED = (
+    "supported: ConfigMap, EndpointSlice, Event, Lease, Namespace, Node, Pod, PriorityClass, ReplicationController, "
+    "ResourceQuota, Secret, Service"
+)
 
 
 @pytest.mark.parametrize(

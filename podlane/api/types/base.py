@@ -44,6 +44,7 @@ class ObjectMeta(Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     owner_references: tuple[OwnerReference, ...] = ()
+    finalizers: tuple[str, ...] = ()
 
 
 class Object(Struct, frozen=True, kw_only=True):
@@ -59,7 +60,7 @@ class Object(Struct, frozen=True, kw_only=True):
 
 
 class Condition(Struct, frozen=True, kw_only=True):
-    """PodCondition, NodeCondition and ReplicationControllerCondition share this shape."""
+    """The conditions of pods, nodes, replication controllers and namespaces share this shape."""
 
     type: str
     status: ConditionStatus
@@ -67,6 +68,8 @@ class Condition(Struct, frozen=True, kw_only=True):
     message: str = ""
     last_transition_time: datetime | None = None
     last_heartbeat_time: datetime | None = None
+    last_probe_time: datetime | None = None
+    observed_generation: int = 0
 
 
 class ObjectReference(Struct, frozen=True, kw_only=True):
@@ -77,3 +80,16 @@ class ObjectReference(Struct, frozen=True, kw_only=True):
     api_version: str = ""
     resource_version: str = ""
     field_path: str = ""
+
+
+class LabelSelectorRequirement(Struct, frozen=True, kw_only=True):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Struct, frozen=True, kw_only=True):
+    """All of it must hold. An empty one selects everything; where there is none, nothing is selected."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[LabelSelectorRequirement, ...] = ()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from podlane.api.types.base import Object, ObjectReference, Struct
+from podlane.api.types.base import Condition, Object, ObjectReference, Struct
 
 
 class EventSource(Struct, frozen=True, kw_only=True):
@@ -28,11 +28,14 @@ class Event(Object, frozen=True, kw_only=True):
 
 
 class NamespaceSpec(Struct, frozen=True, kw_only=True):
-    pass
+    """While `finalizers` has entries the namespace is not removed; "kubernetes" is ours, until it is empty."""
+
+    finalizers: tuple[str, ...] = ()
 
 
 class NamespaceStatus(Struct, frozen=True, kw_only=True):
     phase: Literal["Active", "Terminating"] = "Active"
+    conditions: tuple[Condition, ...] = ()
 
 
 class Namespace(Object, frozen=True, kw_only=True):

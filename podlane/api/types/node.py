@@ -8,15 +8,30 @@ from typing import ClassVar, Literal
 import msgspec
 
 from podlane.api.types.base import Condition, Object, Struct
+from podlane.api.types.scheduling import TaintEffect
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 NODE_LEASE_NAMESPACE = "kube-node-lease"
 
 
+class Taint(Struct, frozen=True, kw_only=True):
+    """`time_added` counts for NoExecute: from then on tolerationSeconds run."""
+
+    key: str
+    effect: TaintEffect
+    value: str = ""
+    time_added: datetime | None = None
+
+
 class NodeSpec(Struct, frozen=True, kw_only=True):
+    """`pod_cidr` is the first of `pod_cidrs`."""
+
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    pod_cidrs: tuple[str, ...] = msgspec.field(default=(), name="podCIDRs")
+    provider_id: str = msgspec.field(default="", name="providerID")
     unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
 
 
 class NodeAddress(Struct, frozen=True, kw_only=True):
@@ -34,12 +49,22 @@ class NodeDaemonEndpoints(Struct, frozen=True, kw_only=True):
 
 class NodeSystemInfo(Struct, frozen=True, kw_only=True):
     machine_id: str = msgspec.field(default="", name="machineID")
+    system_uuid: str = msgspec.field(default="", name="systemUUID")
+    boot_id: str = msgspec.field(default="", name="bootID")
     kernel_version: str = ""
     os_image: str = ""
     container_runtime_version: str = ""
     kubelet_version: str = ""
+    kube_proxy_version: str = ""
     operating_system: str = "linux"
     architecture: str = ""
+
+
+class ContainerImage(Struct, frozen=True, kw_only=True):
+    """An image a node has, with every name it goes by."""
+
+    names: tuple[str, ...] = ()
+    size_bytes: int = 0
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
@@ -49,6 +74,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     addresses: tuple[NodeAddress, ...] = ()
     daemon_endpoints: NodeDaemonEndpoints = NodeDaemonEndpoints()
     node_info: NodeSystemInfo = NodeSystemInfo()
+    images: tuple[ContainerImage, ...] = ()
 
 
 class Node(Object, frozen=True, kw_only=True):

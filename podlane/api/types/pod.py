@@ -9,15 +9,49 @@ import msgspec
 
 from podlane.api.types.base import Condition, Object, Struct
 from podlane.api.types.container import Container
+from podlane.api.types.scheduling import Affinity, PreemptionPolicy, Toleration, TopologySpreadConstraint
+from podlane.api.types.volume import Volume
+
+
+class HostAlias(Struct, frozen=True, kw_only=True):
+    """A line of the pod's /etc/hosts."""
+
+    ip: str
+    hostnames: tuple[str, ...] = ()
+
+
+class PodSecurityContext(Struct, frozen=True, kw_only=True):
+    """For all containers that say nothing else; `fs_group` owns the pod's emptyDir, configMap and secret volumes."""
+
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_non_root: bool | None = None
+    fs_group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
 
 
 class PodSpec(Struct, frozen=True, kw_only=True):
+    """`priority` and `preemption_policy` are filled in from the class when the pod is created."""
+
+    init_containers: tuple[Container, ...] = ()
     containers: tuple[Container, ...] = ()
-    node_name: str = ""
-    node_selector: dict[str, str] = {}
+    volumes: tuple[Volume, ...] = ()
     restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
     termination_grace_period_seconds: int = 30
+    active_deadline_seconds: int | None = None
+    node_name: str = ""
+    node_selector: dict[str, str] = {}
+    affinity: Affinity | None = None
+    tolerations: tuple[Toleration, ...] = ()
+    topology_spread_constraints: tuple[TopologySpreadConstraint, ...] = ()
+    priority_class_name: str = ""
+    priority: int | None = None
+    preemption_policy: PreemptionPolicy | None = None
     hostname: str = ""
+    host_network: bool = False
+    host_aliases: tuple[HostAlias, ...] = ()
+    enable_service_links: bool = True
+    security_context: PodSecurityContext | None = None
 
 
 class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
@@ -61,16 +95,25 @@ class PodIP(Struct, frozen=True, kw_only=True):
     ip: str
 
 
+class HostIP(Struct, frozen=True, kw_only=True):
+    ip: str
+
+
 class PodStatus(Struct, frozen=True, kw_only=True):
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     conditions: tuple[Condition, ...] = ()
     message: str = ""
     reason: str = ""
     host_ip: str = msgspec.field(default="", name="hostIP")
+    host_ips: tuple[HostIP, ...] = msgspec.field(default=(), name="hostIPs")
     pod_ip: str = msgspec.field(default="", name="podIP")
     pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
     start_time: datetime | None = None
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
     container_statuses: tuple[ContainerStatus, ...] = ()
+    qos_class: Literal["", "Guaranteed", "Burstable", "BestEffort"] = ""
+    nominated_node_name: str = ""
+    observed_generation: int = 0
 
 
 class Pod(Object, frozen=True, kw_only=True):
