@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,10 @@ class Dockerd:
             self._process.wait(10)
         self._process = None
 
-    def load_busybox(self, name: str = IMAGE) -> None:
-        """Make an image of the static busybox."""
-        subprocess.run(
-            ["docker", "-H", self.url, "import", "-", name], input=_busybox(), stdout=subprocess.DEVNULL, check=True
-        )
+    def load_busybox(self, name: str = IMAGE, *more: str) -> None:
+        """Make an image of the static busybox, and its usual names and `more` of them."""
+        argv = ["docker", "-H", self.url, "import", "-", name]
+        subprocess.run(argv, input=_busybox((*_NAMES, *more)), stdout=subprocess.DEVNULL, check=True)
 
     def clean(self) -> None:
         self.stop()
@@ -101,14 +100,14 @@ def namespace(prefix: str) -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def _busybox() -> bytes:
+def _busybox(names: Sequence[str]) -> bytes:
     program = Path("/bin/busybox").read_bytes()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         info = tarfile.TarInfo("bin/busybox")
         info.size, info.mode = len(program), 0o755
         archive.addfile(info, io.BytesIO(program))
-        for name in _NAMES:
+        for name in names:
             link = tarfile.TarInfo(f"bin/{name}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             archive.addfile(link)

@@ -1,9 +1,8 @@
 """The container engine as it is: Docker's API behind the `Runtime` protocol.
 
-Owns: every call to dockerd; the docker package is imported nowhere else.
-Invariants: a call ends by the client's read timeout (streams excepted, which
-end when closed); an inspection is remembered for as long as its answer cannot
-change, so listing a quiet node is one request. Notes on dockerd 20.10: a
+Owns: what each call says, and what its answer means (dockerapi.py makes the
+calls). Invariants: a stream ends when closed; an inspection is remembered for
+as long as its answer cannot change, so listing a quiet node is one request. Notes on dockerd 20.10: a
 container that could not be started stays "created" with an exit code and an
 error; `State.StartedAt` of a very short-lived one may be after its FinishedAt;
 the `names` filter of networks matches parts of names. Source: Docker Engine
@@ -15,15 +14,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-import docker
-import docker.errors
 import docker.utils
-import requests.exceptions
-import urllib3.exceptions
 
 from scheduler.agent import containers as c
+from scheduler.agent.dockerapi import QUICK_TIMEOUT, WORK_TIMEOUT, DockerApi, Stream, without_deadline
 from scheduler.agent.dockerexec import DockerExec, run_to_end
 from scheduler.agent.dockerforms import container_body, state_of, time_of
 from scheduler.agent.infra import image_archive
@@ -31,6 +27,7 @@ from scheduler.agent.runtime import (
     INFRA_IMAGE,
     ContainerConfig,
     ExecResult,
+    Image,
     NameInUse,
     NoSuchContainer,
     NoSuchImage,
@@ -42,13 +39,6 @@ from scheduler.agent.runtime import (
     RuntimeUnavailable,
 )
 
-T = TypeVar("T")
-
-QUICK_TIMEOUT = 15
-"""Seconds for questions, which dockerd answers from memory."""
-WORK_TIMEOUT = 120
-"""Seconds for steps; under load dockerd takes its time to start a container."""
-_POOL = 32
 # create and start are our own doing (the worker says when it is done), exec_* are the probes'
 _EVENTS = ["die", "destroy", "oom", "pull", "import", "load", "tag", "untag", "delete"]
 
@@ -57,17 +47,14 @@ class DockerRuntime:
     """`base_url` as in `unix:///run/docker.sock`. Nothing is sent before the first call."""
 
     def __init__(self, base_url: str, *, quick: float = QUICK_TIMEOUT, work: float = WORK_TIMEOUT) -> None:
-        self._url = base_url
-        self._timeouts: dict[str, float | None] = {"quick": quick, "work": work, "stream": None}
+        self._api = DockerApi(base_url, quick=quick, work=work)
         self._lock = threading.Lock()
-        self._clients: dict[str, Any] = {}
-        self._version = ""
         self._seen: dict[str, tuple[str, Mapping[str, Any]]] = {}  # id -> (state, inspected State)
 
     # --- what is there ---------------------------------------------------------
 
     def info(self) -> RuntimeInfo:
-        told = self._ask("inspect engine", lambda api: api.info())
+        told = self._api.ask("inspect engine", lambda api: api.info())
         return RuntimeInfo(
             name="docker",
             version=told.get("ServerVersion", ""),
@@ -76,10 +63,11 @@ class DockerRuntime:
             architecture=told.get("Architecture", ""),
             cpus=int(told.get("NCPU", 0)),
             memory=int(told.get("MemTotal", 0)),
+            root=told.get("DockerRootDir", ""),
         )
 
     def list(self) -> tuple[Record, ...]:
-        items = self._ask("list containers", lambda api: api.containers(all=True, filters={"label": c.POD_UID}))
+        items = self._api.ask("list containers", lambda api: api.containers(all=True, filters={"label": c.POD_UID}))
         records = tuple(r for r in map(self._record, items) if r is not None)
         known = {item["Id"] for item in items}
         with self._lock:
@@ -125,7 +113,7 @@ class DockerRuntime:
             seen = self._seen.get(identity)
         if seen is not None and seen[0] == state:
             return seen[1]
-        told = self._ask(
+        told = self._api.ask(
             f"inspect container {identity[:12]}", lambda api: api.inspect_container(identity), NoSuchContainer
         )
         details: Mapping[str, Any] = told["State"]
@@ -135,7 +123,9 @@ class DockerRuntime:
 
     def events(self) -> DockerEvents:
         filters = {"type": ["container", "image"], "event": _EVENTS}
-        stream = self._call("stream", "follow events", lambda api: api.events(filters=filters, decode=True))
+        stream = self._api.ask(
+            "follow events", lambda api: without_deadline(api, api.events(filters=filters, decode=True))
+        )
         return DockerEvents(stream, self._settle)
 
     def _settle(self, identity: str) -> None:
@@ -145,7 +135,7 @@ class DockerRuntime:
         inspection waits for the container's lock, which is held until then.
         """
         with suppress(NoSuchContainer, RuntimeRefused, RuntimeUnavailable):
-            self._ask("inspect container", lambda api: api.inspect_container(identity), NoSuchContainer)
+            self._api.ask("inspect container", lambda api: api.inspect_container(identity), NoSuchContainer)
 
     # --- images -----------------------------------------------------------------
 
@@ -155,17 +145,36 @@ class DockerRuntime:
         archive, command = image_archive()
         name, tag = INFRA_IMAGE.split(":")
         words = ", ".join(f'"{word}"' for word in command)
-        self._do(
+        self._api.do(
             f"build image {INFRA_IMAGE}",
             lambda api: api.import_image_from_data(archive, repository=name, tag=tag, changes=[f"CMD [{words}]"]),
         )
 
     def image(self, name: str) -> str | None:
         try:
-            told = self._ask(f"inspect image {name}", lambda api: api.inspect_image(name), NoSuchImage)
+            told = self._api.ask(f"inspect image {name}", lambda api: api.inspect_image(name), NoSuchImage)
         except NoSuchImage:
             return None
         return str(told["Id"])
+
+    def list_images(self) -> tuple[Image, ...]:
+        found = self._api.ask("list images", lambda api: api.images())
+        used = {item["ImageID"] for item in self._api.ask("list containers", lambda api: api.containers(all=True))}
+        return tuple(
+            # 20.10 calls an image that has lost its names <none>:<none>, later ones give it none
+            Image(i["Id"], tuple(n for n in i.get("RepoTags") or () if "<none>" not in n), i["Size"], i["Id"] in used)
+            for i in found
+        )
+
+    def remove_image(self, image: str) -> None:
+        told: Any = {}
+        with suppress(NoSuchImage):
+            told = self._api.ask(f"inspect image {image}", lambda api: api.inspect_image(image), NoSuchImage)
+        # by its id it goes only when it has one name
+        names = [*(told.get("RepoTags") or ()), *(told.get("RepoDigests") or ())]
+        for name in told and (names or [image]):
+            with suppress(NoSuchImage):
+                self._api.do(f"remove image {name}", lambda api, name=name: api.remove_image(name), NoSuchImage)
 
     def pull(self, name: str) -> str:
         repository, tag = docker.utils.parse_repository_tag(name)
@@ -175,7 +184,7 @@ class DockerRuntime:
                 if "error" in line:
                     raise RuntimeRefused(f"pull image {name}: {line['error']}")
 
-        self._do(f"pull image {name}", fetch)
+        self._api.fetch(f"pull image {name}", fetch)
         identity = self.image(name)
         if identity is None:
             raise RuntimeRefused(f"pull image {name}: fetched, and not there afterwards")
@@ -184,7 +193,7 @@ class DockerRuntime:
     # --- containers -----------------------------------------------------------------
 
     def create(self, config: ContainerConfig) -> str:
-        told = self._do(
+        told = self._api.do(
             f"create container {config.name}",
             lambda api: api.create_container_from_config(container_body(config), config.name),
             NoSuchImage,
@@ -194,14 +203,14 @@ class DockerRuntime:
 
     def start(self, container: str) -> None:
         try:
-            self._do(f"start container {container}", lambda api: api.start(container), NoSuchContainer)
+            self._api.do(f"start container {container}", lambda api: api.start(container), NoSuchContainer)
         except RuntimeRefused:
             with self._lock:  # what was inspected of it before is not so any more
                 self._seen = {i: seen for i, seen in self._seen.items() if seen[0] != "created"}
             raise
 
     def process(self, container: str) -> tuple[str, int]:
-        told = self._ask(
+        told = self._api.ask(
             f"inspect container {container}", lambda api: api.inspect_container(container), NoSuchContainer
         )
         pid = int(told["State"].get("Pid", 0))
@@ -211,18 +220,22 @@ class DockerRuntime:
 
     def signal(self, container: str, name: str) -> None:
         if name == "SIGTERM":
-            told = self._ask(
+            told = self._api.ask(
                 f"inspect container {container}", lambda api: api.inspect_container(container), NoSuchContainer
             )
             name = (told.get("Config") or {}).get("StopSignal") or name
-        self._do(f"signal container {container}", lambda api: api.kill(container, name), NoSuchContainer, NotRunning)
+        self._api.do(
+            f"signal container {container}", lambda api: api.kill(container, name), NoSuchContainer, NotRunning
+        )
 
     def stop(self, container: str, grace: float) -> None:
-        self._do(f"stop container {container}", lambda api: api.stop(container, timeout=int(grace)), NoSuchContainer)
+        self._api.do(
+            f"stop container {container}", lambda api: api.stop(container, timeout=int(grace)), NoSuchContainer
+        )
 
     def remove(self, container: str) -> None:
         with suppress(NoSuchContainer, NameInUse):
-            self._do(
+            self._api.do(
                 f"remove container {container}",
                 lambda api: api.remove_container(container, force=True, v=True),
                 NoSuchContainer,
@@ -237,15 +250,14 @@ class DockerRuntime:
         return self._open(container, command, tty=tty, stdin=stdin)
 
     def _open(self, container: str, command: tuple[str, ...], *, tty: bool, stdin: bool) -> DockerExec:
-        made = self._ask(
+        made = self._api.ask(
             f"exec in {container}",
             lambda api: api.exec_create(container, [*command], tty=tty, stdin=stdin),
             NoSuchContainer,
             NotRunning,
         )
         identity = made["Id"]
-        channel = self._call(
-            "stream",
+        channel = self._api.ask(
             f"exec in {container}",
             lambda api: api.exec_start(identity, tty=tty, socket=True),
             NoSuchContainer,
@@ -254,10 +266,10 @@ class DockerRuntime:
 
         def resize(height: int, width: int) -> None:
             with suppress(RuntimeRefused):  # the command ended meanwhile
-                self._ask("resize terminal", lambda api: api.exec_resize(identity, height, width))
+                self._api.ask("resize terminal", lambda api: api.exec_resize(identity, height, width))
 
         def exit_code() -> int | None:
-            code = self._ask("inspect exec", lambda api: api.exec_inspect(identity))["ExitCode"]
+            code = self._api.ask("inspect exec", lambda api: api.exec_inspect(identity))["ExitCode"]
             return None if code is None else int(code)
 
         return DockerExec(channel, tty=tty, resize=resize, exit_code=exit_code)
@@ -270,9 +282,8 @@ class DockerRuntime:
         tail: int | None = None,
         since: float | None = None,
         timestamps: bool = False,
-    ) -> DockerLogs:
-        stream = self._call(
-            "stream",
+    ) -> Stream:
+        stream = self._api.ask(
             f"read logs of {container}",
             lambda api: api.logs(
                 container,
@@ -284,68 +295,17 @@ class DockerRuntime:
             ),
             NoSuchContainer,
         )
-        return DockerLogs(stream)
+        return Stream(stream)
 
     def close(self) -> None:
-        with self._lock:
-            clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            client.close()
-
-    # --- calls ----------------------------------------------------------------------
-
-    def _ask(self, what: str, call: Callable[[Any], Any], *kinds: type[RuntimeRefused]) -> Any:
-        return self._call("quick", what, call, *kinds)
-
-    def _do(self, what: str, call: Callable[[Any], Any], *kinds: type[RuntimeRefused]) -> Any:
-        return self._call("work", what, call, *kinds)
-
-    def _call(self, client: str, what: str, call: Callable[[Any], T], *kinds: type[RuntimeRefused]) -> T:
-        """`kinds`: what HTTP 404 means for this call, then what 409 means."""
-        try:
-            return call(self._client(client))
-        except docker.errors.APIError as error:
-            text = f"{what}: {error.explanation or error}".replace("\n", " ")
-            code = error.status_code
-            if code == 404 and kinds:
-                raise kinds[0](text) from error
-            if code == 409 and len(kinds) > 1:
-                raise kinds[1](text) from error
-            if code == 500 and "is not running" in text and NotRunning in kinds:
-                raise NotRunning(text) from error
-            raise RuntimeRefused(text) from error
-        except (
-            docker.errors.DockerException,
-            requests.exceptions.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-        ) as error:
-            raise RuntimeUnavailable(f"{what}: {error}") from error
-
-    def _client(self, kind: str) -> Any:
-        with self._lock:
-            client: Any = self._clients.get(kind)
-            if client is None:
-                # asking for the version is a call too, so no client without an engine
-                client = docker.APIClient(
-                    self._url,
-                    version=self._version or "auto",
-                    timeout=QUICK_TIMEOUT,
-                    max_pool_size=_POOL,
-                )
-                # else each call looks for proxies and a .netrc, which costs as much as packing the request
-                client.trust_env = False
-                self._version = client.api_version
-                client.timeout = self._timeouts[kind]
-                self._clients[kind] = client
-            return client
+        self._api.close()
 
 
-class DockerEvents:
+class DockerEvents(Stream):
     """What dockerd says happened, reduced to our own containers and to images."""
 
     def __init__(self, stream: Any, settle: Callable[[str], None]) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._settle = settle
 
     def __iter__(self) -> Iterator[RuntimeEvent]:
@@ -357,23 +317,3 @@ class DockerEvents:
                 yield RuntimeEvent("container", event["Action"], labels.get("name", ""), labels)
             elif event["Type"] == "image":
                 yield RuntimeEvent("image", event["Action"], labels.get("name", ""))
-
-    def close(self) -> None:
-        _close(self._stream)
-
-
-class DockerLogs:
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
-
-    def close(self) -> None:
-        _close(self._stream)
-
-
-def _close(stream: Any) -> None:
-    # it may have ended by itself in this very moment
-    with suppress(OSError, AttributeError):
-        stream.close()

@@ -20,6 +20,7 @@ from scheduler.agent.runtime import (
     NO_NETWORK,
     ContainerConfig,
     ExecResult,
+    Image,
     NameInUse,
     NoSuchContainer,
     NoSuchImage,
@@ -101,7 +102,8 @@ class FakeExec:
 class FakeRuntime:
     """`registry` are images that can be pulled; `images` those on the node (name to id).
 
-    `down` makes every call fail; `ignores_term` are containers that go on after
+    `down` makes every call fail, `full` those that need room on the disk;
+    `image_sizes` has bytes by id; `ignores_term` are containers that go on after
     SIGTERM, `unstartable` maps an image to the error its start gives, and
     `execs` answers `exec` (container name, command).
     """
@@ -112,6 +114,8 @@ class FakeRuntime:
         self.registry: set[str] = set()
         self.calls: list[str] = []
         self.down = False
+        self.full = False
+        self.image_sizes: dict[str, int] = {}
         self.ignores_term: set[str] = set()
         self.unstartable: dict[str, str] = {}
         self.execs: Callable[[str, tuple[str, ...]], ExecResult] = lambda _name, _command: ExecResult(0, b"")
@@ -176,10 +180,30 @@ class FakeRuntime:
             self._check()
             return self.images.get(name)
 
+    def list_images(self) -> tuple[Image, ...]:
+        with self._lock:
+            self._check()
+            used = {x.record.image_id for x in self._containers.values()}
+            names: dict[str, list[str]] = {}
+            for name, identity in self.images.items():
+                names.setdefault(identity, []).append(name)
+            return tuple(Image(i, tuple(sorted(n)), self.image_sizes.get(i, 1), i in used) for i, n in names.items())
+
+    def remove_image(self, image: str) -> None:
+        with self._lock:
+            self._check()
+            self.calls.append(f"docker rmi {image}")
+            if any(x.record.image_id == image for x in self._containers.values()):
+                raise RuntimeRefused(f"remove image {image}: a container uses it")
+            for name in [name for name, identity in self.images.items() if identity == image]:
+                del self.images[name]
+                self._tell(RuntimeEvent("image", "untag", name))
+
     def pull(self, name: str) -> str:
         with self._lock:
             self._check()
             self.calls.append(f"docker pull {name}")
+            self._check_space(f"pull image {name}")
             if name not in self.registry:
                 raise RuntimeRefused(f"pull image {name}: not in the registry")
             self.add_image(name)
@@ -193,6 +217,7 @@ class FakeRuntime:
                 raise NameInUse(f"create container {config.name}: the name is in use")
             if config.image not in self.images:
                 raise NoSuchImage(f"create container {config.name}: no such image: {config.image}")
+            self._check_space(f"create container {config.name}")
             joined = ""
             if config.network.startswith("container:"):
                 joined = config.network.removeprefix("container:")
@@ -224,6 +249,7 @@ class FakeRuntime:
                 raise AssertionError(f"start container {record.name}: was started before, is {record.state}")
             if record.joined and not self._runs(record.joined):
                 raise RuntimeRefused(f"start container {record.name}: the joined container is not running")
+            self._check_space(f"start container {record.name}")
             now = self.clock.now()
             error = self.unstartable.get(record.image)
             if error is not None:
@@ -311,6 +337,10 @@ class FakeRuntime:
     def _check(self) -> None:
         if self.down:
             raise RuntimeUnavailable("reach engine: it is down")
+
+    def _check_space(self, what: str) -> None:
+        if self.full:
+            raise RuntimeRefused(f"{what}: no space left on device")
 
     def _find(self, container: str) -> _Container:
         for found in self._containers.values():

@@ -129,6 +129,18 @@ class RuntimeInfo:
     cpus: int
     memory: int
     """Bytes."""
+    root: str = ""
+    """Folder of this machine where the engine keeps images and containers; "" when it does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image on this node: its names (tags), its size in bytes, and whether any container is made from it."""
+
+    id: str
+    names: tuple[str, ...]
+    size: int
+    in_use: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +219,14 @@ class Runtime(Protocol):
 
     def image(self, name: str) -> str | None:
         """The id of an image on this node, or None."""
+        ...
+
+    def list_images(self) -> tuple[Image, ...]:
+        """Every image on this node, whoever brought it; a container of anybody's, running or not, is a use."""
+        ...
+
+    def remove_image(self, image: str) -> None:
+        """Remove an image (its id) with all its names; no error when it is gone. Raises RuntimeRefused when in use."""
         ...
 
     def pull(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dockerd_process import IMAGE, dockerd, namespace
+from dockerd_process import IMAGE, Dockerd, dockerd, namespace
 
 from scheduler.agent import containers as c
 from scheduler.agent.fake import FakeRuntime
@@ -35,13 +36,18 @@ SLEEP = ("sleep", "1000")
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
+def daemon() -> Iterator[Dockerd]:
+    with namespace("plact") as netns, dockerd(netns) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def engine(daemon: Dockerd) -> Iterator[Any]:
     from scheduler.agent.docker import DockerRuntime
 
-    with namespace("plact") as netns, dockerd(netns) as daemon:
-        runtime = DockerRuntime(daemon.url)
-        yield runtime
-        runtime.close()
+    runtime = DockerRuntime(daemon.url)
+    yield runtime
+    runtime.close()
 
 
 @pytest.fixture(params=["fake", "docker"])
@@ -163,6 +169,32 @@ def test_an_image_that_is_not_there_is_refused(runtime: Runtime) -> None:
 def test_pulling_what_no_registry_has_is_refused(runtime: Runtime) -> None:
     with pytest.raises(RuntimeRefused):
         runtime.pull("127.0.0.1:1/podlane-test/none:1")
+
+
+def test_images_are_listed_with_their_use_and_removed_only_without(runtime: Runtime, request: Any) -> None:
+    if isinstance(runtime, FakeRuntime):
+        spare = "spare:1"
+        runtime.add_image(spare)
+    else:
+        spare = "podlane-test/spare:1"
+        request.getfixturevalue("daemon").load_busybox(spare, "ls")  # another image, not another name of one
+    identity = runtime.image(spare)
+    assert identity is not None
+    infra(runtime)
+    images = {image.id: image for image in runtime.list_images()}
+    assert images[identity].names == (spare,)
+    assert images[identity].size > 0
+    assert not images[identity].in_use
+    held = runtime.image(INFRA_IMAGE)
+    assert held is not None
+    assert images[held].in_use
+    with pytest.raises(RuntimeRefused):
+        runtime.remove_image(held)
+    assert runtime.image(INFRA_IMAGE) == held
+    runtime.remove_image(identity)
+    runtime.remove_image(identity)
+    assert runtime.image(spare) is None
+    assert identity not in {image.id for image in runtime.list_images()}
 
 
 def test_sigterm_and_sigkill_end_a_container_with_their_codes(runtime: Runtime) -> None:
@@ -290,6 +322,35 @@ def test_an_engine_that_is_away_is_unavailable(runtime: Runtime, tmp_path: Path)
             call()
 
 
+def test_an_engine_that_hangs_is_unavailable_by_a_deadline(runtime: Runtime, request: Any) -> None:
+    """A stopped dockerd accepts connections and answers none."""
+    infra(runtime)
+    if isinstance(runtime, FakeRuntime):
+        hung: Runtime = runtime
+        runtime.down = True
+    else:
+        from scheduler.agent.docker import DockerRuntime
+
+        daemon: Dockerd = request.getfixturevalue("daemon")
+        hung = DockerRuntime(daemon.url, quick=0.2, work=0.2)
+        hung.info()
+        daemon.signal(signal.SIGSTOP)
+    calls: list[Callable[[], Any]] = [
+        *(hung.list, hung.list_images, hung.events, lambda: hung.logs("t-POD"), lambda: hung.start("t-POD")),
+        *(lambda: hung.exec("t-POD", ("true",), 1), lambda: hung.open_exec("t-POD", ("sh",), tty=True, stdin=True)),
+    ]
+    try:
+        for call in calls:
+            with pytest.raises(RuntimeUnavailable):
+                call()
+    finally:
+        if isinstance(runtime, FakeRuntime):
+            runtime.down = False
+        else:
+            daemon.signal(signal.SIGCONT)
+    assert [r.name for r in hung.list()] == ["t-POD"]
+
+
 # --- what only real containers do ----------------------------------------------------------------
 
 
@@ -343,7 +404,7 @@ def test_docker_limits_become_control_groups(real: Runtime) -> None:
     infra(real)
     limits = Limits(cpu_shares=102, cpu_quota=50_000, memory=64 << 20)
     run(real, config("web", infra="t-POD", limits=limits, env=("GREETING=hello there",), working_dir="/bin"))
-    told = real._client("quick").inspect_container("t-web")["HostConfig"]  # type: ignore[attr-defined]
+    told = real._api.ask("look", lambda api: api.inspect_container("t-web"))["HostConfig"]  # type: ignore[attr-defined]
     assert (told["CpuShares"], told["CpuQuota"], told["Memory"]) == (102, 50_000, 64 << 20)
     assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/bin\n"
 
