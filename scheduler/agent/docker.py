@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import docker.utils
@@ -174,7 +175,7 @@ class DockerRuntime:
         names = [*(told.get("RepoTags") or ()), *(told.get("RepoDigests") or ())]
         for name in told and (names or [image]):
             with suppress(NoSuchImage):
-                self._api.do(f"remove image {name}", lambda api, name=name: api.remove_image(name), NoSuchImage)
+                self._api.do(f"remove image {name}", partial(_remove_image, name), NoSuchImage)
 
     def pull(self, name: str) -> str:
         repository, tag = docker.utils.parse_repository_tag(name)
@@ -299,6 +300,10 @@ class DockerRuntime:
 
     def close(self) -> None:
         self._api.close()
+
+
+def _remove_image(name: str, api: Any) -> None:
+    api.remove_image(name)
 
 
 class DockerEvents(Stream):

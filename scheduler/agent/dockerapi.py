@@ -117,7 +117,8 @@ class DockerApi:
         return wanted
 
     def _connect(self, version: str, timeout: float) -> Any:
-        client = _Client(self._url, version=version, timeout=timeout, max_pool_size=_POOL)
+        client = _Client(self._url, version=version, max_pool_size=_POOL)
+        client.timeout = timeout
         # else each call looks for proxies and a .netrc, which costs as much as packing the request
         client.trust_env = False
         return client
