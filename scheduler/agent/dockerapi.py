@@ -117,7 +117,7 @@ class DockerApi:
         return wanted
 
     def _connect(self, version: str, timeout: float) -> Any:
-        client = _Client(self._url, version=version, max_pool_size=_POOL)
+        client: Any = _Client(self._url, version=version, max_pool_size=_POOL)
         client.timeout = timeout
         # else each call looks for proxies and a .netrc, which costs as much as packing the request
         client.trust_env = False
