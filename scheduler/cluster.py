@@ -141,6 +141,18 @@ class Snapshot:
             leases=cluster.leases,
         )
 
+    def of_kind(self, cls: type[O]) -> View[O]:
+        """The view of a kind."""
+        views: dict[type[Object], View[Any]] = {
+            Pod: self.pods,
+            ReplicationController: self.controllers,
+            Service: self.services,
+            EndpointSlice: self.slices,
+            Node: self.nodes,
+            Lease: self.leases,
+        }
+        return views[cls]
+
     def alive(self) -> frozenset[str]:
         """The nodes that have a heartbeat."""
         return frozenset(lease.metadata.name for lease in self.leases.snapshot().values())

@@ -96,6 +96,11 @@ class View(Generic[T]):
             self._lay_over(objects)
             return objects
 
+    def get(self, key: str) -> T | None:
+        """One object, as of the last look at all or at what changed."""
+        with self._lock:
+            return self._now(key)
+
     def feed(self) -> Feed[T]:
         """For one reader; its first `take` has everything."""
         with self._lock:

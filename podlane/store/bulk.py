@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import msgspec
 
@@ -21,7 +21,7 @@ from podlane.api.types import Condition, Object, Pod, Service
 from podlane.errors import AlreadyExists, Conflict, Fenced, NotFound, PodlaneError, StoreUnavailable
 from podlane.store import keys
 from podlane.store.interface import Get
-from podlane.store.rules import at_revision, change, creation, grace_of, removal, replacement
+from podlane.store.rules import at_revision, change, creation, grace_of, key_of, removal, replacement, unchanged
 from podlane.store.writes import MAX_OPS, Lost, Write, commit_all
 
 if TYPE_CHECKING:
@@ -42,6 +42,15 @@ class Binding:
     node: str
     resource_version: str
     pod: Pod | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[O]):
+    """Write `new` over `old` if that is as it was read, and so is everything in `rests_on`."""
+
+    old: O
+    new: O
+    rests_on: tuple[Object, ...] = ()
 
 
 def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | None]:
@@ -86,6 +95,34 @@ def create_many(registry: Registry, objs: Sequence[O]) -> list[O | Exception]:
         if i not in answers:  # a service, or a generated name that is taken
             answers[i] = _outcome_of(partial(registry.create, obj))
     return [answers[i] for i in range(len(objs))]
+
+
+def update_many(registry: Registry, changes: Sequence[Change[O]]) -> list[O | Exception]:
+    """See Registry.update_many."""
+    answers: list[O | Exception] = [item.old for item in changes]
+    writes: dict[int, Write] = {}
+    replaced: dict[int, O] = {}
+    for i, item in enumerate(changes):
+        try:
+            new = replacement(item.old, item.new)
+        except PodlaneError as error:
+            answers[i] = error
+            continue
+        if new != item.old:
+            write = change(item.old, new)
+            writes[i] = Write((*write.compare, *map(unchanged, item.rests_on)), write.ops)
+            replaced[i] = new
+    outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
+    for i, outcome in zip(writes, outcomes, strict=True):
+        what = f"update {short_name(changes[i].old)}"
+        if isinstance(outcome, StoreUnavailable):
+            answers[i] = outcome
+        elif isinstance(outcome, Lost):
+            gone = outcome.found[key_of(changes[i].old)] is None
+            answers[i] = NotFound(f"{what}: not found") if gone else Conflict(f"{what}: it, or its owner, has changed")
+        else:
+            answers[i] = at_revision(replaced[i], outcome.revision)
+    return answers
 
 
 def delete_many(registry: Registry, objs: Sequence[O], *, grace_seconds: int | None = None) -> list[O | Exception]:

@@ -256,6 +256,12 @@ class Registry:
         """Create independent objects, many to a transaction; each answer is the object or what `create` would raise."""
         return bulk.create_many(self, objs)
 
+    def update_many(self, changes: Sequence[bulk.Change[O]]) -> builtins.list[O | Exception]:
+        """Replace independent objects as they were read, no services; each answer is the object or what `update`
+        would raise.
+        """
+        return bulk.update_many(self, changes)
+
     def delete_many(self, objs: Sequence[O], *, grace_seconds: int | None = None) -> builtins.list[O | Exception]:
         """Delete objects as they were read, by uid; each answer is what `delete` would return or raise."""
         return bulk.delete_many(self, objs, grace_seconds=grace_seconds)

@@ -70,7 +70,7 @@ def creation(new: Object, lease: int = 0) -> Write:
 def change(old: Object, new: Object) -> Write:
     """Write it if `old` is still as it was read, and nobody has what it takes anew."""
     compare, ops = taking(old, new)
-    return Write((_unchanged(old), *compare), (*_puts(new), *ops))
+    return Write((unchanged(old), *compare), (*_puts(new), *ops))
 
 
 def removal(old: Object) -> Write:
@@ -79,7 +79,7 @@ def removal(old: Object) -> Write:
     if isinstance(old, Pod) and old.spec.node_name:
         ops.append(Delete(_binding_key(old)))
     ops += returning(old)
-    return Write((_unchanged(old),), tuple(ops))
+    return Write((unchanged(old),), tuple(ops))
 
 
 def replacement(old: O, new: O) -> O:
@@ -122,7 +122,7 @@ def _immutable(obj: Object, field: str, was: str, wanted: str) -> Invalid:
     return Invalid(short_name(obj), [FieldError(field, f'cannot be changed: it is "{was}", got "{wanted}"')])
 
 
-def _unchanged(old: Object) -> Compare:
+def unchanged(old: Object) -> Compare:
     return Compare.modified_at(key_of(old), int(old.metadata.resource_version))
 
 
