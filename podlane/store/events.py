@@ -46,9 +46,20 @@ class _Happening:
 
 
 class EventRecorder:
-    """Thread-safe. `component` and `host` say who saw it; `close` when the daemon ends."""
+    """Thread-safe. `component` and `host` say who saw it; `close` when the daemon ends.
 
-    def __init__(self, registry: Registry, component: str, host: str = "", clock: Clock | None = None) -> None:
+    A thread of its own writes, from the first event on; unless `threaded`, whoever calls `write_one` does.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        component: str,
+        host: str = "",
+        clock: Clock | None = None,
+        *,
+        threaded: bool = True,
+    ) -> None:
         self._registry = registry
         self._source = EventSource(component=component, host=host)
         self._clock = clock or SystemClock()
@@ -56,6 +67,7 @@ class EventRecorder:
         self._known: OrderedDict[_Happening, Event] = OrderedDict()
         self._lease = 0
         self._lease_made = 0.0
+        self._threaded = threaded
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._log = get_logger("events")
@@ -76,7 +88,7 @@ class EventRecorder:
             _EVENTS.labels("dropped").inc()
             return
         with self._lock:
-            if self._thread is None:
+            if self._threaded and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)
                 self._thread.start()
 
@@ -89,15 +101,26 @@ class EventRecorder:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def write_one(self, *, wait: bool = False) -> bool:
+        """Write the next event, if there is one or after waiting for it; False once closed."""
+        try:
+            item = self._queue.get(block=wait)
+        except queue.Empty:
+            return True
+        if item is None:
+            return False
+        try:
+            self._write(*item)
+        except PodlaneError as error:
+            _EVENTS.labels("dropped").inc()
+            self._log.debug("event dropped", reason=item[0].reason, error=str(error))
+        else:
+            _EVENTS.labels("written").inc()
+        return True
+
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                self._write(*item)
-            except PodlaneError as error:
-                _EVENTS.labels("dropped").inc()
-                self._log.debug("event dropped", reason=item[0].reason, error=str(error))
-            else:
-                _EVENTS.labels("written").inc()
+        while self.write_one(wait=True):
+            pass
 
     def _write(self, happening: _Happening, when: datetime) -> None:
         event = self._counted(happening, when)

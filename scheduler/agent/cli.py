@@ -65,7 +65,7 @@ class Cluster:
             self._clock.wait(stop, _REFRESH if self.known.is_set() else _RETRY)
 
 
-def _parse_pairs(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+def parse_pairs_option(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
     del ctx, param
     pairs = [part.partition("=") for part in value.split(",") if part.strip()]
     for name, equals, _ in pairs:
@@ -74,7 +74,7 @@ def _parse_pairs(ctx: click.Context, param: click.Parameter, value: str) -> dict
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
-def _parse_capacity(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+def parse_capacity_option(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
     del ctx, param
     from scheduler.agent.node import parse_capacity
 
@@ -173,7 +173,7 @@ def _lock(state_dir: Path) -> IO[str]:
     show_envvar=True,
     default="",
     metavar="cpu=N,memory=SIZE,pods=N",
-    callback=_parse_capacity,
+    callback=parse_capacity_option,
     help="What the node offers, where it is not the whole machine.",
 )
 @click.option(
@@ -182,7 +182,7 @@ def _lock(state_dir: Path) -> IO[str]:
     show_envvar=True,
     default="",
     metavar="NAME=VALUE,…",
-    callback=_parse_pairs,
+    callback=parse_pairs_option,
     help="Labels the node is registered with; an operator's later changes win.",
 )
 @click.option(
