@@ -60,6 +60,14 @@ class StoreUnavailable(PodlaneError):
     """The store did not answer before the deadline, or no endpoint is reachable. Worth retrying."""
 
 
+class Forbidden(PodlaneError):
+    """The cluster does not allow it as things are: a quota is used up, a namespace is not there."""
+
+
+class NamespaceTerminating(Forbidden):
+    """Nothing may be made in a namespace that ends."""
+
+
 class PermissionDenied(PodlaneError):
     """The store knows us but does not allow this, or does not know us."""
 
