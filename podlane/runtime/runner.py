@@ -147,15 +147,20 @@ class Runner:
         threading.Thread(target=self._wake_at, args=(stop,), name=f"{self.name}-stop", daemon=True).start()
         while not stop.is_set():
             self._wake.clear()
-            with self._lock:
-                now = self._clock.monotonic()
-                pause = self._schedule.next() - now
-                if pause <= 0:
-                    self._schedule.begin(now)
+            pause = self.step()
             if pause > 0:
                 self._clock.wait(self._wake, min(pause, 3600.0))
-            else:
-                self._sync_once(now)
+
+    def step(self) -> float:
+        """Sync if one is due; returns the seconds until the next is, 0 after a sync. `run` is this in a loop."""
+        with self._lock:
+            now = self._clock.monotonic()
+            pause = self._schedule.next() - now
+            if pause > 0:
+                return pause
+            self._schedule.begin(now)
+        self._sync_once(now)
+        return 0.0
 
     def _wake_at(self, stop: threading.Event) -> None:
         stop.wait()

@@ -38,10 +38,10 @@ from scheduler.agent.plan import NO_ADDRESS, attempts, live_infra, plan, to_drai
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
-from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeRefused
+from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeEvent, RuntimeRefused
 from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
-from scheduler.agent.workers import Workers
+from scheduler.agent.workers import MakePool, Workers, threads
 
 WORKERS = max(2, min(6, os.cpu_count() or 1))
 """Pods worked on at once. Starting a sandbox is mostly the engine's computing: more than there are CPUs
@@ -99,6 +99,7 @@ class Agent:
         drain_timeout: float = 10.0,
         clock: Clock | None = None,
         check: Callable[[Target], tuple[bool, str]] | None = None,
+        pool: MakePool = threads,
     ) -> None:
         self.clock = clock or SystemClock()
         self.runtime = runtime
@@ -115,11 +116,15 @@ class Agent:
         self._steps = Steps(
             runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=store.remove
         )
-        self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after)
-        self._pulls: Workers[tuple[str, str]] = Workers("pull", PULLERS, self.runner.trigger_after)
-        self._statuses = StatusWriter(store.update, self.runner.trigger_after)
+        self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after, pool=pool)
+        self._pulls: Workers[tuple[str, str]] = Workers("pull", PULLERS, self.runner.trigger_after, pool=pool)
+        self._statuses = StatusWriter(store.update, self.runner.trigger_after, pool=pool)
         self.prober = Prober(
-            check or checker(runtime), on_change=self.trigger, on_failure=self._unhealthy, clock=self.clock
+            check or checker(runtime),
+            on_change=self.trigger,
+            on_failure=self._unhealthy,
+            clock=self.clock,
+            pool=pool,
         )
         self._network = NodeNetwork(podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock)
         self._infra_image_due = self.clock.monotonic()
@@ -316,14 +321,18 @@ class Agent:
                 self.memory.forget_images()
                 self.trigger()
                 for event in stream:
-                    if event.kind == "image":
-                        self.memory.forget_images()
-                    self.trigger()
+                    self.heard(event)
             except PodlaneError as error:
                 if not stop.is_set():
                     self._log.warning("events lost", error=str(error), retry_in=_RECONNECT)
             self.trigger()
             self.clock.wait(stop, _RECONNECT)
+
+    def heard(self, event: RuntimeEvent) -> None:
+        """The engine reported something."""
+        if event.kind == "image":
+            self.memory.forget_images()
+        self.trigger()
 
     def follow_network(self, stop: threading.Event) -> None:
         """Trigger when somebody takes the pod network apart, until `stop`: the body of one thread."""

@@ -69,7 +69,7 @@ class Drainer:
         self._dead: frozenset[str] = frozenset()
         self._dead_until = 0.0
         self._check_at = 0.0
-        self._runner = Runner(
+        self.runner = Runner(
             self._round, name="drain", clock=clock, min_interval=PAUSES[0], backoff=PAUSES, eager=False
         )
 
@@ -81,12 +81,12 @@ class Drainer:
             self._drains = {uid: self._drains.get(uid, Drain(waits_for="the store")) for uid in pods}
             known = dict(self._drains)
         if new:
-            self._runner.trigger()
+            self.runner.trigger()
         return known
 
     def run(self, stop: threading.Event) -> None:
         """Follow what drains until `stop`."""
-        self._runner.run(stop)
+        self.runner.run(stop)
         self._acknowledged.close()
 
     # --- the thread ------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class Drainer:
             return
         now = self._clock.monotonic()
         self._began = now if self._began is None else self._began
-        self._runner.trigger_after(PAUSES[0] if now < self._began + 1 else PAUSES[1])
+        self.runner.trigger_after(PAUSES[0] if now < self._began + 1 else PAUSES[1])
         try:
             self._find_services(pending)
             self._find_revisions(pending)

@@ -23,13 +23,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from podlane.api.types import Container, Pod, Probe
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from scheduler.agent.runtime import Runtime, RuntimeRefused, RuntimeUnavailable
+from scheduler.agent.workers import MakePool, threads
 
 _FAST = 0.05
 _FAST_EXEC = 0.25
@@ -102,13 +102,13 @@ class Prober:
         on_change: Callable[[], None],
         on_failure: Callable[[Target, str], None],
         clock: Clock | None = None,
-        workers: int = _WORKERS,
+        pool: MakePool = threads,
     ) -> None:
         self._check = check
         self._on_change = on_change
         self._on_failure = on_failure
         self._clock = clock or SystemClock()
-        self._workers = workers
+        self._pool = pool(_WORKERS, "probe")
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._targets: dict[str, Target] = {}
@@ -141,18 +141,20 @@ class Prober:
     def run(self, stop: threading.Event) -> None:
         """Ask until `stop` is set: the body of one thread."""
         threading.Thread(target=self._wake_at, args=(stop,), name="prober-stop", daemon=True).start()
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="probe")
         try:
             while not stop.is_set():
                 self._wake.clear()
-                now = self._clock.monotonic()
-                for identity in self._take_due(now):
-                    pool.submit(self._ask, identity)
-                with self._lock:
-                    pause = self._due[0][0] - now if self._due else _IDLE
-                self._clock.wait(self._wake, max(0.0, pause))
+                self._clock.wait(self._wake, self.step())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def step(self) -> float:
+        """Ask whoever is due; returns the seconds until the next is. `run` is this in a loop."""
+        now = self._clock.monotonic()
+        for identity in self._take_due(now):
+            self._pool.submit(self._ask, identity)
+        with self._lock:
+            return max(0.0, self._due[0][0] - now) if self._due else _IDLE
 
     def _wake_at(self, stop: threading.Event) -> None:
         stop.wait()

@@ -152,7 +152,7 @@ def _container(
         )
     if last.running:
         state = ContainerState(running=ContainerStateRunning(started_at=_time(last.started_at)))
-    elif ct.name in waiting and should_run(pod, last) and not is_pod_finished(pod):
+    elif _is_held_back(ct.name, waiting) and should_run(pod, last) and not is_pod_finished(pod):
         reason, message = waiting[ct.name]
         state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))
         before = ContainerState(terminated=_terminated(last))
@@ -169,6 +169,11 @@ def _container(
         image_id=_SCHEME + last.image_id,
         container_id=_SCHEME + last.id,
     )
+
+
+def _is_held_back(name: str, waiting: Mapping[str, tuple[str, str]]) -> bool:
+    """It is not started now. One that is keeps telling how it ended until its successor is there, as the kubelet's."""
+    return name in waiting and waiting[name][0] != "ContainerCreating"
 
 
 def _terminated(record: Record) -> ContainerStateTerminated:

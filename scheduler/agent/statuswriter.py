@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from podlane.api.types import Pod, PodStatus
 from podlane.errors import Conflict, NotFound, PodlaneError
 from podlane.runtime.log import get_logger
+from scheduler.agent.workers import MakePool, threads
 
 _THREADS = 4
 _CONFLICT_PAUSE = 0.1
@@ -28,11 +28,11 @@ class StatusWriter:
     """`update` is Registry.update; `look_again(seconds)` asks for another sync."""
 
     def __init__(
-        self, update: Callable[[Pod], Pod], look_again: Callable[[float], None], *, threads: int = _THREADS
+        self, update: Callable[[Pod], Pod], look_again: Callable[[float], None], *, pool: MakePool = threads
     ) -> None:
         self._update = update
         self._look_again = look_again
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="status")
+        self._pool = pool(_THREADS, "status")
         self._lock = threading.Lock()
         self._latest: dict[str, Pod] = {}
         self._pending: dict[str, Pod] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from podlane.runtime.log import get_logger
@@ -20,13 +20,20 @@ K = TypeVar("K")
 
 _PATIENT = 4
 
+MakePool = Callable[[int, str], Executor]
+"""Makes a pool of so many threads of that name."""
+
+
+def threads(size: int, name: str) -> Executor:
+    return ThreadPoolExecutor(size, thread_name_prefix=name)
+
 
 class Workers(Generic[K]):
     """`on_done(seconds)`: look again in so many seconds; called from the workers' threads."""
 
-    def __init__(self, name: str, size: int, on_done: Callable[[float], None]) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
-        self._patient = ThreadPoolExecutor(_PATIENT, thread_name_prefix=f"{name}-patient")
+    def __init__(self, name: str, size: int, on_done: Callable[[float], None], *, pool: MakePool = threads) -> None:
+        self._pool = pool(size, name)
+        self._patient = pool(_PATIENT, f"{name}-patient")
         self._on_done = on_done
         self._lock = threading.Lock()
         self._busy: set[K] = set()
