@@ -107,8 +107,8 @@ class EtcdStore:
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
         return open_watch(self._endpoints, {prefix: start_revision}, timeout)
 
-    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
-        return open_watch(self._endpoints, starts, timeout)
+    def watch_many(self, starts: Mapping[str, int], *, exact: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+        return open_watch(self._endpoints, starts, timeout, exact=exact)
 
     def grant(self, ttl: int, *, timeout: float = DEFAULT_TIMEOUT) -> int:
         # done twice it leaves a lease without keys, which ends by itself

@@ -38,8 +38,10 @@ ANSWER = 5.0  # seconds it may take
 BACKLOG = 64  # batches read ahead of the caller; then gRPC's flow control holds etcd back
 
 
-def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float) -> EtcdWatch:
+def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float, *, exact: bool = False) -> EtcdWatch:
     """Open a watch at whichever endpoint accepts it: one stream for all prefixes, each from its revision on.
+
+    `exact`: they are whole keys.
 
     Raises StoreUnavailable, PermissionDenied.
     """
@@ -52,7 +54,7 @@ def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float) 
             endpoint.prove(min(attempts.left, endpoints.timeout))
             metadata = endpoints.metadata(endpoint, attempts.left)
             watch = EtcdWatch(endpoints, endpoint, action)
-            watch.open(starts, metadata, min(attempts.left, endpoints.timeout))
+            watch.open(starts, metadata, min(attempts.left, endpoints.timeout), exact=exact)
         except (grpc.RpcError, StoreUnavailable) as error:
             attempts.failed(endpoint, error, repeatable=True)
         except ValueError:  # gRPC's way to say that the channel was closed under us
@@ -84,11 +86,11 @@ class EtcdWatch:
         self._asked: float | None = None
         self._call: Any = None
 
-    def open(self, starts: Mapping[str, int], metadata: Any, timeout: float) -> None:
+    def open(self, starts: Mapping[str, int], metadata: Any, timeout: float, *, exact: bool = False) -> None:
         """Start the stream and wait until etcd has taken up every prefix. Raises what `next` does."""
         self._to_create = len(starts)
         for prefix, revision in starts.items():
-            self._requests.put(wire.watch_request(prefix, revision))
+            self._requests.put(wire.watch_request(prefix, revision, exact=exact))
         self._call = self._endpoint.stubs.watch.Watch(self._outgoing(), metadata=metadata)
         threading.Thread(target=self._read, name=self._action, daemon=True).start()
         with self._state:

@@ -224,11 +224,12 @@ class Store(Protocol):
         """
         ...
 
-    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
-        """Watch many prefixes, each from a revision of its own on, over one connection.
+    def watch_many(self, starts: Mapping[str, int], *, exact: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+        """Watch many prefixes (`exact`: single keys), each from a revision of its own on, over one connection.
 
-        For a process that stands for many nodes. Each prefix has all that `watch` promises,
-        but what happened in one revision below two prefixes may come in two batches, in any order.
+        For a process that stands for many nodes, or follows a few objects of many. Each prefix has
+        all that `watch` promises, but what happened in one revision below two prefixes may come in
+        two batches, in any order.
         """
         ...
 

@@ -111,10 +111,10 @@ class MemoryStore:
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
         return self.watch_many({prefix: start_revision}, timeout=timeout)
 
-    def watch_many(self, starts: Mapping[str, int], *, timeout: float = DEFAULT_TIMEOUT) -> Watch:
+    def watch_many(self, starts: Mapping[str, int], *, exact: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Watch:
         with self._call("watch"):
             start_revision = min(starts.values())
-            watch = _MemoryWatch(self, self._clock, tuple(starts), start_revision)
+            watch = _MemoryWatch(self, self._clock, tuple(starts), start_revision, exact=exact)
             if start_revision < self._compacted:
                 watch.fail(Compacted(self._compacted))
                 return watch
@@ -281,8 +281,10 @@ class MemoryStore:
 
 
 class _MemoryWatch:
-    def __init__(self, store: MemoryStore, clock: Clock, prefixes: tuple[str, ...], start_revision: int) -> None:
-        self.prefix, self._prefixes = prefixes[0], prefixes
+    def __init__(
+        self, store: MemoryStore, clock: Clock, prefixes: tuple[str, ...], start_revision: int, *, exact: bool
+    ) -> None:
+        self.prefix, self._prefixes, self._exact = prefixes[0], prefixes, exact
         self._store = store
         self._clock = clock
         self._start = start_revision
@@ -292,10 +294,13 @@ class _MemoryWatch:
 
     def offer(self, batch: WatchBatch) -> None:
         """Take what concerns us of one revision. The store's lock is held."""
-        events = tuple(event for event in batch.events if event.kv.key.startswith(self._prefixes))
+        events = tuple(event for event in batch.events if self._concerns(event.kv.key))
         if events and batch.revision >= self._start and self._error is None:
             self._pending.append(WatchBatch(events, batch.revision))
             self._changed.set()
+
+    def _concerns(self, key: str) -> bool:
+        return key in self._prefixes if self._exact else key.startswith(self._prefixes)
 
     def fail(self, error: Exception) -> None:
         self._store.forget(self)

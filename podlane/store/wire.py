@@ -58,10 +58,13 @@ def txn_request(compare: Sequence[Compare], then: Sequence[Op], otherwise: Seque
     )
 
 
-def watch_request(prefix: str, start_revision: int) -> Any:
+def watch_request(prefix: str, start_revision: int, *, exact: bool = False) -> Any:
     key = key_bytes(prefix)
     create = etcdrpc.WatchCreateRequest(
-        key=key or b"\0", range_end=range_end(key), start_revision=start_revision, progress_notify=True
+        key=key or b"\0",
+        range_end=b"" if exact else range_end(key),
+        start_revision=start_revision,
+        progress_notify=True,
     )
     return etcdrpc.WatchRequest(create_request=create)
 

@@ -447,6 +447,20 @@ def test_one_watch_may_have_many_prefixes_each_from_its_own_revision(subject: Su
     assert "c/1" not in seen
 
 
+def test_a_watch_of_keys_sees_none_that_only_begin_like_one(subject: Subject) -> None:
+    first = subject.put("a/1")
+    with subject.store.watch_many({f"{subject.p}a/1": first}, exact=True) as watch:
+        subject.put("a/12")
+        last = subject.put("a/1")
+        seen: list[tuple[str, int]] = []
+        deadline = time.monotonic() + WAIT
+        while not seen or seen[-1][1] < last:
+            assert time.monotonic() < deadline
+            batch = watch.next(WAIT)
+            seen += [(e.kv.key.removeprefix(subject.p), e.kv.mod_revision) for e in batch.events] if batch else []
+    assert seen == [("a/1", first), ("a/1", last)]
+
+
 def test_many_leases_are_renewed_in_one_go_and_those_gone_are_missing(subject: Subject) -> None:
     leases = [subject.store.grant(60) for _ in range(5)]
     subject.store.revoke(leases[2])
