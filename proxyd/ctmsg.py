@@ -45,8 +45,8 @@ _NUMBERS = {name: number for number, name in _NAMES.items()}
 PROTOCOLS = tuple(_NUMBERS)
 _U64 = struct.Struct(">Q")
 
-_ESTABLISHED = {6: frozenset({3, 4, 5, 6}), 132: frozenset({4, 5, 6, 7, 8})}
-"""The states of open connections, by protocol: TCP's ESTABLISHED to LAST_ACK, SCTP's ESTABLISHED and SHUTDOWNs."""
+_RESET = {6: 8, 132: 1}
+"""The state after a reset, by protocol: TCP's CLOSE, SCTP's CLOSED (also where an association was refused)."""
 
 _STATE = {6: 1, 132: 3}  # CTA_PROTOINFO_TCP, CTA_PROTOINFO_SCTP; in either, attribute 1 is the state
 
@@ -54,13 +54,13 @@ _STATE = {6: 1, 132: 3}  # CTA_PROTOINFO_TCP, CTA_PROTOINFO_SCTP; in either, att
 class Flow(NamedTuple):
     """One conntrack entry: where the client meant to go, where replies come from, whether one came.
 
-    `established`: a connection that is open; never said of UDP, which has none.
+    `reset`: a connection that one end broke off, or refused; never said of UDP, which has none.
     """
 
     frontend: Frontend
     replies_from: Target
     answered: bool
-    established: bool = False
+    reset: bool = False
 
 
 class Request(NamedTuple):
@@ -104,10 +104,22 @@ def list_message(request: Request, *, status: int = 0) -> Message:
 
 
 def delete_message(body: memoryview) -> Message:
-    """Delete exactly the listed entry: by its tuple and its id, lest a successor be hit."""
+    """Delete exactly the listed entry: by its tuple and its id, lest a successor be hit.
+
+    One that the kernel made in the very place of the listed one has the same id, though, and an entry goes whatever
+    it has become since.
+    """
     found = nl.attribute_map(body[4:])
-    named = nl.attr(_TUPLE_ORIG | nl.NLA_F_NESTED, found[_TUPLE_ORIG])
-    return Message(_SUBSYSTEM | _DELETE, 0, _genmsg(body[0]) + named + nl.attr(_ID, found[_ID]))
+    return Message(_SUBSYSTEM | _DELETE, 0, _original(body) + nl.attr(_ID, found[_ID]))
+
+
+def again_message(body: memoryview) -> Message:
+    """Ask for a listed entry as it is now."""
+    return Message(_SUBSYSTEM | _GET, 0, _original(body))
+
+
+def _original(body: memoryview) -> bytes:
+    return _genmsg(body[0]) + nl.attr(_TUPLE_ORIG | nl.NLA_F_NESTED, nl.attribute_map(body[4:])[_TUPLE_ORIG])
 
 
 def read_flow(body: memoryview) -> Flow | None:
@@ -122,7 +134,7 @@ def read_flow(body: memoryview) -> Flow | None:
         Frontend(_show(family, ends.destination), protocol, ends.port),
         Target(_show(family, ends.replier), ends.replier_port),
         answered=bool(nl.get_be32(rest[_STATUS]) & _SEEN_REPLY),
-        established=_is_established(ends.number, rest.get(_PROTOINFO)),
+        reset=_is_reset(ends.number, rest.get(_PROTOINFO)),
     )
 
 
@@ -194,12 +206,12 @@ def _search_ends(family: int, body: memoryview) -> _Ends | None:
     )
 
 
-def _is_established(protocol: int, info: Buffer | None) -> bool:
-    if info is None or protocol not in _ESTABLISHED:
+def _is_reset(protocol: int, info: Buffer | None) -> bool:
+    if info is None or protocol not in _RESET:
         return False
     own = nl.attribute_map(info).get(_STATE[protocol])
     state = None if own is None else nl.attribute_map(own).get(1)
-    return state is not None and state[0] in _ESTABLISHED[protocol]
+    return state is not None and state[0] == _RESET[protocol]
 
 
 def read_counters(body: memoryview) -> tuple[int, int] | None:

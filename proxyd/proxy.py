@@ -52,7 +52,7 @@ from proxyd.tables import (
 VERIFY_INTERVAL = 30.0
 CLEAN_AGAIN = (3.0, 20.0)
 """Seconds after a change at which its frontends' conntrack entries are looked at again: connections to a pod that
-goes end after it went, and are remembered for two minutes then.
+goes are reset after it went, and are remembered for 10 s then.
 """
 _POLICIES: tuple[Policy, ...] = ("internal", "external")
 

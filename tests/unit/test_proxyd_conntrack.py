@@ -38,13 +38,13 @@ SERVED = {
         (Flow(DNS6, POD6, True), False),
         (Flow(DNS6, GONE6, True), True),
         (Flow(DNS6, Target(VIP6, 53), False), True),
-        (Flow(WEB, GONE, True, established=True), False),  # TCP is left to end by itself
-        (Flow(WEB, GONE, True), True),  # what remains of it would lead a new one from the same port astray
+        (Flow(WEB, GONE, True), False),  # TCP is left to end by itself
+        (Flow(WEB, GONE, True, reset=True), True),  # what remains of it would lead a new one from the same port astray
         (Flow(WEB, GONE, False), True),  # nor must a client wait whom nobody has answered yet
         (Flow(WEB, Target("10.5.1.2", 8080), False), False),
-        (Flow(WEB, Target(VIP, 80), True), True),
-        (Flow(WEB, Target(VIP, 80), True, established=True), False),  # to who had the address, or the port, before
-        (Flow(SIG, GONE, True, established=True), False),
+        (Flow(WEB, Target(VIP, 80), True, reset=True), True),
+        (Flow(WEB, Target(VIP, 80), True), False),  # to who had the address, or the port, before
+        (Flow(SIG, GONE, True), False),
         (Flow(SIG, GONE, False), True),
         (Flow(Frontend("192.0.2.1", "UDP", 53), Target("192.0.2.1", 53), True), False),  # not ours
         (Flow(Frontend(VIP, "UDP", 54), Target(VIP, 54), True), False),
@@ -168,13 +168,13 @@ def test_a_listed_entry_is_read_and_named_again(six, frontend, pod, zone):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "state", "established"),
-    [(6, 2, False), (6, 3, True), (6, 5, True), (6, 7, False), (132, 3, False), (132, 4, True), (17, None, False)],
+    ("protocol", "state", "reset"),
+    [(6, 2, False), (6, 3, False), (6, 7, False), (6, 8, True), (132, 1, True), (132, 4, False), (17, None, False)],
 )
-def test_whether_a_connection_is_open(protocol, state, established):
+def test_whether_a_connection_was_reset(protocol, state, reset):
     flow = read_flow(entry(protocol, 0b1010, state=state))
     assert flow is not None
-    assert flow.established is established
+    assert flow.reset is reset
 
 
 def test_other_protocols_and_halves_are_not_flows():
