@@ -1,4 +1,4 @@
-"""The `scheduler` command: `run` is the control plane, `agent` runs pods on a node.
+"""The `scheduler` command: `run` is the control plane, `agent` runs pods on a node, `hollow` is many nodes without.
 
 The agent is imported only when it is asked for: it brings Docker's client,
 which the control plane has no use for.
@@ -26,16 +26,20 @@ LEADER_TTL = 4
 
 
 class _Lazy(click.Group):
-    """A group whose sub-command `agent` is imported when it is used."""
+    """A group whose sub-commands `agent` and `hollow` are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "agent"])
+        return sorted([*super().list_commands(ctx), "agent", "hollow"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "agent":
             from scheduler.agent.cli import agent
 
             return agent
+        if cmd_name == "hollow":
+            from scheduler.agent.hollowcli import hollow
+
+            return hollow
         return super().get_command(ctx, cmd_name)
 
 
