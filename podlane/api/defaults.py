@@ -7,6 +7,7 @@ Source: Kubernetes' pkg/apis/core/v1/defaults.go.
 
 from __future__ import annotations
 
+import base64
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -16,19 +17,27 @@ from podlane.api.service_update import carry_over
 from podlane.api.types import (
     ClientIPConfig,
     Container,
+    EmptyDirVolumeSource,
+    HTTPGetAction,
+    Lifecycle,
+    LifecycleHandler,
+    Namespace,
     Node,
     Object,
     Pod,
     PodSpec,
     Probe,
     ReplicationController,
+    Secret,
     Service,
     ServicePort,
     ServiceSpec,
     SessionAffinityConfig,
+    Volume,
 )
 
 DEFAULT_NAMESPACE = "default"
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - the type variable of "object"
 
@@ -44,6 +53,10 @@ def apply_defaults(obj: O, *, namespace: str = DEFAULT_NAMESPACE) -> O:
         filled = msgspec.structs.replace(filled, spec=_pod_spec(filled.spec))
     elif isinstance(filled, ReplicationController):
         filled = _controller(filled)
+    elif isinstance(filled, Secret):
+        filled = _secret(filled)
+    elif isinstance(filled, Namespace):
+        filled = _namespace(filled)
     elif isinstance(filled, Service):
         filled = msgspec.structs.replace(filled, spec=service_spec(filled.spec))
     return cast(O, filled)
@@ -70,8 +83,37 @@ def _controller(controller: ReplicationController) -> ReplicationController:
     return msgspec.structs.replace(controller, spec=spec, metadata=metadata)
 
 
+def _secret(secret: Secret) -> Secret:
+    """What is written as text is stored as base64, in place of what is there."""
+    if not secret.string_data:
+        return secret
+    text = {key: base64.b64encode(value.encode()).decode() for key, value in secret.string_data.items()}
+    return msgspec.structs.replace(secret, data={**secret.data, **text}, string_data={})
+
+
+def _namespace(namespace: Namespace) -> Namespace:
+    """By this label namespaceSelectors find a namespace by its name."""
+    metadata = namespace.metadata
+    if not metadata.name or metadata.labels.get(NAMESPACE_NAME_LABEL) == metadata.name:
+        return namespace
+    labels = {**metadata.labels, NAMESPACE_NAME_LABEL: metadata.name}
+    return msgspec.structs.replace(namespace, metadata=msgspec.structs.replace(metadata, labels=labels))
+
+
 def _pod_spec(spec: PodSpec) -> PodSpec:
-    return msgspec.structs.replace(spec, containers=tuple(_container(c) for c in spec.containers))
+    return msgspec.structs.replace(
+        spec,
+        init_containers=tuple(_container(c) for c in spec.init_containers),
+        containers=tuple(_container(c) for c in spec.containers),
+        volumes=tuple(_volume(v) for v in spec.volumes),
+    )
+
+
+def _volume(volume: Volume) -> Volume:
+    """A volume that says nothing of its source is an empty directory."""
+    if volume == Volume(name=volume.name):
+        return msgspec.structs.replace(volume, empty_dir=EmptyDirVolumeSource())
+    return volume
 
 
 def _container(container: Container) -> Container:
@@ -83,19 +125,40 @@ def _container(container: Container) -> Container:
         )
     if not container.image_pull_policy and container.image:
         container = msgspec.structs.replace(container, image_pull_policy=pull_policy(container.image))
-    if container.readiness_probe is not None:
-        container = msgspec.structs.replace(container, readiness_probe=_probe(container.readiness_probe))
+    if container.startup_probe or container.liveness_probe or container.readiness_probe or container.lifecycle:
+        container = msgspec.structs.replace(
+            container,
+            startup_probe=_probe(container.startup_probe),
+            liveness_probe=_probe(container.liveness_probe),
+            readiness_probe=_probe(container.readiness_probe),
+            lifecycle=_lifecycle(container.lifecycle),
+        )
     return container
 
 
-def _probe(probe: Probe) -> Probe:
+def _lifecycle(lifecycle: Lifecycle | None) -> Lifecycle | None:
+    if lifecycle is None:
+        return None
+    return msgspec.structs.replace(
+        lifecycle, post_start=_hook(lifecycle.post_start), pre_stop=_hook(lifecycle.pre_stop)
+    )
+
+
+def _hook(hook: LifecycleHandler | None) -> LifecycleHandler | None:
+    return hook and msgspec.structs.replace(hook, http_get=_http_get(hook.http_get))
+
+
+def _http_get(action: HTTPGetAction | None) -> HTTPGetAction | None:
+    return msgspec.structs.replace(action, path="/") if action is not None and not action.path else action
+
+
+def _probe(probe: Probe | None) -> Probe | None:
     """A number that is 0 means its default; an empty path means the root."""
-    http_get = probe.http_get
-    if http_get is not None and not http_get.path:
-        http_get = msgspec.structs.replace(http_get, path="/")
+    if probe is None:
+        return None
     return msgspec.structs.replace(
         probe,
-        http_get=http_get,
+        http_get=_http_get(probe.http_get),
         timeout_seconds=probe.timeout_seconds or 1,
         period_seconds=probe.period_seconds or 10,
         success_threshold=probe.success_threshold or 1,
@@ -123,8 +186,14 @@ def inherit(old: O, new: O) -> O:
         kept = msgspec.structs.replace(kept, status=old.status)
     if isinstance(kept, Service) and isinstance(old, Service):
         kept = carry_over(old, kept)
-    elif isinstance(kept, Pod) and isinstance(old, Pod) and not kept.spec.node_name:
-        kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, node_name=old.spec.node_name))
+    elif isinstance(kept, Pod) and isinstance(old, Pod):
+        spec = msgspec.structs.replace(
+            kept.spec,
+            node_name=kept.spec.node_name or old.spec.node_name,
+            priority=old.spec.priority if kept.spec.priority is None else kept.spec.priority,
+            preemption_policy=kept.spec.preemption_policy or old.spec.preemption_policy,
+        )
+        kept = msgspec.structs.replace(kept, spec=spec)
     elif isinstance(kept, Node) and isinstance(old, Node) and not kept.spec.pod_cidr:
         kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=old.spec.pod_cidr))
     return cast(O, kept)

@@ -7,6 +7,8 @@ Source: the Kubernetes v1 API reference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from podlane.api import types
 from podlane.errors import FieldError
 
@@ -21,8 +23,19 @@ _PORT: Range = (1, 65535)
 
 RANGES: dict[type[types.Struct], dict[str, Range]] = {
     types.ObjectMeta: {"generation": (0, INT64_MAX), "deletion_grace_period_seconds": (0, INT64_MAX)},
-    types.PodSpec: {"termination_grace_period_seconds": (0, INT64_MAX)},
-    types.ContainerPort: {"container_port": _PORT},
+    types.PodSpec: {
+        "termination_grace_period_seconds": (0, INT64_MAX),
+        "active_deadline_seconds": _POSITIVE,
+    },
+    types.PodSecurityContext: dict.fromkeys(
+        ("run_as_user", "run_as_group", "fs_group", "supplemental_groups"), _NATURAL
+    ),
+    types.SecurityContext: {"run_as_user": _NATURAL, "run_as_group": _NATURAL},
+    types.ContainerPort: {"container_port": _PORT, "host_port": _PORT},
+    types.Toleration: {"toleration_seconds": (-INT64_MAX, INT64_MAX)},
+    types.ContainerImage: {"size_bytes": (0, INT64_MAX)},
+    types.GRPCAction: {"port": _PORT},
+    types.SleepAction: {"seconds": (0, INT64_MAX)},
     types.HTTPGetAction: {"port": _PORT},
     types.TCPSocketAction: {"port": _PORT},
     types.Probe: {
@@ -31,6 +44,7 @@ RANGES: dict[type[types.Struct], dict[str, Range]] = {
         "period_seconds": _POSITIVE,
         "success_threshold": _POSITIVE,
         "failure_threshold": _POSITIVE,
+        "termination_grace_period_seconds": (1, INT64_MAX),
     },
     types.ReplicationControllerSpec: {"replicas": _NATURAL, "min_ready_seconds": _NATURAL},
     types.ServicePort: {"port": _PORT, "target_port": _PORT, "node_port": _PORT},
@@ -81,6 +95,15 @@ class Errors:
     def integer(self, cls: type[types.Struct], field: str, value: int, path: str) -> None:
         """Check a number against its field's range."""
         self.check(path, integer_error(value, range_of(cls, field)))
+
+
+def check_one_of(alternatives: Mapping[str, object], path: str, errors: Errors) -> None:
+    """Exactly one of the fields must be there; the others are None."""
+    given = [name for name, value in alternatives.items() if value is not None]
+    if len(given) != 1:
+        *first, last = alternatives
+        got = " and ".join(given) or "none"
+        errors.add(path, f"expected exactly one of {', '.join(first)} and {last}, got {got}")
 
 
 def join(path: str, name: str) -> str:

@@ -16,8 +16,10 @@ _QUALIFIED_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]", re.ASC
 _PORT_NAME = re.compile(r"[-a-z0-9]+", re.ASCII)
 # since Kubernetes 1.30 (RelaxedEnvironmentVariableValidation): printable ASCII but "="
 _ENV_NAME = re.compile(r"[ -<>-~]+", re.ASCII)
+_CONFIG_KEY = re.compile(r"[-._A-Za-z0-9]+", re.ASCII)
 _HEADER_NAME = re.compile(r"[-A-Za-z0-9]+", re.ASCII)
 
+STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 LOWER_LABEL = "lower case letters, digits and '-', beginning and ending with a letter or digit"
 
 
@@ -104,3 +106,33 @@ def header_name_error(text: str) -> str | None:
     if not _HEADER_NAME.fullmatch(text):
         return f"expected an HTTP header name of letters, digits and '-', got \"{text}\""
     return None
+
+
+def config_key_error(text: str) -> str | None:
+    """A key of a config map or a secret, which may become a file's name."""
+    if len(text) > 253:
+        return f"expected a key of at most 253 characters, got {len(text)}"
+    if not _CONFIG_KEY.fullmatch(text) or text == "." or text.startswith(".."):
+        return f"expected a key of letters, digits, '-', '_' and '.', not beginning with \"..\", got \"{text}\""
+    return None
+
+
+def descending_path_error(text: str) -> str | None:
+    """A path that leads down from where it is used."""
+    if text.startswith("/") or ".." in text.split("/"):
+        return f'expected a relative path without "..", got "{text}"'
+    return None
+
+
+def finalizer_error(text: str) -> str | None:
+    """`orphan`, `foregroundDeletion`, or one with a domain such as `example.com/cleanup`."""
+    if text in STANDARD_FINALIZERS:
+        return None
+    if "/" not in text:
+        return f'expected {", ".join(STANDARD_FINALIZERS)} or a name with a domain such as example.com/x, got "{text}"'
+    return label_key_error(text)
+
+
+def is_integer(text: str) -> bool:
+    """Whether it is an integer of 64 bits, as labels are compared by Gt and Lt."""
+    return re.fullmatch(r"[+-]?\d{1,19}", text, re.ASCII) is not None and -(2**63) <= int(text) < 2**63

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 
 from podlane.api import names, quantity, types
 from podlane.api.fields import Errors, join
+from podlane.api.validation_config import check_config_map, check_secret
 from podlane.api.validation_pod import check_pod_spec
+from podlane.api.validation_policy import check_priority_class, check_quota
+from podlane.api.validation_scheduling import check_taints
 from podlane.api.validation_service import check_service
 from podlane.api.validation_slice import check_endpoint_slice
 from podlane.api.validation_update import validate_update
@@ -51,6 +54,14 @@ def validate(obj: types.Object, path: str = "") -> list[FieldError]:
             _check_lease(obj.spec, spec, errors)
         case types.Event():
             _check_event(obj, path, errors)
+        case types.ConfigMap():
+            check_config_map(obj, path, errors)
+        case types.Secret():
+            check_secret(obj, path, errors)
+        case types.ResourceQuota():
+            check_quota(obj, path, errors)
+        case types.PriorityClass():
+            check_priority_class(obj, path, errors)
         case _:
             pass  # a Namespace has nothing but its metadata
     return errors.found
@@ -77,6 +88,10 @@ def _check_metadata(obj: types.Object, path: str, errors: Errors) -> None:
     errors.integer(types.ObjectMeta, "generation", metadata.generation, join(path, "generation"))
     _check_labels_and_annotations(metadata, path, errors)
     _check_owners(metadata.owner_references, join(path, "ownerReferences"), errors)
+    for index, finalizer in enumerate(metadata.finalizers):
+        errors.check(f"{join(path, 'finalizers')}[{index}]", names.finalizer_error(finalizer))
+    if "orphan" in metadata.finalizers and "foregroundDeletion" in metadata.finalizers:
+        errors.add(join(path, "finalizers"), "expected orphan or foregroundDeletion, got both")
 
 
 def _check_labels_and_annotations(metadata: types.ObjectMeta, path: str, errors: Errors) -> None:
@@ -129,6 +144,8 @@ def _check_controller(spec: types.ReplicationControllerSpec, path: str, errors: 
         errors.add(f"{template}.metadata.labels", f"expected what the selector wants ({wanted}), got {got}")
     _check_labels_and_annotations(spec.template.metadata, f"{template}.metadata", errors)
     check_pod_spec(spec.template.spec, f"{template}.spec", errors)
+    if spec.template.spec.active_deadline_seconds is not None:
+        errors.add(f"{template}.spec.activeDeadlineSeconds", "not in a template of pods that are replaced")
     if spec.template.spec.restart_policy != "Always":
         errors.add(
             f"{template}.spec.restartPolicy",
@@ -145,6 +162,7 @@ def _check_node(node: types.Node, path: str, errors: Errors) -> None:
                 join(path, "spec.podCIDR"),
                 f'expected a network such as "10.5.34.0/24", got "{node.spec.pod_cidr}"',
             )
+    check_taints(node.spec.taints, join(path, "spec.taints"), errors)
     for name, resources in (("capacity", node.status.capacity), ("allocatable", node.status.allocatable)):
         for resource, text in resources.items():
             field = join(path, f"status.{name}[{resource}]")

@@ -1,33 +1,24 @@
 """Kubernetes' rules for pod specs, alone and in templates.
 
-Owns: containers, ports, environment, resources, probes. Invariant: as in
-validation.py. Source: ValidatePodSpec and what it calls in Kubernetes'
-pkg/apis/core/validation/validation.go.
+Owns: what concerns the pod as a whole; containers, volumes and placement have
+files of their own. Invariant: as in validation.py. Source: ValidatePodSpec in
+Kubernetes' pkg/apis/core/validation/validation.go.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
-
-from podlane.api import names, quantity, types
+from podlane.api import names, types
 from podlane.api.fields import Errors, join
-
-SUPPORTED_RESOURCES = ("cpu", "memory")
-_KUBERNETES_RESOURCES = ("ephemeral-storage", "storage")
+from podlane.api.services import address_of
+from podlane.api.validation_container import Surroundings, check_container, check_init_container, host_ports
+from podlane.api.validation_scheduling import check_affinity, check_spread, check_tolerations
+from podlane.api.validation_volume import check_volumes
 
 
 def check_pod_spec(spec: types.PodSpec, path: str, errors: Errors) -> None:
-    if not spec.containers:
-        errors.add(join(path, "containers"), "required: at least one container")
-    seen: dict[str, int] = {}
-    for index, container in enumerate(spec.containers):
-        place = f"{join(path, 'containers')}[{index}]"
-        _check_container(container, place, errors)
-        if container.name and container.name in seen:
-            errors.add(
-                f"{place}.name", f'duplicate name "{container.name}", also of containers[{seen[container.name]}]'
-            )
-        seen.setdefault(container.name, index)
+    check_volumes(spec.volumes, join(path, "volumes"), errors)
+    _check_containers(spec, path, errors)
+    _check_numbers(spec, path, errors)
     if spec.node_name:
         errors.check(join(path, "nodeName"), names.dns_subdomain_error(spec.node_name))
     if spec.hostname:
@@ -36,110 +27,62 @@ def check_pod_spec(spec: types.PodSpec, path: str, errors: Errors) -> None:
         errors.check(
             f"{join(path, 'nodeSelector')}[{key}]", names.label_key_error(key) or names.label_value_error(value)
         )
-    errors.integer(
-        types.PodSpec,
-        "termination_grace_period_seconds",
-        spec.termination_grace_period_seconds,
-        join(path, "terminationGracePeriodSeconds"),
-    )
+    if spec.affinity is not None:
+        check_affinity(spec.affinity, join(path, "affinity"), errors)
+    check_tolerations(spec.tolerations, join(path, "tolerations"), errors)
+    check_spread(spec.topology_spread_constraints, join(path, "topologySpreadConstraints"), errors)
+    if spec.priority_class_name:
+        errors.check(join(path, "priorityClassName"), names.dns_subdomain_error(spec.priority_class_name))
+    for index, alias in enumerate(spec.host_aliases):
+        place = f"{join(path, 'hostAliases')}[{index}]"
+        if address_of(alias.ip) is None:
+            errors.add(f"{place}.ip", f'expected an IP address, got "{alias.ip}"')
+        for position, hostname in enumerate(alias.hostnames):
+            errors.check(f"{place}.hostnames[{position}]", names.dns_subdomain_error(hostname))
 
 
-def _check_container(container: types.Container, path: str, errors: Errors) -> None:
-    if container.name:
-        errors.check(f"{path}.name", names.dns_label_error(container.name))
-    else:
-        errors.add(f"{path}.name", "required")
-    if not container.image:
-        errors.add(f"{path}.image", "required")
-    elif container.image != container.image.strip():
-        errors.add(f"{path}.image", f'expected an image without spaces around it, got "{container.image}"')
-    _check_ports(container.ports, f"{path}.ports", errors)
-    for index, variable in enumerate(container.env):
-        place = f"{path}.env[{index}].name"
-        errors.check(place, names.env_name_error(variable.name) if variable.name else "required")
-    _check_resources(container.resources, f"{path}.resources", errors)
-    if container.readiness_probe is not None:
-        _check_probe(container.readiness_probe, f"{path}.readinessProbe", errors)
-
-
-def _check_ports(ports: tuple[types.ContainerPort, ...], path: str, errors: Errors) -> None:
-    seen: dict[str, int] = {}
-    for index, port in enumerate(ports):
-        place = f"{path}[{index}]"
-        errors.check(f"{place}.containerPort", names.port_number_error(port.container_port))
-        if not port.name:
-            continue
-        errors.check(f"{place}.name", names.port_name_error(port.name))
-        if port.name in seen:
-            errors.add(f"{place}.name", f'duplicate name "{port.name}", also of ports[{seen[port.name]}]')
-        seen.setdefault(port.name, index)
-
-
-def _check_resources(resources: types.ResourceRequirements, path: str, errors: Errors) -> None:
-    limits = _quantities(resources.limits, f"{path}.limits", errors)
-    # what was copied from the limits by default has been reported there
-    own = {name: text for name, text in resources.requests.items() if text != resources.limits.get(name)}
-    requests = _quantities(own, f"{path}.requests", errors)
-    for name, request in requests.items():
-        if name in limits and request > limits[name]:
+def _check_containers(spec: types.PodSpec, path: str, errors: Errors) -> None:
+    if not spec.containers:
+        errors.add(join(path, "containers"), "required: at least one container")
+    pod = Surroundings({v.name for v in spec.volumes}, spec.host_network, spec.termination_grace_period_seconds)
+    seen: dict[str, str] = {}
+    for field, containers in (("initContainers", spec.init_containers), ("containers", spec.containers)):
+        for index, container in enumerate(containers):
+            own = f"{field}[{index}]"
+            place = join(path, own)
+            check_container(container, place, pod, errors)
+            if container.name and container.name in seen:
+                errors.add(f"{place}.name", f'duplicate name "{container.name}", also of {seen[container.name]}')
+            seen.setdefault(container.name, own)
+            if field == "initContainers":
+                check_init_container(container, place, errors)
+            elif container.restart_policy:
+                errors.add(f"{place}.restartPolicy", "only in an init container")
+    taken: dict[tuple[str, str, int], str] = {}
+    for where, port in host_ports(spec.containers):
+        if port in taken:
             errors.add(
-                f"{path}.requests[{name}]",
-                f"expected at most the limit {resources.limits[name]}, got {resources.requests[name]}",
+                f"{join(path, 'containers')}{where}", f"duplicate port {port[2]}, also of containers{taken[port]}"
             )
+        taken.setdefault(port, where)
 
 
-def _quantities(quantities: dict[str, str], path: str, errors: Errors) -> dict[str, Decimal]:
-    values: dict[str, Decimal] = {}
-    for name, text in quantities.items():
-        place = f"{path}[{name}]"
-        if name not in SUPPORTED_RESOURCES:
-            known = name in _KUBERNETES_RESOURCES or name.startswith("hugepages-") or "/" in name
-            errors.add(
-                place,
-                ("known to Kubernetes but not supported by Podlane yet" if known else "unknown resource")
-                + f" (supported: {', '.join(SUPPORTED_RESOURCES)})",
-            )
-            continue
-        try:
-            value = quantity.parse(text)
-        except ValueError as error:
-            errors.add(place, str(error))
-            continue
-        if value < 0:
-            errors.add(place, f"expected a quantity ≥ 0, got {text}")
-        else:
-            values[name] = value
-    return values
-
-
-def _check_probe(probe: types.Probe, path: str, errors: Errors) -> None:
-    actions = [
-        name
-        for name, action in (("httpGet", probe.http_get), ("tcpSocket", probe.tcp_socket), ("exec", probe.exec))
-        if action is not None
-    ]
-    if len(actions) != 1:
-        got = " and ".join(actions) or "none"
-        errors.add(path, f"expected exactly one of httpGet, tcpSocket and exec, got {got}")
+def _check_numbers(spec: types.PodSpec, path: str, errors: Errors) -> None:
     for field, name in (
-        ("initial_delay_seconds", "initialDelaySeconds"),
-        ("timeout_seconds", "timeoutSeconds"),
-        ("period_seconds", "periodSeconds"),
-        ("success_threshold", "successThreshold"),
-        ("failure_threshold", "failureThreshold"),
+        ("termination_grace_period_seconds", "terminationGracePeriodSeconds"),
+        ("active_deadline_seconds", "activeDeadlineSeconds"),
+        ("priority", "priority"),
     ):
-        errors.integer(types.Probe, field, getattr(probe, field), f"{path}.{name}")
-    if probe.http_get is not None:
-        _check_port_reference(probe.http_get.port, f"{path}.httpGet.port", errors)
-        if not probe.http_get.path:
-            errors.add(f"{path}.httpGet.path", "required")
-        for index, header in enumerate(probe.http_get.http_headers):
-            errors.check(f"{path}.httpGet.httpHeaders[{index}].name", names.header_name_error(header.name))
-    if probe.tcp_socket is not None:
-        _check_port_reference(probe.tcp_socket.port, f"{path}.tcpSocket.port", errors)
-    if probe.exec is not None and not probe.exec.command:
-        errors.add(f"{path}.exec.command", "required")
-
-
-def _check_port_reference(port: int | str, path: str, errors: Errors) -> None:
-    errors.check(path, names.port_number_error(port) if isinstance(port, int) else names.port_name_error(port))
+        value = getattr(spec, field)
+        if value is not None:
+            errors.integer(types.PodSpec, field, value, join(path, name))
+    context = spec.security_context
+    if context is None:
+        return
+    place = join(path, "securityContext")
+    for field, name in (("run_as_user", "runAsUser"), ("run_as_group", "runAsGroup"), ("fs_group", "fsGroup")):
+        value = getattr(context, field)
+        if value is not None:
+            errors.integer(types.PodSecurityContext, field, value, f"{place}.{name}")
+    for index, group in enumerate(context.supplemental_groups):
+        errors.integer(types.PodSecurityContext, "supplemental_groups", group, f"{place}.supplementalGroups[{index}]")

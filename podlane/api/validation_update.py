@@ -16,11 +16,16 @@ import msgspec
 
 from podlane.api import types
 from podlane.api.fields import Errors, join
+from podlane.api.validation_config import check_config_map_update, check_secret_update
+from podlane.api.validation_policy import check_priority_class_update, check_quota_update
 from podlane.api.validation_service_update import check_service_update
 from podlane.errors import FieldError
 
-_POD_MUTABLE = re.compile(r"spec\.containers\[\d+\]\.image")
-_POD_RULE = "immutable: of a pod's spec only containers[*].image may change; delete the pod and create it anew"
+_POD_MUTABLE = re.compile(r"spec\.(initC|c)ontainers\[\d+\]\.image|spec\.activeDeadlineSeconds|spec\.tolerations.*")
+_POD_RULE = (
+    "immutable: of a pod's spec only containers[*].image, initContainers[*].image, activeDeadlineSeconds and "
+    "tolerations may change; delete the pod and create it anew"
+)
 
 _FIXED_METADATA = {
     "name": "name",
@@ -50,6 +55,14 @@ def validate_update(old: types.Object, new: types.Object) -> list[FieldError]:
             _check_fixed("addressType", old.address_type, new.address_type, errors)
         case types.Node(), types.Node():
             _check_fixed("spec.podCIDR", old.spec.pod_cidr, new.spec.pod_cidr, errors)
+        case types.ConfigMap(), types.ConfigMap():
+            check_config_map_update(old, new, errors)
+        case types.Secret(), types.Secret():
+            check_secret_update(old, new, errors)
+        case types.ResourceQuota(), types.ResourceQuota():
+            check_quota_update(old, new, errors)
+        case types.PriorityClass(), types.PriorityClass():
+            check_priority_class_update(old, new, errors)
         case _:
             pass  # nothing of the other kinds is fixed
     return errors.found
@@ -74,13 +87,35 @@ def changed_fields(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def _check_pod(old: types.Pod, new: types.Pod, errors: Errors) -> None:
-    before, after = len(old.spec.containers), len(new.spec.containers)
-    if before != after:
-        errors.add("spec.containers", f"immutable: a pod keeps its number of containers, {before}, got {after}")
-        return
+    for field, was, wanted in (
+        ("initContainers", old.spec.init_containers, new.spec.init_containers),
+        ("containers", old.spec.containers, new.spec.containers),
+    ):
+        if len(was) != len(wanted):
+            errors.add(
+                f"spec.{field}", f"immutable: a pod keeps its number of containers, {len(was)}, got {len(wanted)}"
+            )
+            return
+    _check_deadline(old.spec.active_deadline_seconds, new.spec.active_deadline_seconds, errors)
+    for toleration in old.spec.tolerations:
+        # Kubernetes lets the time of a toleration change
+        if not any(_but_for_time(toleration) == _but_for_time(kept) for kept in new.spec.tolerations):
+            errors.add("spec.tolerations", "a toleration may be added, and none taken away or changed but for its time")
+            break
     for path in changed_fields(old.spec, new.spec, "spec"):
         if not _POD_MUTABLE.fullmatch(path):
             errors.add(path, _POD_RULE)
+
+
+def _check_deadline(was: int | None, wanted: int | None, errors: Errors) -> None:
+    if was is not None and (wanted is None or wanted > was):
+        errors.add(
+            "spec.activeDeadlineSeconds", f"expected an integer 1 to {was}: it may only get less, got {_text(wanted)}"
+        )
+
+
+def _but_for_time(toleration: types.Toleration) -> types.Toleration:
+    return msgspec.structs.replace(toleration, toleration_seconds=None)
 
 
 def _check_fixed(path: str, old: str, new: str, errors: Errors) -> None:

@@ -290,10 +290,10 @@ PROBE = {"tcpSocket": {"port": 80}}
 @pytest.mark.parametrize(
     ("probe", "want"),
     [
-        ({}, [f"{P}: expected exactly one of httpGet, tcpSocket and exec, got none"]),
+        ({}, [f"{P}: expected exactly one of httpGet, tcpSocket, exec and grpc, got none"]),
         (
             {**PROBE, "exec": {"command": ["true"]}},
-            [f"{P}: expected exactly one of httpGet, tcpSocket and exec, got tcpSocket and exec"],
+            [f"{P}: expected exactly one of httpGet, tcpSocket, exec and grpc, got tcpSocket and exec"],
         ),
         ({**PROBE, "initialDelaySeconds": -1}, [f"{P}.initialDelaySeconds: expected an integer ≥ 0, got -1"]),
         ({**PROBE, "timeoutSeconds": -1}, [f"{P}.timeoutSeconds: expected an integer ≥ 1, got -1"]),
@@ -516,7 +516,10 @@ def test_all_errors_come_at_once_and_below_the_path_given() -> None:
 
 # --- updates ---------------------------------------------------------------------------
 
-ONLY_IMAGE = "immutable: of a pod's spec only containers[*].image may change; delete the pod and create it anew"
+ONLY_IMAGE = (
+    "immutable: of a pod's spec only containers[*].image, initContainers[*].image, activeDeadlineSeconds and "
+    "tolerations may change; delete the pod and create it anew"
+)
 
 
 def update_errors(cls: type[types.Object], base: dict[str, Any], path: str, value: Any) -> list[str]:
