@@ -32,14 +32,23 @@ def lab(ctx: click.Context) -> None:
 @lab.command()
 @click.option("--hosts", "nodes", default=3, show_default=True, metavar="N", help="Hosts that run pods.")
 @click.option("--etcd", "servers", default=1, show_default=True, metavar="1|3", type=int, help="etcd members.")
+@click.option("--schedulers", metavar="N", type=int, help="Schedulers, one leads.  [default: one for each etcd member]")
 @click.option("--dual-stack", is_flag=True, help="IPv6 beside IPv4: for hosts, pods and services.")
+@click.option(
+    "--hollow",
+    default=0,
+    metavar="N",
+    type=int,
+    help="Nodes without containers that join besides and behave as nodes do; then --hosts may be 0.",
+)
 @_name
-def up(name: str, nodes: int, servers: int, dual_stack: bool) -> None:
+def up(*, name: str, nodes: int, servers: int, schedulers: int | None, dual_stack: bool, hollow: int) -> None:
     """Make a lab, or start what is missing of it."""
+    if schedulers == 0:
+        fail("--schedulers: expected 1 or more, got 0", 2)
     begin = time.monotonic()
-    target = Topology(name, nodes, servers, dual_stack)
-    families = ", IPv4 and IPv6" if dual_stack else ""
-    note(f"lab {name}: {nodes} hosts, {servers} etcd{families}; logs in {target.log_dir}")
+    target = Topology(name, nodes, servers, dual_stack, schedulers or 0, hollow)
+    note(f"lab {name}: {target}; logs in {target.log_dir}")
     Lab(target, lambda line: note(f"  {line}")).up()
     note(f"lab {name}: ready after {time.monotonic() - begin:.1f} s")
 
@@ -172,11 +181,35 @@ def cut(name: str, host: str) -> None:
 @fault.command()
 @_name
 @click.argument("host")
+@click.argument("other")
+def part(name: str, host: str, other: str) -> None:
+    """Part HOST from OTHER: every frame between the two is dropped, and only those."""
+    target = cluster.load(name)
+    network.part(target, target.host(host), target.host(other))
+    note(f"{host} and {other}: parted; podlane lab fault join {host}")
+
+
+@fault.command()
+@_name
+@click.argument("host")
 def join(name: str, host: str) -> None:
-    """Join a cut HOST to the network again."""
+    """Join HOST, cut off or parted from others, to the network again."""
     target = cluster.load(name)
     network.join(target, target.host(host))
     note(f"{host}: joined")
+
+
+@fault.command("list")
+@_name
+def list_faults(name: str) -> None:
+    """Say which hosts are cut off or parted, and which daemons do not run."""
+    target = Lab(cluster.load(name))
+    lines = [f"{host}: cut off" for host in sorted(network.cut_hosts(target.topology))]
+    lines += [f"{one} and {other}: parted" for one, other in sorted(network.parted_hosts(target.topology))]
+    lines += [f"{s.host}: {s.daemon} is {s.state}" for s in target.status() if s.state in ("dead", "absent")]
+    for line in lines:
+        click.echo(line)
+    note(f"{len(lines) or 'no'} faults")
 
 
 @fault.command()

@@ -265,8 +265,7 @@ class Lab:
             return
         if there != self.topology:
             raise LabError(
-                f"lab {there.name!r} has {there.nodes} hosts and {there.servers} etcd members already"
-                f"{', and both families' if there.dual_stack else ''}; "
+                f"lab {there.name!r} has {there} already; "
                 f"podlane lab down --name {there.name} first, or choose another --name"
             )
 

@@ -18,6 +18,7 @@ NETD_PORT = 10258
 PROXYD_PORT = 10256
 AGENT_PORT = 10248
 SCHEDULER_PORT = 10259
+HOLLOW_PORT = 10247
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ class DaemonSpec:
 def specs(lab: Topology, host: Host) -> tuple[DaemonSpec, ...]:
     """The daemons of a host, in the order they are started."""
     if host.role == "server":
-        return (_etcd(lab, host), _scheduler(lab, host))
+        return (_etcd(lab, host), *((_scheduler(lab, host),) if lab.runs_scheduler(host) else ()))
+    if host.role == "hollow":
+        return (_hollow(lab, host),)
     return (_dockerd(lab, host), _netd(lab, host), _proxyd(lab, host), _agent(lab, host))
 
 
@@ -153,4 +156,22 @@ def _scheduler(lab: Topology, host: Host) -> DaemonSpec:
         "scheduler",
         (_program("scheduler"), "run", *_store(lab), f"--identity={host.name}", *_health(SCHEDULER_PORT)),
         ready=_ready(SCHEDULER_PORT),
+    )
+
+
+def _hollow(lab: Topology, host: Host) -> DaemonSpec:
+    numbers = lab.hollow_nodes(host)
+    return DaemonSpec(
+        "hollow",
+        (
+            _program("scheduler"),
+            "hollow",
+            *_store(lab),
+            f"--nodes={len(numbers)}",
+            f"--first={numbers.start}",
+            f"--state-dir={lab.data_dir / host.name}",
+            "--log-level=warning",
+            *_health(HOLLOW_PORT),
+        ),
+        ready=_ready(HOLLOW_PORT),
     )

@@ -2,9 +2,10 @@
 
 Invariant: building twice changes nothing, and removing removes exactly the
 namespaces whose name begins with the lab's prefix; interfaces die with them.
-Cutting a host is a switch port that drops every frame: one nft set in the
-underlay's namespace holds the ports that are cut, so the fault is state that
-can be listed, and the host itself keeps its link, addresses and routes.
+Cutting a host is a switch port that drops every frame, parting two a switch
+that drops those from one to the other: nft sets in the underlay's namespace
+hold the ports, so a fault is state that can be listed, and the hosts themselves
+keep their links, addresses and routes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+import msgspec
 
 from podlane.lab.topology import GATEWAY, GATEWAY6, NETNS_ROOT, Host, Topology, netns_path
 from podlane.runtime import namespace
@@ -98,19 +101,32 @@ def destroy(lab: Topology) -> int:
 
 def cut(lab: Topology, host: Host) -> None:
     """Drop every frame from and to a host, until `join`."""
-    _fault(lab, "add", host)
+    _fault(lab, "add", "cut", [f'"{host.name}"'])
+
+
+def part(lab: Topology, host: Host, other: Host) -> None:
+    """Drop every frame between two hosts, until either is joined again."""
+    _fault(lab, "add", "parted", _pairs((host.name, other.name)))
 
 
 def join(lab: Topology, host: Host) -> None:
-    """Undo `cut`; no error where the host was not cut."""
+    """Undo `cut` and `part`; no error where there is nothing to undo."""
     if host.name in cut_hosts(lab):
-        _fault(lab, "delete", host)
+        _fault(lab, "delete", "cut", [f'"{host.name}"'])
+    for pair in parted_hosts(lab):
+        if host.name in pair:
+            _fault(lab, "delete", "parted", _pairs(pair))
 
 
 def cut_hosts(lab: Topology) -> frozenset[str]:
     """Names of the hosts that are cut off now."""
-    listing = run(within(lab.underlay, ["nft", "list", "set", "bridge", FAULT_TABLE, "cut"]), timeout=10).stdout
-    return frozenset(h.name for h in lab.hosts if f'"{h.name}"' in listing)
+    names = {h.name for h in lab.hosts}
+    return frozenset(name for (name,) in _faults(lab, "cut") if name in names)
+
+
+def parted_hosts(lab: Topology) -> frozenset[tuple[str, str]]:
+    """The pairs of hosts that are parted now, each pair once, in the order of their names."""
+    return frozenset((one, other) for one, other in _faults(lab, "parted") if one < other)
 
 
 def pids(netns: str) -> list[int]:
@@ -140,9 +156,22 @@ def _has_link(netns: str, link: str) -> bool:
     return run(["ip", "-n", netns, "link", "show", link], timeout=10, check=False).returncode == 0
 
 
-def _fault(lab: Topology, verb: str, host: Host) -> None:
-    element = ["element", "bridge", FAULT_TABLE, "cut", "{", f'"{host.name}"', "}"]
-    run(within(lab.underlay, ["nft", verb, *element]), timeout=10)
+def _fault(lab: Topology, verb: str, kind: str, elements: list[str]) -> None:
+    command = f"{verb} element bridge {FAULT_TABLE} {kind} {{ {', '.join(elements)} }}"
+    run(within(lab.underlay, ["nft", command]), timeout=10)
+
+
+def _faults(lab: Topology, kind: str) -> list[tuple[str, ...]]:
+    """The elements of a fault's set, each a port or a pair of ports."""
+    listed = run(within(lab.underlay, ["nft", "-j", "list", "set", "bridge", FAULT_TABLE, kind]), timeout=10).stdout
+    found = next(entry["set"] for entry in msgspec.json.decode(listed)["nftables"] if "set" in entry)
+    return [tuple(each["concat"]) if isinstance(each, dict) else (each,) for each in found.get("elem", [])]
+
+
+def _pairs(pair: tuple[str, str]) -> list[str]:
+    """Both directions."""
+    one, other = pair
+    return [f'"{one}" . "{other}"', f'"{other}" . "{one}"']
 
 
 def _fault_rules() -> str:
@@ -156,9 +185,11 @@ def _fault_rules() -> str:
     return f"""
         add table bridge {FAULT_TABLE}
         add set bridge {FAULT_TABLE} cut {{ type ifname; }}
+        add set bridge {FAULT_TABLE} parted {{ type ifname . ifname; }}
         {chains}
         add rule bridge {FAULT_TABLE} forward iifname @cut drop
         add rule bridge {FAULT_TABLE} forward oifname @cut drop
+        add rule bridge {FAULT_TABLE} forward iifname . oifname @parted drop
         add rule bridge {FAULT_TABLE} input iifname @cut drop
         add rule bridge {FAULT_TABLE} output oifname @cut drop
     """

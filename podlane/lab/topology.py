@@ -33,10 +33,14 @@ SERVICE_RANGES = ("10.96.0.0/16", "fd00:10:96::/112")
 """Of a lab with both families. Without IPv6 the defaults of `podlane init` count."""
 
 MAX_NODES = 100
+MAX_HOLLOW = 5000
 ETCD_CLIENT_PORT = 2379
 ETCD_PEER_PORT = 2380
 
-Role = Literal["server", "node"]
+HOLLOW_PER_HOST = 500
+"""Hollow nodes of one process, whose interpreter uses one processor at most."""
+
+Role = Literal["server", "node", "hollow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """`nodes` run pods; each of `servers` (1 or 3) runs an etcd member and a scheduler.
+    """`nodes` run pods; each of `servers` (1 or 3) runs an etcd member, the first `schedulers` of them a scheduler too
+    (0: all of them). `hollow` nodes without containers join besides, many to a host.
 
     With `dual_stack` hosts, pods and services have IPv6 addresses too.
     """
@@ -64,25 +69,58 @@ class Topology:
     nodes: int = 3
     servers: int = 1
     dual_stack: bool = False
+    schedulers: int = 0
+    hollow: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, naming the option to change."""
         if not re.fullmatch(r"[a-z][a-z0-9]{0,11}", self.name):
             raise UsageError(f"--name: expected 1 to 12 of a-z and 0-9, a letter first, got {self.name!r}")
-        if not 1 <= self.nodes <= MAX_NODES:
-            raise UsageError(f"--hosts: expected 1 to {MAX_NODES}, got {self.nodes}")
+        fewest = 0 if self.hollow else 1
+        if not fewest <= self.nodes <= MAX_NODES:
+            raise UsageError(f"--hosts: expected {fewest} to {MAX_NODES}, got {self.nodes}")
+        if not 0 <= self.hollow <= MAX_HOLLOW:
+            raise UsageError(f"--hollow: expected 0 to {MAX_HOLLOW}, got {self.hollow}")
         if self.servers not in (1, 3):
             raise UsageError(f"--etcd: expected 1 or 3 members, got {self.servers}")
+        if not 0 <= self.schedulers <= self.servers:
+            raise UsageError(
+                f"--schedulers: expected 1 to {self.servers}, one at most for each etcd member, got {self.schedulers}"
+            )
+
+    def __str__(self) -> str:
+        parts = [f"{self.nodes} hosts", f"{self.servers} etcd"]
+        if self.schedulers:
+            parts.append(f"{self.schedulers} schedulers")
+        if self.hollow:
+            parts.append(f"{self.hollow} hollow nodes")
+        if self.dual_stack:
+            parts.append("IPv4 and IPv6")
+        return ", ".join(parts)
 
     @property
     def hosts(self) -> tuple[Host, ...]:
         servers = (Host(f"server{i}", "server", f"{UNDERLAY_PREFIX}.{10 + i}") for i in self._count(self.servers))
         nodes = (Host(f"node{i}", "node", f"{UNDERLAY_PREFIX}.{100 + i}") for i in self._count(self.nodes))
-        return (*servers, *nodes)
+        hollow = -(-self.hollow // HOLLOW_PER_HOST)
+        return (
+            *servers,
+            *nodes,
+            *(Host(f"hollow{i}", "hollow", f"{UNDERLAY_PREFIX}.{50 + i}") for i in self._count(hollow)),
+        )
 
     @staticmethod
     def _count(number: int) -> range:
         return range(1, number + 1)
+
+    def runs_scheduler(self, host: Host) -> bool:
+        servers = [h for h in self.hosts if h.role == "server"]
+        return host in servers[: self.schedulers or self.servers]
+
+    def hollow_nodes(self, host: Host) -> range:
+        """The numbers of the nodes that a host of them stands for."""
+        first = (int(host.name.removeprefix("hollow")) - 1) * HOLLOW_PER_HOST + 1
+        return range(first, min(first + HOLLOW_PER_HOST, self.hollow + 1))
 
     def host(self, name: str) -> Host:
         """Raise UsageError naming the hosts there are."""

@@ -45,6 +45,26 @@ def test_a_lab_of_both_families() -> None:
     assert decode(b'{"name": "old", "nodes": 2, "servers": 1}') == Topology("old", 2)
 
 
+def test_some_servers_run_no_scheduler() -> None:
+    def scheduling(lab: Topology) -> list[str]:
+        return [h.name for h in lab.hosts if any(s.name == "scheduler" for s in specs(lab, h))]
+
+    assert scheduling(Topology("lab", servers=3)) == ["server1", "server2", "server3"]
+    assert scheduling(Topology("lab", servers=3, schedulers=2)) == ["server1", "server2"]
+    assert str(Topology("lab", servers=3, schedulers=2)) == "3 hosts, 3 etcd, 2 schedulers"
+
+
+def test_hollow_nodes_share_hosts_each_with_numbers_of_its_own() -> None:
+    lab = Topology("lab", nodes=0, hollow=1200)
+    assert [h.name for h in lab.hosts] == ["server1", "hollow1", "hollow2", "hollow3"]
+    numbers = [lab.hollow_nodes(h) for h in lab.hosts if h.role == "hollow"]
+    assert numbers == [range(1, 501), range(501, 1001), range(1001, 1201)]
+    (daemon,) = specs(lab, lab.host("hollow3"))
+    assert {"--nodes=200", "--first=1001"} <= set(daemon.argv)
+    assert str(lab) == "0 hosts, 1 etcd, 1200 hollow nodes"
+    assert decode(lab.encode()) == lab
+
+
 def test_two_labs_share_no_name() -> None:
     def names(lab: Topology) -> set[str]:
         return {lab.cgroup, str(lab.run_dir), lab.underlay, *(lab.netns(h) for h in lab.hosts)}
@@ -67,6 +87,13 @@ def test_two_labs_share_no_name() -> None:
 def test_what_cannot_be_built_is_refused_by_option(name: str, nodes: int, servers: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Topology(name, nodes, servers)
+
+
+def test_what_does_not_fit_together_is_refused_by_option() -> None:
+    with pytest.raises(UsageError, match="--schedulers: expected 1 to 1, one at most for each etcd member, got 2"):
+        Topology("lab", schedulers=2)
+    with pytest.raises(UsageError, match="--hollow: expected 0 to 5000, got 5001"):
+        Topology("lab", hollow=5001)
 
 
 def test_a_topology_is_read_back_as_it_was_written() -> None:
