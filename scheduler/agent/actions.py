@@ -10,21 +10,24 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from scheduler.agent.containers import POD_IP, SPEC_HASH
+from scheduler.agent.containers import POD_IP, SPEC_HASH, VOLUMES
 from scheduler.agent.network import NetworkSpec
 from scheduler.agent.podnet import BRIDGE, INSIDE, Plug
 from scheduler.agent.runtime import ContainerConfig
+from scheduler.agent.volumes import Stamp, SubPath, VolumeSetUp
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """`container` is the name within the pod; the infra container's is INFRA."""
+    """`container` is the name within the pod; the infra container's is INFRA. `skipped`: see Environment."""
 
     container: str
     config: ContainerConfig
+    skipped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         c = self.config
+        secret = {name: value for name, _, value in (v.partition("=") for v in c.env) if name in c.hidden}
         words = ["docker", "create", "--name", c.name, "--network", c.network]
         if c.hostname:
             words += ["--hostname", c.hostname]
@@ -43,11 +46,34 @@ class Create:
         for mount in c.mounts:
             given = f"type=bind,source={mount.source},target={mount.target}"
             words += ["--mount", f"{given},readonly" if mount.read_only else given]
-        for variable in c.env:
-            words += ["--env", variable]
+        words += _rights(c)
+        for variable in c.env:  # `--env NAME` takes the value from where the command is typed
+            name = variable.partition("=")[0]
+            words += ["--env", name if name in secret else variable]
+        said = [*c.entrypoint, *c.cmd]
+        for value in filter(None, secret.values()):
+            said = [word.replace(value, "…") for word in said]
         if c.entrypoint:
-            words += ["--entrypoint", c.entrypoint[0]]
-        return shlex.join([*words, c.image, *c.entrypoint[1:], *c.cmd])
+            words += ["--entrypoint", said[0]]
+            said = said[1:]
+        return shlex.join([*words, c.image, *said])
+
+
+def _rights(config: ContainerConfig) -> list[str]:
+    rights = config.security
+    words = ["--user", rights.user] if rights.user else []
+    for option, values in (("group", rights.groups), ("cap", rights.cap_add)):
+        words += [word for value in values for word in (f"--{option}-add", value)]
+    for value in rights.cap_drop:
+        words += ["--cap-drop", value]
+    flags = {
+        "--privileged": rights.privileged,
+        "--read-only": rights.read_only_root,
+        "--security-opt=no-new-privileges": rights.no_new_privileges,
+        "--interactive": config.stdin,
+        "--tty": config.tty,
+    }
+    return words + [flag for flag, wanted in flags.items() if wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +111,37 @@ class WriteHosts:
     path: str
     hostname: str
     ips: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    on_host: bool = False
 
     def __str__(self) -> str:
-        return " && ".join(shlex.join(["echo", f"{ip} {self.hostname}"]) + f" >> {self.path}" for ip in self.ips)
+        lines = [] if self.on_host else [f"{ip} {self.hostname}" for ip in self.ips]
+        copied = [f"cp /etc/hosts {self.path}"] if self.on_host else []
+        told = [shlex.join(["echo", line]) + f" >> {self.path}" for line in (*lines, *self.aliases)]
+        return " && ".join(copied + told)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpVolumes:
+    """Make the pod's volumes be as they should; `stamp` is what they are made from."""
+
+    volumes: tuple[VolumeSetUp, ...]
+    stamp: Stamp
+    container: str = VOLUMES
+
+    def __str__(self) -> str:
+        return " && ".join(map(str, self.volumes))
+
+
+@dataclass(frozen=True, slots=True)
+class BindParts:
+    """Bind the parts of volumes (subPath) that a container mounts."""
+
+    container: str
+    parts: tuple[SubPath, ...]
+
+    def __str__(self) -> str:
+        return " && ".join(map(str, self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +199,4 @@ class Release:
         return f"podlane delete pod {self.name} --namespace {self.namespace} --force"
 
 
-Action = Create | Start | Attach | WriteHosts | Signal | Stop | Remove | Pull | Release
+Action = Create | Start | Attach | WriteHosts | SetUpVolumes | BindParts | Signal | Stop | Remove | Pull | Release

@@ -4,22 +4,31 @@ Owns: the labels by which a restarted agent knows what runs, and the
 translation of a container's specification into the engine's terms. Invariant:
 the name of a container follows from pod, container and attempt alone, so a
 step that was carried out twice collides instead of doubling. Source:
-Kubernetes' dockershim naming (k8s_NAME_POD_NS_UID_ATTEMPT), its $(VAR)
-expansion (third_party/forked/golang/expansion) and its cpu shares and quota
-(pkg/kubelet/cm/helpers_linux.go).
+Kubernetes' dockershim naming (k8s_NAME_POD_NS_UID_ATTEMPT) and its cpu shares
+and quota (pkg/kubelet/cm/helpers_linux.go).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 
 from podlane.api import quantity
 from podlane.api.types import Container, Pod
-from scheduler.agent.runtime import INFRA_IMAGE, NO_NETWORK, ContainerConfig, Limits, Mount, Record
+from scheduler.agent.environment import NO_VARIABLES, Environment, expand
+from scheduler.agent.qos import INFRA_SCORE, oom_score_adj
+from scheduler.agent.runtime import (
+    HOST_NETWORK,
+    INFRA_IMAGE,
+    NO_NETWORK,
+    ContainerConfig,
+    Limits,
+    Mount,
+    Record,
+    Security,
+)
 
 POD_UID = "podlane.io/pod-uid"
 POD_NAMESPACE = "podlane.io/pod-namespace"
@@ -31,14 +40,17 @@ BACKOFF = "podlane.io/backoff-seconds"
 GRACE = "podlane.io/termination-grace-period-seconds"
 POD_IP = "podlane.io/pod-ip"
 """On the infra container: the address it is to be attached with."""
+ON_HOST = "podlane.io/host-network"
+"""On an infra container that uses the node's network: "true"."""
 
 INFRA = "POD"
 """The infra container's container-name; upper case, so no container of a pod can have it."""
+VOLUMES = "VOLUMES"
+"""Stands for the pod's volumes where steps and failures name containers."""
 
 _QUOTA_PERIOD_US = 100_000
 _MIN_QUOTA_US = 1_000
-_MIN_SHARES = 2
-_REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
+_MIN_SHARES, _MAX_SHARES = 2, 262_144
 
 
 def pod_uid(record: Record) -> str:
@@ -68,6 +80,11 @@ def pod_ip(record: Record) -> str:
     return record.labels.get(POD_IP, "")
 
 
+def is_on_host(record: Record) -> bool:
+    """Whether an infra container uses the node's network, so that nothing is to be attached."""
+    return ON_HOST in record.labels
+
+
 def _number(text: str | None, default: int = 0) -> int:
     return int(text) if text and text.isdecimal() else default
 
@@ -78,8 +95,14 @@ def name_of(pod: Pod, container: str, number: int) -> str:
 
 
 def spec_hash(container: Container) -> str:
-    """Changes when the container must be made anew; a changed probe needs no new container."""
-    static = msgspec.structs.replace(container, readiness_probe=None, image_pull_policy="")
+    """Changes when the container must be made anew; a changed probe needs no new container.
+
+    A field that has its default value is not in it, so that a version that knows
+    more fields finds the same hash, and what runs goes on running.
+    """
+    static = msgspec.structs.replace(
+        container, startup_probe=None, liveness_probe=None, readiness_probe=None, image_pull_policy=""
+    )
     return hashlib.sha256(msgspec.json.encode(static)).hexdigest()[:16]
 
 
@@ -88,35 +111,48 @@ def hostname_of(pod: Pod) -> str:
 
 
 def infra_config(pod: Pod, number: int, ip: str) -> ContainerConfig:
-    """The container that holds the pod's network namespace, which is to have the address `ip`."""
+    """The container that holds the pod's network namespace, which is to have the address `ip`, or is the node's."""
+    on_host = pod.spec.host_network
     return ContainerConfig(
         name=name_of(pod, INFRA, number),
         image=INFRA_IMAGE,
-        labels={**_labels(pod, INFRA, "", number, 0), POD_IP: ip},
-        network=NO_NETWORK,
-        hostname=hostname_of(pod),
-        limits=Limits(cpu_shares=_MIN_SHARES),
+        labels={**_labels(pod, INFRA, "", number, 0), **({ON_HOST: "true"} if on_host else {POD_IP: ip})},
+        network=HOST_NETWORK if on_host else NO_NETWORK,
+        hostname="" if on_host else hostname_of(pod),
+        limits=Limits(cpu_shares=_MIN_SHARES, oom_score_adj=INFRA_SCORE),
     )
 
 
 def container_config(
-    pod: Pod, container: Container, infra: str, number: int, wait: int, *, mounts: tuple[Mount, ...] = ()
+    pod: Pod,
+    container: Container,
+    infra: str,
+    number: int,
+    wait: int,
+    *,
+    env: Environment = NO_VARIABLES,
+    mounts: tuple[Mount, ...] = (),
+    security: Security = Security(),
+    node_memory: int = 0,
 ) -> ContainerConfig:
     """One container of a pod; `infra` names the container whose network it joins, `wait` its back-off label."""
-    env: dict[str, str] = {}
-    for var in container.env:
-        env[var.name] = expand(var.value, env)
+    variables = env.variables
     return ContainerConfig(
         name=name_of(pod, container.name, number),
         image=container.image,
         labels=_labels(pod, container.name, spec_hash(container), number, wait),
         network=f"container:{infra}",
-        entrypoint=tuple(expand(part, env) for part in container.command),
-        cmd=tuple(expand(part, env) for part in container.args),
-        env=tuple(f"{name}={value}" for name, value in env.items()),
+        entrypoint=tuple(expand(part, variables) for part in container.command),
+        cmd=tuple(expand(part, variables) for part in container.args),
+        env=tuple(f"{name}={value}" for name, value in variables.items()),
         working_dir=container.working_dir,
-        limits=limits(container),
+        limits=replace(limits(container), oom_score_adj=oom_score_adj(pod, container, node_memory)),
         mounts=mounts,
+        security=security,
+        hidden=env.hidden,
+        stdin=container.stdin,
+        stdin_once=container.stdin_once,
+        tty=container.tty,
     )
 
 
@@ -126,22 +162,10 @@ def limits(container: Container) -> Limits:
     request = given.requests.get("cpu", given.limits.get("cpu", "0"))
     quota = quantity.milli_cpu(given.limits.get("cpu", "0")) * _QUOTA_PERIOD_US // 1000
     return Limits(
-        cpu_shares=max(_MIN_SHARES, quantity.milli_cpu(request) * 1024 // 1000),
+        cpu_shares=min(_MAX_SHARES, max(_MIN_SHARES, quantity.milli_cpu(request) * 1024 // 1000)),
         cpu_quota=max(_MIN_QUOTA_US, quota) if quota else 0,
         memory=quantity.bytes_(given.limits.get("memory", "0")),
     )
-
-
-def expand(text: str, env: Mapping[str, str]) -> str:
-    """Replace $(NAME) of known variables; `$$` is a literal `$`, an unknown name stays as it is."""
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match[1]
-        if name is None:
-            return "$"
-        return env.get(name, match[0])
-
-    return _REFERENCE.sub(replacement, text)
 
 
 def _labels(pod: Pod, container: str, digest: str, number: int, wait: int) -> dict[str, str]:

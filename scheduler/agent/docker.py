@@ -158,6 +158,10 @@ class DockerRuntime:
             return None
         return str(told["Id"])
 
+    def image_user(self, name: str) -> str:
+        told = self._api.ask(f"inspect image {name}", lambda api: api.inspect_image(name), NoSuchImage)
+        return str((told.get("Config") or {}).get("User") or "")
+
     def list_images(self) -> tuple[Image, ...]:
         found = self._api.ask("list images", lambda api: api.images())
         used = {item["ImageID"] for item in self._api.ask("list containers", lambda api: api.containers(all=True))}

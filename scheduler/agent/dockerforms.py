@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from scheduler.agent.runtime import NO_NETWORK, ContainerConfig, ContainerState
+from scheduler.agent.runtime import HOST_NETWORK, NO_NETWORK, ContainerConfig, ContainerState, Security
 
 # What holds a network namespace runs pause(2) and nothing else: all it can do without is time saved at its start.
 _BARE = {
@@ -40,39 +40,59 @@ def time_of(text: str | None) -> float | None:
 
 def container_body(config: ContainerConfig) -> dict[str, Any]:
     """The body of a request to create a container."""
+    body: dict[str, Any] = {
+        "Image": config.image,
+        "Labels": dict(config.labels),
+        "Env": list(config.env),
+        "HostConfig": _host_config(config),
+    }
+    optional = {
+        # Docker's network "none" gives the same empty namespace, and executes dockerd anew to make it
+        "NetworkDisabled": config.network == NO_NETWORK,
+        "Entrypoint": list(config.entrypoint),
+        "Cmd": list(config.cmd),
+        "WorkingDir": config.working_dir,
+        "Hostname": config.hostname,
+        "User": config.security.user,
+        "OpenStdin": config.stdin,
+        "StdinOnce": config.stdin_once,
+        "Tty": config.tty,
+    }
+    return body | {name: value for name, value in optional.items() if value}
+
+
+def _host_config(config: ContainerConfig) -> dict[str, Any]:
+    limits = config.limits
     host: dict[str, Any] = {
-        "CpuShares": config.limits.cpu_shares,
+        "CpuShares": limits.cpu_shares,
         "LogConfig": _LOGS,
         "RestartPolicy": {"Name": "no"},
     }
-    if config.limits.cpu_quota:
-        host |= {"CpuPeriod": 100_000, "CpuQuota": config.limits.cpu_quota}
-    if config.limits.memory:
+    if limits.oom_score_adj:
+        host["OomScoreAdj"] = limits.oom_score_adj
+    if limits.cpu_quota:
+        host |= {"CpuPeriod": 100_000, "CpuQuota": limits.cpu_quota}
+    if limits.memory:
         # as much with swap as without: no swap, which is the kubelet's rule
-        host |= {"Memory": config.limits.memory, "MemorySwap": config.limits.memory}
+        host |= {"Memory": limits.memory, "MemorySwap": limits.memory}
     if config.mounts:
         # not "Binds", for which dockerd makes a folder where a file is missing
         host["Mounts"] = [
             {"Type": "bind", "Source": m.source, "Target": m.target, "ReadOnly": m.read_only} for m in config.mounts
         ]
-    body: dict[str, Any] = {
-        "Image": config.image,
-        "Labels": dict(config.labels),
-        "Env": list(config.env),
-        "HostConfig": host,
-    }
-    if config.network == NO_NETWORK:
-        # Docker's network "none" gives the same empty namespace, and executes dockerd anew to make it
-        body["NetworkDisabled"] = True
-        host |= _BARE
-    else:
+    if config.network != NO_NETWORK:
         host["NetworkMode"] = config.network
-    if config.entrypoint:
-        body["Entrypoint"] = list(config.entrypoint)
-    if config.cmd:
-        body["Cmd"] = list(config.cmd)
-    if config.working_dir:
-        body["WorkingDir"] = config.working_dir
-    if config.hostname:
-        body["Hostname"] = config.hostname
-    return body
+    return host | (_BARE if config.network in {NO_NETWORK, HOST_NETWORK} else _rights(config.security))
+
+
+def _rights(security: Security) -> dict[str, Any]:
+    """What is asked for beyond Docker's defaults."""
+    asked: dict[str, Any] = {
+        "Privileged": security.privileged,
+        "ReadonlyRootfs": security.read_only_root,
+        "CapAdd": list(security.cap_add),
+        "CapDrop": list(security.cap_drop),
+        "GroupAdd": list(security.groups),
+        "SecurityOpt": ["no-new-privileges"] if security.no_new_privileges else [],
+    }
+    return {name: value for name, value in asked.items() if value}

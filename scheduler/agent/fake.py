@@ -111,6 +111,7 @@ class FakeRuntime:
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or SystemClock()
         self.images: dict[str, str] = {}
+        self.users: dict[str, str] = {}
         self.registry: set[str] = set()
         self.calls: list[str] = []
         self.down = False
@@ -179,6 +180,13 @@ class FakeRuntime:
         with self._lock:
             self._check()
             return self.images.get(name)
+
+    def image_user(self, name: str) -> str:
+        with self._lock:
+            self._check()
+            if name not in self.images:
+                raise NoSuchImage(f"inspect image {name}: not here")
+            return self.users.get(name, "")
 
     def list_images(self) -> tuple[Image, ...]:
         with self._lock:

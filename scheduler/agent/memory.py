@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from podlane.runtime.clock import Clock
 from scheduler.agent import containers as c
 from scheduler.agent.model import Ending, Failure
 from scheduler.agent.plan import INITIAL_BACKOFF, MAX_BACKOFF
-from scheduler.agent.runtime import Runtime
+from scheduler.agent.runtime import NoSuchImage, Runtime
+from scheduler.agent.volumes import Stamp
 
 SANDBOX_BACKOFF = (1, 60)
 """Seconds before a pod's network (or its release) is tried again: first and longest; doubling between."""
@@ -31,6 +33,8 @@ class Memory:
         self._endings: dict[str, Ending] = {}
         self._images: dict[str, str | None] = {}
         self._image_changes = 0
+        self._users: dict[str, str] = {}
+        self._set_up: dict[str, Stamp] = {}
 
     def now(self) -> float:
         """The clock its times are by, in Unix seconds."""
@@ -43,7 +47,7 @@ class Memory:
         with self._lock:
             before = self._failures.get((uid, container))
             count = before.count + 1 if before else 1
-            first, longest = SANDBOX_BACKOFF if container == c.INFRA else (INITIAL_BACKOFF, MAX_BACKOFF)
+            first, longest = SANDBOX_BACKOFF if container in {c.INFRA, c.VOLUMES} else (INITIAL_BACKOFF, MAX_BACKOFF)
             pause = min(longest, first * 2 ** min(count - 1, 16))
             failure = Failure(again if again and before else reason, message, count, self._clock.now() + pause)
             self._failures[(uid, container)] = failure
@@ -71,10 +75,23 @@ class Memory:
                 self._images = known
         return known
 
+    def image_users(self, runtime: Runtime, wanted: Iterable[str]) -> dict[str, str]:
+        """Whom each image runs as that is here; asks the engine only for those not known."""
+        with self._lock:
+            known, changes = dict(self._users), self._image_changes
+        for name in set(wanted) - known.keys():
+            with suppress(NoSuchImage):
+                known[name] = runtime.image_user(name)
+        with self._lock:
+            if changes == self._image_changes:
+                self._users = known
+        return known
+
     def forget_images(self) -> None:
         """Something happened to an image: ask again."""
         with self._lock:
             self._images.clear()
+            self._users.clear()
             self._image_changes += 1
 
     def fetched(self, uid: str, container: str, attempt: int) -> None:
@@ -84,6 +101,17 @@ class Memory:
     def pulled(self) -> frozenset[tuple[str, str, int]]:
         with self._lock:
             return frozenset(self._pulled)
+
+    # --- volumes --------------------------------------------------------------------------
+
+    def note_volumes(self, uid: str, stamp: Stamp) -> None:
+        """A pod's volumes are as they should be, made from this."""
+        with self._lock:
+            self._set_up[uid] = stamp
+
+    def volumes(self) -> dict[str, Stamp]:
+        with self._lock:
+            return dict(self._set_up)
 
     # --- ends -----------------------------------------------------------------------------
 
@@ -106,3 +134,4 @@ class Memory:
         with self._lock:
             self._failures = {key: value for key, value in self._failures.items() if key[0] in uids}
             self._pulled = {key for key in self._pulled if key[0] in uids}
+            self._set_up = {uid: stamp for uid, stamp in self._set_up.items() if uid in uids}

@@ -13,8 +13,11 @@ from typing import Literal
 from podlane.api.types import Pod
 from scheduler.agent.actions import Action, Pull
 from scheduler.agent.addresses import Addresses
-from scheduler.agent.podfiles import Paths
+from scheduler.agent.downward import NodeFacts
+from scheduler.agent.podpaths import Paths
+from scheduler.agent.references import Known
 from scheduler.agent.runtime import Record
+from scheduler.agent.volumes import Stamp
 
 Bucket = Literal["start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy"]
 BUCKETS: tuple[Bucket, ...] = ("start", "restart", "rebuild", "pull", "stop", "orphan", "wait", "keep", "busy")
@@ -65,7 +68,9 @@ class Observed:
     whose address is of a network that must go. A running infra container with
     no `ip` is not attached. `drains` has the pods that are to be taken out of
     their services before they are ended; `drain_delay` and `drain_timeout` are
-    seconds: after that, and for all of it.
+    seconds: after that, and for all of it. `known` is what the store says of the
+    objects pods name; `users` has whom images run as, where that matters;
+    `set_up` by UID what a pod's volumes were made from last.
     """
 
     now: float
@@ -83,6 +88,10 @@ class Observed:
     drains: Mapping[str, Drain] = field(default_factory=dict)
     drain_delay: float = 1.0
     drain_timeout: float = 10.0
+    known: Known = field(default_factory=Known)
+    node: NodeFacts = field(default_factory=NodeFacts)
+    users: Mapping[str, str] = field(default_factory=dict)
+    set_up: Mapping[str, Stamp] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

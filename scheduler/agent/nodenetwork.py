@@ -28,10 +28,19 @@ _SWEEP = 30.0
 
 
 class NodeNetwork:
-    """`look_again(seconds)` asks for another sync."""
+    """`look_again(seconds)` asks for another sync; `node_ips` are what pods on the node's own network have."""
 
-    def __init__(self, podnet: PodNet, subnet_file: Path, *, look_again: Callable[[float], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        podnet: PodNet,
+        subnet_file: Path,
+        *,
+        look_again: Callable[[float], None],
+        clock: Clock,
+        node_ips: tuple[str, ...] = (),
+    ) -> None:
         self._podnet = podnet
+        self._node_ips = node_ips
         self._subnet_file = subnet_file
         self._look_again = look_again
         self._clock = clock
@@ -78,12 +87,16 @@ class NodeNetwork:
     def with_addresses(self, records: Collection[Record]) -> tuple[Record, ...]:
         """The records, those of attached infra containers with their addresses."""
         self._live = frozenset(link_of(r.id) for r in records if _is_live_infra(r))
-        return tuple(
-            replace(r, ip=c.pod_ip(r), ips=self._ports[link_of(r.id)].ips)
-            if _is_live_infra(r) and self._is_attached(r)
-            else r
-            for r in records
-        )
+        return tuple(map(self._with_address, records))
+
+    def _with_address(self, record: Record) -> Record:
+        if not _is_live_infra(record):
+            return record
+        if c.is_on_host(record):
+            return replace(record, ip=self._node_ips[0], ips=self._node_ips) if self._node_ips else record
+        if self._is_attached(record):
+            return replace(record, ip=c.pod_ip(record), ips=self._ports[link_of(record.id)].ips)
+        return record
 
     def is_missed(self, link: str) -> bool:
         """Whether a link that is gone ought to be there. From any thread."""
@@ -103,7 +116,8 @@ class NodeNetwork:
         spec = self.spec
         if spec is None:
             return frozenset()
-        return frozenset(r.id for r in records if _is_live_infra(r) and not contains(spec, c.pod_ip(r)))
+        plugged = [r for r in records if _is_live_infra(r) and not c.is_on_host(r)]
+        return frozenset(r.id for r in plugged if not contains(spec, c.pod_ip(r)))
 
     def addresses(self, records: Collection[Record], busy: Collection[str]) -> Addresses | None:
         """What may be handed out now; None while the network is not known.

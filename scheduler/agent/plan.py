@@ -18,10 +18,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from podlane.api.meta import is_pod_finished
 from podlane.api.types import Container, Pod
 from scheduler.agent import containers as c
-from scheduler.agent.actions import Action, Attach, Create, Pull, Release, Remove, Signal, Start, Stop, WriteHosts
+from scheduler.agent import volumes as v
+from scheduler.agent.actions import (
+    Action,
+    Attach,
+    BindParts,
+    Create,
+    Pull,
+    Release,
+    Remove,
+    SetUpVolumes,
+    Signal,
+    Start,
+    Stop,
+    WriteHosts,
+)
+from scheduler.agent.environment import ConfigError, NotRead, environment
 from scheduler.agent.model import Bucket, Ending, Observed, Plan, PodPlan
 from scheduler.agent.runtime import Record
+from scheduler.agent.security import needs_image_user, security
 
+FAILED_MOUNT = "FailedMount: "
 NO_ADDRESS = "FailedCreatePodSandBox: no free address"
 INITIAL_BACKOFF = 10
 MAX_BACKOFF = 300
@@ -45,6 +62,16 @@ def plan(seen: Observed) -> Plan:
 def wanted_images(pods: Iterable[Pod]) -> frozenset[str]:
     """The images `Observed.images` must tell about."""
     return frozenset(ct.image for p in pods if p.metadata.deletion_timestamp is None for ct in p.spec.containers)
+
+
+def wanted_users(pods: Iterable[Pod]) -> frozenset[str]:
+    """The images `Observed.users` must tell about, once they are here."""
+    return frozenset(
+        ct.image
+        for p in pods
+        for ct in (*p.spec.init_containers, *p.spec.containers)
+        if p.metadata.deletion_timestamp is None and needs_image_user(p, ct)
+    )
 
 
 def next_start(last: Record, now: float) -> tuple[float, int]:
@@ -113,7 +140,9 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record], free: Iterator[st
         return _plan_rebuild(seen, pod, records, latest, free)
     steps: list[Action] = [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA) if r.id != infra.id]
     builder = _Builder(seen, pod, infra.name, infra.id, c.pod_ip(infra))
-    if not infra.ip:
+    set_up, builder.blocked = _plan_volumes(seen, pod, begun=begun)
+    steps += set_up
+    if not infra.ip and not c.is_on_host(infra):
         if blocked := _blocked(seen, pod):
             return _without_network(pod, *blocked)
         assert seen.addresses is not None
@@ -129,7 +158,7 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record], free: Iterator[st
 def _blocked(seen: Observed, pod: Pod) -> tuple[str, float | None] | None:
     """Why a pod cannot be given a network now and when to look again; None if it can."""
     failure = seen.failures.get((pod.metadata.uid, c.INFRA))
-    if seen.network:
+    if seen.network and not pod.spec.host_network:
         return f"NetworkNotReady: {seen.network}", None
     if failure is not None and failure.until > seen.now:
         return f"{failure.reason}: {failure.message}", failure.until
@@ -157,15 +186,21 @@ def _plan_rebuild(
         elif last is not None and last.state == "created":
             steps.append(Remove(name, last.name))
     steps += [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA)]
-    if blocked := _blocked(seen, pod):
+    begun = any(last is not None and last.state != "created" for last in latest.values())
+    set_up, unmounted = _plan_volumes(seen, pod, begun=begun)
+    if blocked := unmounted or _blocked(seen, pod):
         return _without_network(pod, *blocked, tuple(steps))
-    assert seen.addresses is not None
-    network, ip = seen.addresses.network, next(free, "")
-    if not ip:
-        return _without_network(pod, f"{NO_ADDRESS} in {network.subnet}", steps=tuple(steps))
     number = max((c.attempt(r) + 1 for r in records if c.container_name(r) == c.INFRA), default=0)
+    if pod.spec.host_network:
+        ip, attach = "", ()
+    else:
+        assert seen.addresses is not None
+        network, ip = seen.addresses.network, next(free, "")
+        if not ip:
+            return _without_network(pod, f"{NO_ADDRESS} in {network.subnet}", steps=tuple(steps))
+        attach = (Attach(c.INFRA, c.name_of(pod, c.INFRA, number), ip, network),)
     config = c.infra_config(pod, number, ip)
-    steps += [Create(c.INFRA, config), Start(c.INFRA, config.name), Attach(c.INFRA, config.name, ip, network)]
+    steps += [*set_up, Create(c.INFRA, config), Start(c.INFRA, config.name), *attach]
     builder = _Builder(seen, pod, config.name, "", ip)
     for ct in pod.spec.containers:
         if should_run(pod, latest[ct.name]):
@@ -175,9 +210,28 @@ def _plan_rebuild(
     return _result(builder, bucket, "infra container is gone" if records else "", steps)
 
 
+def _plan_volumes(seen: Observed, pod: Pod, *, begun: bool) -> tuple[list[Action], tuple[str, float | None] | None]:
+    """The step that makes the pod's volumes what they should be, if they are not, or why that cannot be done
+    and when to look again. A pod that has `begun` keeps what it had where something in the store is missing.
+    """
+    uid = pod.metadata.uid
+    stamp = v.stamp(pod, seen.known)
+    if not stamp or seen.set_up.get(uid) == stamp:
+        return [], None
+    failure = seen.failures.get((uid, c.VOLUMES))
+    if failure is not None and failure.until > seen.now:
+        return [], (f"{FAILED_MOUNT}{failure.message}", failure.until)
+    try:
+        return [SetUpVolumes(v.set_ups(pod, seen.known, seen.files, seen.node), stamp)], None
+    except NotRead as error:
+        return [], None if begun else (str(error), None)
+    except v.VolumeMissing as error:
+        return [], None if begun else (f"{FAILED_MOUNT}{error}", None)
+
+
 def _result(builder: _Builder, bucket: Bucket, why: str, steps: list[Action]) -> PodPlan:
     pod = builder.pod
-    if all(isinstance(step, Remove) for step in steps):  # at most clearing up old attempts
+    if all(isinstance(step, Remove | SetUpVolumes) for step in steps):  # at most clearing up, and news of volumes
         bucket = "pull" if builder.pulls else "wait" if builder.waiting else "keep"
     return PodPlan(
         uid=pod.metadata.uid,
@@ -196,6 +250,7 @@ class _Builder:
 
     def __init__(self, seen: Observed, pod: Pod, infra: str, infra_id: str, ip: str) -> None:
         self.seen, self.pod, self.infra, self.infra_id, self.ip = seen, pod, infra, infra_id, ip
+        self.blocked: tuple[str, float | None] | None = None
         self.steps: list[Action] = []
         self.pulls: list[Pull] = []
         self.waiting: dict[str, tuple[str, str]] = {}
@@ -261,6 +316,11 @@ class _Builder:
         """Create and start an attempt once its image is there and earlier failures are slept off."""
         uid = self.pod.metadata.uid
         self.waiting.setdefault(ct.name, ("ContainerCreating", ""))
+        if self.blocked is not None:
+            self.waiting[ct.name] = ("ContainerCreating", self.blocked[0])
+            if self.blocked[1] is not None:
+                self._wake(self.blocked[1])
+            return
         failure = self.seen.failures.get((uid, ct.name))
         if failure is not None and failure.until > self.seen.now:
             self.waiting[ct.name] = (failure.reason, failure.message)
@@ -277,15 +337,43 @@ class _Builder:
                 self.waiting[ct.name] = (failure.reason, failure.message)
             self.pulls.append(Pull(ct.name, ct.image, number))
             return
-        files = self.seen.files
-        config = c.container_config(self.pod, ct, self.infra, number, wait, mounts=files.mounts(uid))
-        self.steps += [
-            WriteHosts(ct.name, files.hosts(uid), c.hostname_of(self.pod), self._ips()),
-            Create(ct.name, config),
+        try:
+            self.steps += self._make(ct, number, wait)
+        except NotRead as error:
+            self.waiting[ct.name] = ("ContainerCreating", str(error))
+        except ConfigError as error:
+            self.waiting[ct.name] = ("CreateContainerConfigError", str(error))
+
+    def _make(self, ct: Container, number: int, wait: int) -> list[Action]:
+        """Raises ConfigError, NotRead."""
+        seen, pod, ips = self.seen, self.pod, self._ips()
+        if needs_image_user(pod, ct) and ct.image not in seen.users:
+            raise NotRead(f"it is not known yet whom image {ct.image} runs as")
+        env = environment(pod, ct, seen.known, seen.node, ips)
+        config = c.container_config(
+            pod,
+            ct,
+            self.infra,
+            number,
+            wait,
+            env=env,
+            mounts=v.mounts(pod, ct, seen.files),
+            security=security(pod, ct, seen.users.get(ct.image, "")),
+            node_memory=seen.node.memory,
+        )
+        aliases = tuple(f"{alias.ip}\t" + "\t".join(alias.hostnames) for alias in pod.spec.host_aliases)
+        hosts = seen.files.hosts(pod.metadata.uid)
+        parts = v.sub_paths(pod, ct, seen.files)
+        return [
+            WriteHosts(ct.name, hosts, c.hostname_of(pod), ips, aliases, pod.spec.host_network),
+            *([BindParts(ct.name, parts)] if parts else []),
+            Create(ct.name, config, env.skipped),
             Start(ct.name, config.name),
         ]
 
     def _ips(self) -> tuple[str, ...]:
+        if self.pod.spec.host_network:
+            return self.seen.node.ips
         known = self.seen.addresses
         return known.network.ips(self.ip) if known is not None else (self.ip,)
 

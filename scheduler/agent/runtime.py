@@ -20,6 +20,8 @@ from podlane.errors import PodlaneError
 INFRA_IMAGE = "podlane/infra:1"
 NO_NETWORK = "none"
 """A network namespace of its own with nothing in it but `lo`: the agent plugs it in (podnet.py)."""
+HOST_NETWORK = "host"
+"""The engine's own network namespace, which is the node's."""
 
 
 class RuntimeUnavailable(PodlaneError):
@@ -51,16 +53,36 @@ ContainerState = Literal["created", "running", "exited"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Control-group settings; 0 means not set. Memory in bytes, the quota in µs per 100 ms."""
+    """Control-group settings; 0 means not set. Memory in bytes, the quota in µs per 100 ms.
+
+    `oom_score_adj`: of two processes the kernel ends the one with the higher score first.
+    """
 
     cpu_shares: int = 0
     cpu_quota: int = 0
     memory: int = 0
+    oom_score_adj: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """With which rights a container runs; what is empty is the image's, or the engine's default.
+
+    `user` is "UID", "UID:GID" or a name of the image; capabilities are without their "CAP_".
+    """
+
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    read_only_root: bool = False
+    no_new_privileges: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A file of the node that a container sees at `target`; it must be there when the container starts."""
+    """A file or folder of the node that a container sees at `target`; it must be there when the container starts."""
 
     source: str
     target: str
@@ -69,10 +91,11 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class ContainerConfig:
-    """How to make a container. `network` is NO_NETWORK, or `container:NAME` to join another's namespace.
+    """How to make a container. `network` is NO_NETWORK, HOST_NETWORK, or `container:NAME` to join another's namespace.
 
     An empty entrypoint or cmd leaves the image's; a given entrypoint hides the
-    image's cmd too, which is also what Kubernetes' command and args mean.
+    image's cmd too, which is also what Kubernetes' command and args mean. `hidden`
+    are variables whose values are not to be shown.
     """
 
     name: str
@@ -86,6 +109,11 @@ class ContainerConfig:
     working_dir: str = ""
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()
+    security: Security = Security()
+    hidden: frozenset[str] = frozenset()
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +247,10 @@ class Runtime(Protocol):
 
     def image(self, name: str) -> str | None:
         """The id of an image on this node, or None."""
+        ...
+
+    def image_user(self, name: str) -> str:
+        """Whom an image runs as: "" (root), "NAME", "UID" or "UID:GID". Raises NoSuchImage."""
         ...
 
     def list_images(self) -> tuple[Image, ...]:

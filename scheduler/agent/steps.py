@@ -16,7 +16,20 @@ from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
-from scheduler.agent.actions import Action, Attach, Create, Pull, Release, Remove, Signal, Start, Stop, WriteHosts
+from scheduler.agent.actions import (
+    Action,
+    Attach,
+    BindParts,
+    Create,
+    Pull,
+    Release,
+    Remove,
+    SetUpVolumes,
+    Signal,
+    Start,
+    Stop,
+    WriteHosts,
+)
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import PodPlan
 from scheduler.agent.podnet import Plug, PodNet
@@ -29,6 +42,7 @@ from scheduler.agent.runtime import (
     RuntimeRefused,
     RuntimeUnavailable,
 )
+from scheduler.agent.volumes import SubPath, VolumeSetUp
 
 ENGINE_PAUSE = 1.0
 """Seconds before a pod is looked at again when the engine did not answer."""
@@ -43,7 +57,13 @@ class Events(Protocol):
 class HostsFiles(Protocol):
     """podfiles.PodFiles, as far as it is used here."""
 
-    def write_hosts(self, path: str, hostname: str, ips: Sequence[str]) -> None: ...
+    def write_hosts(
+        self, path: str, hostname: str, ips: Sequence[str], *, aliases: Sequence[str] = (), on_host: bool = False
+    ) -> None: ...
+
+    def set_up(self, volume: VolumeSetUp) -> None: ...
+
+    def bind(self, part: SubPath) -> None: ...
 
 
 class Steps:
@@ -72,7 +92,7 @@ class Steps:
         broken: set[str] = set()
         for step in plan.steps:
             container = "" if isinstance(step, Release) else step.container
-            if container in broken or c.INFRA in broken:
+            if container in broken or broken & {c.INFRA, c.VOLUMES}:
                 continue
             try:
                 self._do(plan, step)
@@ -117,8 +137,8 @@ class Steps:
                 identity, pid = runtime.process(step.name)
                 self._podnet.attach(Plug(identity, step.ip, step.network), pid)
                 self._memory.succeeded(plan.uid, step.container)
-            case WriteHosts():
-                self._files.write_hosts(step.path, step.hostname, step.ips)
+            case WriteHosts() | SetUpVolumes() | BindParts():
+                self._prepare(plan, step)
             case Signal():
                 self._signal(plan, step)
             case Stop():
@@ -136,10 +156,26 @@ class Steps:
             case Pull():
                 raise AssertionError("pulls go beside the steps")
 
+    def _prepare(self, plan: PodPlan, step: WriteHosts | SetUpVolumes | BindParts) -> None:
+        match step:
+            case WriteHosts():
+                self._files.write_hosts(step.path, step.hostname, step.ips, aliases=step.aliases, on_host=step.on_host)
+            case SetUpVolumes():
+                for volume in step.volumes:
+                    self._files.set_up(volume)
+                self._memory.note_volumes(plan.uid, step.stamp)
+                self._memory.succeeded(plan.uid, step.container)
+            case BindParts():
+                for part in step.parts:
+                    self._files.bind(part)
+
     def _create(self, plan: PodPlan, step: Create) -> None:
         if step.config.network.startswith("container:") and not self._was_pulled(plan, step):
             text = f'Container image "{step.config.image}" already present on machine'
             self._tell(plan, step.container, "Pulled", text)
+        for text in step.skipped:
+            if plan.pod is not None:
+                self._events.event(plan.pod, "Warning", "InvalidEnvironmentVariableNames", text)
         try:
             self._runtime.create(step.config)
         except NameInUse:
@@ -171,14 +207,17 @@ class Steps:
         container = c.INFRA if isinstance(step, Release) else step.container
         if container == c.INFRA:
             reason, event = "FailedCreatePodSandBox", "FailedCreatePodSandBox"
+        elif container == c.VOLUMES:
+            reason, event = "FailedMount", "FailedMount"
         else:
-            reason = "CreateContainerError" if isinstance(step, Create | WriteHosts) else "RunContainerError"
+            reason = "RunContainerError" if isinstance(step, Start) else "CreateContainerError"
             event = "Failed"
         failure = self._memory.failed(plan.uid, container, reason, str(error))
         pause = failure.until - self._memory.now()
         self._log.warning("step failed", pod=plan.ref, step=str(step), error=str(error), retry_in=pause)
         if plan.pod is not None and not isinstance(step, Release):
-            self._events.event(plan.pod, "Warning", event, f"Error: {error}")
+            text = str(error) if event == "FailedMount" else f"Error: {error}"
+            self._events.event(plan.pod, "Warning", event, text)
 
     def _tell(self, plan: PodPlan, container: str, reason: str, text: str) -> None:
         if plan.pod is not None and container != c.INFRA:

@@ -14,15 +14,19 @@ from podlane.api.types import Condition, Container, ObjectMeta, Pod, PodSpec, Po
 from podlane.runtime.clock import FakeClock
 from scheduler.agent import containers as c
 from scheduler.agent.addresses import Addresses
+from scheduler.agent.downward import NodeFacts
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan
 from scheduler.agent.network import NetworkSpec
-from scheduler.agent.plan import plan, to_drain, wanted_images
+from scheduler.agent.plan import plan, to_drain, wanted_images, wanted_users
 from scheduler.agent.podnet import Plug, is_attached
 from scheduler.agent.podnetfake import FakePodNet
+from scheduler.agent.references import Known
 from scheduler.agent.runtime import Record
 from scheduler.agent.steps import Steps
+from scheduler.agent.volumefiles import MountFailed
+from scheduler.agent.volumes import SubPath, VolumeSetUp
 
 SPEC = NetworkSpec(subnet="10.5.3.0/24", gateway="10.5.3.1", mtu=1450)
 IMAGE = "web:1"
@@ -72,9 +76,21 @@ class HostsFiles:
 
     def __init__(self) -> None:
         self.written: dict[str, str] = {}
+        self.unmountable: dict[str, str] = {}
 
-    def write_hosts(self, path: str, hostname: str, ips: Sequence[str]) -> None:
-        self.written[path] = " ".join([*ips, hostname])
+    def write_hosts(
+        self, path: str, hostname: str, ips: Sequence[str], *, aliases: Sequence[str] = (), on_host: bool = False
+    ) -> None:
+        del on_host
+        self.written[path] = " ".join([*ips, hostname, *aliases])
+
+    def set_up(self, volume: VolumeSetUp) -> None:
+        if error := self.unmountable.get(volume.name):
+            raise MountFailed(f'MountVolume.SetUp failed for volume "{volume.name}" : {error}')
+        self.written[volume.path] = str(volume)
+
+    def bind(self, part: SubPath) -> None:
+        self.written[part.target] = str(part)
 
 
 class Host:
@@ -92,6 +108,8 @@ class Host:
             self.runtime.add_image(image)
         self.pods = {p.metadata.uid: p for p in pods}
         self.network = ""
+        self.known = Known()
+        self.node = NodeFacts(("192.168.64.11",), {"cpu": "4", "memory": "8Gi"}, 8 * 1024**3)
         self.drains: dict[str, Drain] = {}
         self.told = Told()
         self.restart_agent()
@@ -137,6 +155,10 @@ class Host:
             "pulled": self.memory.pulled(),
             "endings": endings,
             "drains": {uid: self.drains.get(uid, Drain(waits_for="the store")) for uid in draining},
+            "users": self.memory.image_users(self.runtime, wanted_users(self.pods.values())),
+            "set_up": self.memory.volumes(),
+            "known": self.known,
+            "node": self.node,
             "network": self.network,
             "addresses": Addresses(self.spec, frozenset(map(c.pod_ip, records)) - {""}),
         }

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from podlane.api.types import EnvVar, ResourceRequirements
 from scheduler.agent.actions import Attach, Create, Signal, Start
 from scheduler.agent.addresses import Addresses
-from scheduler.agent.containers import INFRA, expand
+from scheduler.agent.containers import INFRA
+from scheduler.agent.environment import expand
 from scheduler.agent.model import Drain, PodPlan
 from scheduler.agent.network import NetworkSpec, Segment
 from scheduler.agent.runtime import RuntimeRefused
