@@ -122,7 +122,7 @@ class Agent:
         self.prober = Prober(
             check or checker(runtime),
             on_change=self.trigger,
-            on_failure=self._unhealthy,
+            on_answer=self._answered,
             clock=self.clock,
             pool=pool,
         )
@@ -257,8 +257,8 @@ class Agent:
             self._events.event(pod, "Warning", *planned.why.split(": ", 1))
             self._log.warning("no free address", pod=planned.ref, subnet=self._network.subnet)
 
-    def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> dict[str, Target]:
-        targets: dict[str, Target] = {}
+    def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> list[Target]:
+        targets: list[Target] = []
         for uid, pod in seen.pods.items():
             records = by_pod.get(uid, [])
             infra = live_infra(records)
@@ -269,14 +269,18 @@ class Agent:
                 last = next(iter(attempts(records, ct.name)), None)
                 if ct.readiness_probe is None or last is None or not last.running:
                     continue
-                targets[last.id] = Target(
-                    id=last.id,
-                    pod=pod,
-                    container=ct,
-                    probe=ct.readiness_probe,
-                    ip=infra.ip,
-                    running_for=seen.now - (last.started_at or seen.now),
-                    was_ready=reported.get(f"docker://{last.id}", False),
+                was_ready = reported.get(f"docker://{last.id}", False)
+                targets.append(
+                    Target(
+                        id=last.id,
+                        pod=pod,
+                        container=ct,
+                        probe=ct.readiness_probe,
+                        ip=infra.ip,
+                        running_for=seen.now - (last.started_at or seen.now),
+                        was_ready=was_ready,
+                        adopted=was_ready,
+                    )
                 )
         return targets
 
@@ -348,10 +352,12 @@ class Agent:
         if self._stream is not None:
             self._stream.close()
 
-    def _unhealthy(self, target: Target, message: str) -> None:
+    def _answered(self, target: Target, ok: bool, message: str) -> None:
+        """A probe failed, or warned of something."""
         if target.pod.metadata.deletion_timestamp is not None:
             return  # it was told to end
-        self._events.event(target.pod, "Warning", "Unhealthy", f"Readiness probe failed: {message}")
+        text = f"{target.kind.capitalize()} probe {'warning' if ok else 'failed'}: {message}"
+        self._events.event(target.pod, "Warning", "ProbeWarning" if ok else "Unhealthy", text)
 
 
 def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> dict[str, bool]:

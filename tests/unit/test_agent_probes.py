@@ -1,4 +1,4 @@
-"""Readiness probes: when a container is asked, and what its answers mean."""
+"""Probes: when a container is asked, and what its answers mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from agent_objects import container, pod
 
 from podlane.api.types import ContainerPort, ExecAction, HTTPGetAction, HTTPHeader, Probe, TCPSocketAction
 from scheduler.agent.fake import FakeRuntime
-from scheduler.agent.probes import Prober, ProbeState, Target, checker
+from scheduler.agent.probes import Prober, checker
+from scheduler.agent.probestate import ProbeState, Target
 from scheduler.agent.runtime import ExecResult
 
 pytestmark = pytest.mark.unit
@@ -25,7 +26,7 @@ def answers(state: ProbeState, *oks: bool) -> list[tuple[float, bool, bool]]:
     for ok in oks:
         at = state.due
         counted = state.answer(ok, at)
-        told.append((round(at, 2), counted, state.ready))
+        told.append((round(at, 2), counted, state.passing))
     return told
 
 
@@ -41,7 +42,7 @@ def test_after_the_first_period_failures_count_and_come_once_a_period() -> None:
     told = answers(state, *[False] * 8)
     assert [at for at, _, _ in told] == [0.0, 0.05, 0.15, 0.35, 0.75, 1.75, 2.75, 3.75]
     assert [counted for _, counted, _ in told] == [False] * 4 + [True] * 4
-    assert not state.ready
+    assert not state.passing
 
 
 def test_exec_probes_are_repeated_less_quickly() -> None:
@@ -64,8 +65,35 @@ def test_thresholds() -> None:
 
 def test_what_was_ready_before_the_agent_restarted_stays_so_until_it_fails() -> None:
     state = ProbeState(Probe(), 0.0, was_ready=True)
-    assert state.ready
+    assert state.passing
     assert answers(state, False, False, False) == [(0.0, True, True), (10.0, True, True), (20.0, True, False)]
+
+
+def test_a_startup_probe_is_asked_until_it_passes_or_has_failed_for_good() -> None:
+    state = ProbeState(Probe(period_seconds=1, failure_threshold=2), 0.0, kind="startup")
+    assert answers(state, False, True) == [(0.0, False, False), (0.05, False, True)]
+    assert (state.over, state.failed) == (True, False)
+    state = ProbeState(Probe(period_seconds=1, failure_threshold=2), 0.0, kind="startup")
+    assert answers(state, *[False] * 6)[-2:] == [(0.75, True, False), (1.75, True, False)]
+    assert (state.over, state.failed) == (True, True)
+    assert ProbeState(Probe(), 0.0, kind="startup", was_ready=True).over
+
+
+def test_a_liveness_probe_passes_until_it_has_failed_for_good() -> None:
+    state = ProbeState(Probe(), 0.0, kind="liveness")
+    assert state.passing
+    assert answers(state, False, False, True, False, False) == [
+        (0.0, True, True), (10.0, True, True), (20.0, False, True), (30.0, True, True), (40.0, True, True),
+    ]  # fmt: skip
+    assert not state.failed
+    state.answer(False, 50.0)
+    assert state.failed
+
+
+def test_after_a_restart_of_the_agent_the_first_probes_are_spread() -> None:
+    due = [ProbeState(Probe(), 0.0, kind="liveness", spread=f"container{n}").due for n in range(200)]
+    assert all(0 <= at < 10 for at in due)
+    assert all(sum(low <= at < low + 2.5 for at in due) > 25 for low in (0, 2.5, 5, 7.5))
 
 
 # --- asking -------------------------------------------------------------------------------------
@@ -168,7 +196,7 @@ def test_the_prober_follows_what_it_is_told() -> None:
     prober = Prober(
         lambda t: (answer[t.id], "no"),
         on_change=lambda: changes.append("changed"),
-        on_failure=lambda t, message: failures.append(f"{t.id}: {message}"),
+        on_answer=lambda t, _ok, message: failures.append(f"{t.id}: {message}"),
     )
     stop = threading.Event()
     thread = threading.Thread(target=prober.run, args=(stop,))
@@ -177,7 +205,7 @@ def test_the_prober_follows_what_it_is_told() -> None:
         probe = Probe(period_seconds=1, failure_threshold=1)
         one = target(probe)
         two = Target(id="c2", pod=one.pod, container=one.container, probe=probe, ip="127.0.0.1")
-        prober.set({"c1": one, "c2": two})
+        prober.set([one, two])
         eventually(lambda: prober.ready() == {"c2"})
         assert len(changes) == 1
         answer["c1"] = True
@@ -185,7 +213,7 @@ def test_the_prober_follows_what_it_is_told() -> None:
         answer["c2"] = False
         eventually(lambda: prober.ready() == {"c1"})
         assert "c2: no" in failures
-        prober.set({"c2": two})
+        prober.set([two])
         assert prober.ready() == frozenset()
     finally:
         stop.set()
