@@ -1,86 +1,127 @@
-"""Nodes: which are gone, since when, and when their pods are given up.
+"""Nodes: which are gone or not ready, since when, and when their pods are given up.
 
-Owns: liveness. A node is alive while its heartbeat key exists, a key that ends
-with the node's etcd lease; so no clock is ever compared with another
-machine's. Invariants: a node that is gone serves no endpoints and gets no pods
-from the moment its key is gone; its pods are given up only `grace` seconds
-later, counted by this leader from what it has seen itself; and none at all
-while most of the cluster seems gone, for that is the network's fault, or ours.
-Source: Kubernetes' nodelifecycle controller and pod garbage collector, with
-the lease in the place of timestamps.
+Owns: liveness, taints and eviction. A node is alive while its heartbeat key
+exists, a key that ends with the node's etcd lease; so no clock is ever
+compared with another machine's. Invariants:
+- a node that is gone serves no endpoints and gets no pods from the moment its
+  key is gone, and says so by its taints;
+- a pod goes when a NoExecute taint has been there for longer than it tolerates
+  (`grace` seconds, where it says nothing, of an unreachable node), counted by
+  this leader from what it has seen itself: a new leader evicts later, never
+  sooner;
+- of nodes that are gone or not ready no more than a `share` are given up
+  within PACE seconds, and none at all while most of the cluster seems gone, for
+  that is the network's fault, or ours. What an operator's taint says is done
+  at once.
+Source: Kubernetes' node lifecycle, taint eviction and pod garbage collection,
+with the lease in the place of timestamps. See ADR 15.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 
-from podlane.api.meta import get_condition, namespaced_name
-from podlane.api.types import Node, Pod
+from podlane.api import taints
+from podlane.api.meta import get_condition, namespaced_name, utcnow_from
+from podlane.api.types import Node, Pod, Taint
+from scheduler import nodetaints
 
 UNKNOWN_REASON = "NodeStatusUnknown"
 MANY = 3
 """From this many nodes on, losing more than half of them at once stops eviction."""
 
 SETTLE = 2.0
-"""Seconds before the Ready condition is written for a node that may be about to write it itself:
+"""Seconds before anything is said of a node that may be about to speak for itself:
 one that just registered (its object comes just before or after its heartbeat) or came back."""
+
+PACE = 10.0
+"""Seconds within which no more than the share of nodes is given up: Kubernetes' pace is one node in ten seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds a pod without a toleration stays on a node that is unreachable, and on one that is not ready.
+
+    `share`: of all nodes, those that may be given up within PACE seconds; always at least one.
+    """
+
+    grace: float = 5.0
+    not_ready: float = 300.0
+    share: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What this leader remembers of a node; times are Unix seconds.
 
-    `since`: when it last came or went; `evict_from`: from when the grace period
-    counts, which is later than `since` after a mass outage.
+    `since`: when its heartbeat last came or went. `trouble` is the lifecycle
+    taint it deserves, which counts from `evict_from`: later than when it began
+    after a mass outage. `given_up`: when its pods last had to go for that.
+    `tainted`: since when each of an operator's NoExecute taints counts.
     """
 
     alive: bool
     since: float
-    evict_from: float
     ever_alive: bool
+    trouble: str = ""
+    evict_from: float = 0.0
+    given_up: float = -inf
+    tainted: Mapping[Taint, float] = field(default_factory=dict)
+
+    @property
+    def is_given_up(self) -> bool:
+        return bool(self.trouble) and self.given_up >= self.evict_from
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A pod to be given up. `missing`: its node has no object at all, which the applier verifies."""
+    """A pod to be given up. `lost`: nobody is there to end it. `missing`: its node has no object: to be verified."""
 
     pod: Pod
     node: str
-    missing: bool
+    why: str
+    lost: bool = False
+    missing: bool = False
 
-    @property
-    def why(self) -> str:
-        return f"node {self.node} {'does not exist' if self.missing else 'is gone'}"
+
+@dataclass(frozen=True, slots=True)
+class Retaint:
+    """The taints that node is to have, and what that changes, for people."""
+
+    taints: tuple[Taint, ...]
+    change: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`mark_unknown` and `mark_ready` are nodes whose Ready condition is to be written.
+    """`mark_unknown` and `mark_ready` are nodes whose conditions are to be written, `retaint` has new taints by node.
 
-    `held`: the gone nodes, of `total`, whose pods are kept because too many are
-    gone. `seen` is what to pass in next time. `next_at` (Unix seconds) is when
-    time alone will change the plan.
+    `held`: the nodes, of `total`, whose pods are kept because too many are
+    gone; `waiting`: those whose turn is yet to come. `seen` is what to pass in
+    next time. `next_at` (Unix seconds) is when time alone will change the plan.
     """
 
     seen: Mapping[str, Seen] = field(default_factory=dict)
     mark_unknown: tuple[str, ...] = ()
     mark_ready: tuple[str, ...] = ()
+    retaint: Mapping[str, Retaint] = field(default_factory=dict)
     evict: tuple[Eviction, ...] = ()
     held: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
     total: int = 0
     next_at: float | None = None
 
     @property
     def empty(self) -> bool:
-        return not (self.mark_unknown or self.mark_ready or self.evict)
+        return not (self.mark_unknown or self.mark_ready or self.retaint or self.evict)
 
     def sizes(self) -> dict[str, int]:
         """How many are in each bucket that is not empty."""
         return {
             name: len(getattr(self, name))
-            for name in ("mark_unknown", "mark_ready", "evict", "held")
+            for name in ("mark_unknown", "mark_ready", "retaint", "evict", "held", "waiting")
             if getattr(self, name)
         }
 
@@ -90,9 +131,12 @@ class Plan:
     def lines(self) -> Iterator[str]:
         yield from (f"mark node {name} unknown" for name in self.mark_unknown)
         yield from (f"mark node {name} ready" for name in self.mark_ready)
+        yield from (f"taint node {name} {retaint.change}" for name, retaint in self.retaint.items())
         yield from (f"evict pod {namespaced_name(e.pod)}: {e.why}" for e in self.evict)
         if self.held:
-            yield f"hold {len(self.held)}/{self.total} nodes gone: {' '.join(self.held)}"
+            yield f"hold {len(self.held)}/{self.total} nodes: {' '.join(self.held)}"
+        if self.waiting:
+            yield f"wait to give up nodes {' '.join(self.waiting)}"
 
 
 def unreachable(nodes: Iterable[Node], alive: Collection[str]) -> frozenset[str]:
@@ -107,61 +151,161 @@ def unreachable(nodes: Iterable[Node], alive: Collection[str]) -> frozenset[str]
 
 
 def plan(
-    nodes: Collection[Node],
+    nodes: Iterable[Node],
     alive: Collection[str],
-    pods: Iterable[Pod],
+    pods: Mapping[str, Collection[Pod]],
     seen: Mapping[str, Seen],
     *,
     now: float,
-    grace: float,
+    patience: Patience,
 ) -> Plan:
-    """Decide. `alive`: names with a heartbeat key; `seen`: the last plan's (empty for a new leader)."""
-    by_node: dict[str, list[Pod]] = defaultdict(list)
-    for pod in pods:
-        if pod.spec.node_name:
-            by_node[pod.spec.node_name].append(pod)
-    known = {node.metadata.name: node for node in nodes}
-    memory = {name: _look(seen.get(name), name in alive, now) for name in sorted({*known, *by_node})}
-
-    gone = [name for name in known if not memory[name].alive]
-    hold = bool(gone) and (len(gone) == len(known) or (len(known) >= MANY and 2 * len(gone) > len(known)))
-    if hold:
-        # the grace period starts again when the outage ends: nodes do not all come back in one instant
-        for name in gone:
-            memory[name] = _restart_grace(memory[name], now)
-
+    """Decide. `alive`: names with a heartbeat key; `pods` by node; `seen`: the last plan's (empty for a new leader)."""
+    known = {node.metadata.name: node for node in sorted(nodes, key=lambda n: n.metadata.name)}
+    memory = {name: _look(seen.get(name), known.get(name), name in alive, now) for name in sorted({*known, *pods})}
+    held, hushed = _hold(known, memory)
+    for name in (*held, *hushed):
+        # what a pod tolerates counts again when the outage ends: nodes do not all come back in one instant
+        memory[name] = replace(memory[name], evict_from=now)
     wakes: list[float] = []
     unknown, ready = _marks(known, memory, now, wakes)
+    stays = {
+        name: [_Stay.of(pod, known.get(name), memory[name], patience) for pod in pods[name]]
+        for name in sorted(pods)
+        if memory[name].trouble or memory[name].tainted
+    }
+    due = [name for name in stays if name in known and any(now >= stay.until for stay in stays[name])]
+    at_once = max(1, int(patience.share * len(known)))
+    waiting, turn = _take_turns([name for name in due if name not in {*held, *hushed}], memory, at_once, now)
+    wakes += [] if turn is None else [turn]
+    kept = {*held, *hushed, *waiting}
     evict: list[Eviction] = []
-    for name in sorted(by_node):
-        state = memory[name]
-        if state.alive or (hold and name in known):
-            continue
-        if now >= state.evict_from + grace:
-            evict += (Eviction(pod, name, name not in known) for pod in by_node[name])
-        else:
-            wakes.append(state.evict_from + grace)
+    for name, of in stays.items():
+        for stay in of:
+            if (eviction := stay.eviction(now, given_up=name not in kept)) is not None:
+                evict.append(eviction)
+            elif (moment := stay.next_at(now, given_up=name not in kept)) is not None:
+                wakes.append(moment)
     return Plan(
         seen=memory,
         mark_unknown=tuple(unknown),
         mark_ready=tuple(ready),
+        retaint=_retaints(known, memory, ready, {*held, *hushed}, now),
         evict=tuple(evict),
-        held=tuple(sorted(gone)) if hold else (),
+        held=tuple(held),
+        waiting=tuple(waiting),
         total=len(known),
         next_at=min(wakes, default=None),
     )
 
 
-def _look(before: Seen | None, alive: bool, now: float) -> Seen:
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    """How long a pod stays where it is. `until`: for its node's trouble; `expelled`: for an operator's taint."""
+
+    pod: Pod
+    node: str
+    trouble: str
+    alive: bool
+    missing: bool
+    until: float
+    expelled: float
+    expelled_by: str
+
+    @classmethod
+    def of(cls, pod: Pod, node: Node | None, state: Seen, patience: Patience) -> _Stay:
+        tolerations = pod.spec.tolerations
+        until = expelled = inf
+        by = ""
+        if node is None and state.trouble:
+            until = state.evict_from + patience.grace  # to tolerate that would be to wait for nothing
+        elif state.trouble:
+            default = patience.grace if state.trouble == taints.UNREACHABLE else patience.not_ready
+            taint = Taint(key=state.trouble, effect="NoExecute")
+            until = nodetaints.leaves_at(tolerations, taint, state.evict_from, default)
+        for taint, since in state.tainted.items():
+            if (moment := nodetaints.leaves_at(tolerations, taint, since)) < expelled:
+                expelled, by = moment, taints.spelled(taint)
+        return cls(pod, pod.spec.node_name, state.trouble, state.alive, node is None, until, expelled, by)
+
+    @property
+    def _ending(self) -> bool:
+        return self.pod.metadata.deletion_timestamp is not None
+
+    def eviction(self, now: float, *, given_up: bool) -> Eviction | None:
+        """What is to be done now, if anything. A pod that ends already only needs help where nobody ends it."""
+        if now >= self.until and given_up and not (self._ending and self.alive):
+            why = "does not exist" if self.missing else "is not ready" if self.alive else "is gone"
+            return Eviction(self.pod, self.node, f"node {self.node} {why}", lost=not self.alive, missing=self.missing)
+        if now >= self.expelled and not self._ending:
+            return Eviction(self.pod, self.node, f"node {self.node} has the taint {self.expelled_by}")
+        return None
+
+    def next_at(self, now: float, *, given_up: bool) -> float | None:
+        """When time alone will change what `eviction` says."""
+        moments = [self.until] if given_up and not (self._ending and self.alive) else []
+        moments += [] if self._ending else [self.expelled]
+        return min((m for m in moments if now < m < inf), default=None)
+
+
+def _look(before: Seen | None, node: Node | None, alive: bool, now: float) -> Seen:
+    trouble = _trouble(node, alive)
+    tainted: dict[Taint, float] = {}
+    for taint in nodetaints.of_operator(node) if node is not None else ():
+        tainted[taint] = before.tainted.get(taint, now) if before is not None else now
     if before is None:
-        return Seen(alive=alive, since=now, evict_from=now, ever_alive=alive)
-    if before.alive == alive:
-        return before
-    return Seen(alive=alive, since=now, evict_from=now, ever_alive=before.ever_alive or alive)
+        return Seen(alive=alive, since=now, ever_alive=alive, trouble=trouble, evict_from=now, tainted=tainted)
+    return replace(
+        before,
+        alive=alive,
+        since=before.since if before.alive == alive else now,
+        ever_alive=before.ever_alive or alive,
+        trouble=trouble,
+        evict_from=before.evict_from if before.trouble == trouble else now,
+        tainted=tainted,
+    )
 
 
-def _restart_grace(seen: Seen, now: float) -> Seen:
-    return Seen(alive=seen.alive, since=seen.since, evict_from=now, ever_alive=seen.ever_alive)
+def _trouble(node: Node | None, alive: bool) -> str:
+    """Why pods may have to leave; what a node that just came back is, it is about to say itself."""
+    if not alive:
+        return taints.UNREACHABLE
+    status = _ready_status(node)
+    return "" if node is None or status == "Unknown" else nodetaints.trouble(status, alive=True)
+
+
+def _ready_status(node: Node | None) -> str | None:
+    condition = get_condition(node.status.conditions, "Ready") if node is not None else None
+    return condition.status if condition is not None else None
+
+
+def _hold(known: Mapping[str, Node], memory: Mapping[str, Seen]) -> tuple[list[str], list[str]]:
+    """The gone nodes if most are gone, and those that are not ready if most are that or gone."""
+    gone = [name for name in known if not memory[name].alive]
+    unready = [name for name in known if memory[name].alive and memory[name].trouble]
+    total = len(known)
+    return gone if _most(len(gone), total) else [], unready if _most(len(gone) + len(unready), total) else []
+
+
+def _most(some: int, total: int) -> bool:
+    return some > 0 and (some == total or (total >= MANY and 2 * some > total))
+
+
+def _take_turns(
+    due: Sequence[str], memory: dict[str, Seen], at_once: int, now: float
+) -> tuple[list[str], float | None]:
+    """Give up those whose turn it is, longest in trouble first, and note it in `memory`.
+
+    Returns the others, and when the next of them may go.
+    """
+    recent = [seen.given_up for seen in memory.values() if seen.given_up > now - PACE]
+    queue = sorted(
+        (name for name in due if not memory[name].is_given_up), key=lambda name: (memory[name].evict_from, name)
+    )
+    room = max(0, at_once - len(recent))
+    for name in queue[:room]:
+        memory[name] = replace(memory[name], given_up=now)
+        recent.append(now)
+    return queue[room:], min(recent) + PACE if queue[room:] else None
 
 
 def _marks(
@@ -170,7 +314,7 @@ def _marks(
     """A node that went is marked at once; one never seen alive, and one that came back, after SETTLE."""
     unknown: list[str] = []
     ready: list[str] = []
-    for name, node in sorted(known.items()):
+    for name, node in known.items():
         state = memory[name]
         condition = get_condition(node.status.conditions, "Ready")
         if state.alive:
@@ -184,3 +328,20 @@ def _marks(
         elif wrong:
             wakes.append(due)
     return unknown, ready
+
+
+def _retaints(
+    known: Mapping[str, Node], memory: Mapping[str, Seen], ready: Sequence[str], kept: Collection[str], now: float
+) -> dict[str, Retaint]:
+    """The nodes whose taints do not say what is so."""
+    changes: dict[str, Retaint] = {}
+    for name, node in known.items():
+        state = memory[name]
+        status = "True" if name in ready else _ready_status(node)
+        if not state.alive and not state.ever_alive and status != "Unknown" and now < state.since + SETTLE:
+            continue  # it may be about to register
+        trouble = nodetaints.trouble(status, alive=state.alive)
+        wanted = nodetaints.wanted(node, trouble, evicting=name not in kept, now=utcnow_from(now))
+        if wanted != node.spec.taints:
+            changes[name] = Retaint(wanted, nodetaints.difference(node.spec.taints, wanted))
+    return changes

@@ -1,4 +1,4 @@
-"""Carries out what was decided of nodes: marks them, gives up their pods, says when it does not.
+"""Carries out what was decided of nodes: marks and taints them, gives up their pods, says when it does not.
 
 Invariant: what this leader remembers of nodes begins with its leadership, so
 grace periods count from what it has seen itself.
@@ -6,21 +6,28 @@ grace periods count from what it has seen itself.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from podlane.api.meta import namespaced_name, set_condition, utcnow_from
-from podlane.api.types import ClusterConfig, Condition, Lease, Node, Pod
+from podlane.api.types import ClusterConfig, Condition, ConditionStatus, Lease, Node, Pod
 from podlane.errors import NotFound, PodlaneError
+from podlane.store.bulk import Change
 from scheduler import nodes
 from scheduler.loop import Context, Loop, delete_pods
 
 CONFIG_SECONDS = 30.0
+GONE = "its heartbeat ended: the node, its agent or the network to it is down"
+BACK = "its heartbeat is back"
+
+_BY_AGENT = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure")
+"""Conditions that nobody knows of while the agent is silent."""
 
 
 class NodesLoop(Loop):
-    """Marks nodes that are gone and gives up their pods."""
+    """Marks and taints nodes, and gives up pods that may not stay where they are."""
 
     name = "nodes"
     watches = (Node, Lease, Pod)
@@ -32,28 +39,50 @@ class NodesLoop(Loop):
         self._held: tuple[str, ...] = ()
         self._config = ClusterConfig()
         self._config_read: float | None = None
+        self._changes = self.snapshot.pods.feed()
+        self._pods: dict[str, Pod] = {}
+        self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
 
     def decide(self) -> None:
+        self._observe()
         members = self.snapshot.nodes.snapshot()
+        config = self._cluster_config()
         plan = nodes.plan(
             members.values(),
             self.snapshot.alive(),
-            self.snapshot.pods.snapshot().values(),
+            {name: pods.values() for name, pods in self._by_node.items()},
             self._seen,
             now=self.context.clock.now(),
-            grace=self._cluster_config().node_grace_seconds,
+            patience=nodes.Patience(
+                grace=config.node_grace_seconds,
+                not_ready=config.node_not_ready_seconds,
+                share=config.node_eviction_share,
+            ),
         )
         self._seen = dict(plan.seen)
         if not plan.empty:
             self.tell(plan.lines(), plan.sizes())
         self._tell_of_hold(plan, members)
-        for name in plan.mark_unknown:
-            text = "its heartbeat ended: the node, its agent or the network to it is down"
-            self._mark(members[name], "Unknown", nodes.UNKNOWN_REASON, text)
-        for name in plan.mark_ready:
-            self._mark(members[name], "True", "HeartbeatReturned", "its heartbeat is back")
+        self._write_nodes(plan, members)
         self._evict(plan.evict)
         self.wake_at(plan.next_at)
+
+    def _observe(self) -> None:
+        """Take in what changed of the pods, which are told apart by their node."""
+        changes = self._changes.take()
+        if changes.complete:
+            self._pods.clear()
+            self._by_node.clear()
+        for key, pod in changes.objects.items():
+            before = self._pods.pop(key, None)
+            if before is not None and (there := before.spec.node_name):
+                del self._by_node[there][key]
+                if not self._by_node[there]:
+                    del self._by_node[there]
+            if pod is not None:
+                self._pods[key] = pod
+                if pod.spec.node_name:
+                    self._by_node[pod.spec.node_name][key] = pod
 
     def _cluster_config(self) -> ClusterConfig:
         """The cluster's timing, read again now and then; the default before `podlane init`."""
@@ -76,25 +105,45 @@ class NodesLoop(Loop):
             self.log.info("eviction no longer held")
         self._held = plan.held
 
-    def _mark(self, node: Node, status: str, reason: str, message: str) -> None:
-        condition = Condition(
-            type="Ready",
-            status="Unknown" if status == "Unknown" else "True",
-            reason=reason,
-            message=message,
-            last_transition_time=utcnow_from(self.context.clock.now()),
-        )
-        conditions = set_condition(node.status.conditions, condition)
-        changed = replace(node, status=replace(node.status, conditions=conditions))
-        try:
-            self.snapshot.nodes.wrote(self.registry.update(changed))
-        except PodlaneError as error:
-            self.failed(f"update status of node {node.metadata.name}", error)
-            return
-        if status == "Unknown":
-            self.context.events.event(node, "Warning", "NodeNotReady", message)
-        else:
-            self.context.events.event(node, "Normal", "NodeReady", message)
+    def _write_nodes(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
+        """The conditions and taints of a node are one write."""
+        changes: list[Change[Node]] = []
+        for name in sorted({*plan.mark_unknown, *plan.mark_ready, *plan.retaint}):
+            old = new = members[name]
+            if name in plan.mark_unknown:
+                new = self._with_conditions(old, _BY_AGENT, "Unknown", nodes.UNKNOWN_REASON, GONE)
+            elif name in plan.mark_ready:
+                new = self._with_conditions(old, ("Ready",), "True", "HeartbeatReturned", BACK)
+            if name in plan.retaint:
+                new = replace(new, spec=replace(new.spec, taints=plan.retaint[name].taints))
+            changes.append(Change(old, new))
+        for change, outcome in zip(changes, self.registry.update_many(changes), strict=True):
+            name = change.old.metadata.name
+            if isinstance(outcome, Exception):
+                self.failed(f"update node {name}", outcome)
+                continue
+            self.snapshot.nodes.wrote(outcome)
+            if name in plan.mark_unknown:
+                self.context.events.event(outcome, "Warning", "NodeNotReady", GONE)
+            elif name in plan.mark_ready:
+                self.context.events.event(outcome, "Normal", "NodeReady", BACK)
+
+    def _with_conditions(
+        self, node: Node, types: Sequence[str], status: ConditionStatus, reason: str, message: str
+    ) -> Node:
+        """The node with these of its conditions, Ready in any case, saying so."""
+        conditions = node.status.conditions
+        there = {"Ready", *(condition.type for condition in conditions)}
+        for kind in (kind for kind in types if kind in there):
+            said = Condition(
+                type=kind,
+                status=status,
+                reason=reason,
+                message=message,
+                last_transition_time=utcnow_from(self.context.clock.now()),
+            )
+            conditions = set_condition(conditions, said)
+        return replace(node, status=replace(node.status, conditions=conditions))
 
     def _evict(self, evictions: Sequence[nodes.Eviction]) -> None:
         real: set[str] = set()
@@ -105,13 +154,20 @@ class NodesLoop(Loop):
             except PodlaneError as unknown:
                 real.add(name)
                 self.failed(f"look for node {name}", unknown)
-        lost = [eviction for eviction in evictions if eviction.node not in real]
-        errors = delete_pods(self.registry, self.snapshot, [eviction.pod for eviction in lost], grace_seconds=0)
-        for eviction, error in zip(lost, errors, strict=True):
+        certain = [eviction for eviction in evictions if eviction.node not in real]
+        # a pod that nobody is there to end is removed; another is told to end, with its grace
+        self._delete([e for e in certain if e.lost], "NodeLost", "Deleted", grace_seconds=0)
+        self._delete([e for e in certain if not e.lost], "TaintManagerEviction", "Told to end", grace_seconds=None)
+
+    def _delete(
+        self, evictions: Sequence[nodes.Eviction], reason: str, done: str, *, grace_seconds: int | None
+    ) -> None:
+        errors = delete_pods(self.registry, self.snapshot, [e.pod for e in evictions], grace_seconds=grace_seconds)
+        for eviction, error in zip(evictions, errors, strict=True):
             if error is not None:
                 self.failed(f"evict pod {namespaced_name(eviction.pod)}", error)
             else:
-                self.context.events.event(eviction.pod, "Warning", "NodeLost", f"Deleted: {eviction.why}")
+                self.context.events.event(eviction.pod, "Warning", reason, f"{done}: {eviction.why}")
 
     def _node_exists(self, name: str) -> bool:
         try:

@@ -88,6 +88,20 @@ class Settings:
     show_default=True,
     help="How long after that its pods are replaced.",
 )
+@click.option(
+    "--node-not-ready-seconds",
+    type=click.IntRange(min=0),
+    default=300,
+    show_default=True,
+    help="How long pods stay on a node that lives and is not ready.",
+)
+@click.option(
+    "--node-eviction-share",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Of all nodes, those whose pods may be replaced within ten seconds; at least one.",
+)
 @click.option("--etcd-prefix", default=FLANNEL_PREFIX, show_default=True, help="flannel's prefix in etcd.")
 @click.option("--force", is_flag=True, help="Replace a configuration that differs.")
 @dry_run_option
@@ -141,8 +155,7 @@ def desired(
     mtu: int,
     direct_routing: bool,
     cluster_domain: str,
-    node_lease_seconds: int,
-    node_grace_seconds: int,
+    **timing: Any,
 ) -> Settings:
     """Check the options. Raises Invalid with everything that is wrong, the overlap of the ranges too."""
     from podlane.api.network import parse_config
@@ -183,8 +196,7 @@ def desired(
         service_cidr=",".join(map(str, networks)),
         service_node_port_range=service_node_port_range,
         cluster_domain=cluster_domain,
-        node_lease_seconds=node_lease_seconds,
-        node_grace_seconds=node_grace_seconds,
+        **timing,
     )
     return Settings(config, cluster)
 

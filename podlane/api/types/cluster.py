@@ -51,7 +51,10 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     `service_cidr`: the service range, or one range a family separated by a comma.
     `service_node_port_range`: from and to, both included.
     `node_lease_seconds`: how long a silent node counts as alive (etcd refuses
-    less than 2); `node_grace_seconds`: how long after that its pods are replaced.
+    less than 2); `node_grace_seconds`: how long after that its pods are replaced;
+    `node_not_ready_seconds`: how long those stay on a node that lives and is not ready.
+    (Both for pods that have no toleration of their own.) `node_eviction_share`: of all
+    nodes, those whose pods may be replaced within ten seconds; at least one.
     """
 
     service_cidr: str = msgspec.field(default="10.96.0.0/16", name="serviceCIDR")
@@ -59,4 +62,6 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     cluster_domain: str = "cluster.local"
     node_lease_seconds: int = 10
     node_grace_seconds: int = 5
+    node_not_ready_seconds: int = 300
+    node_eviction_share: float = 0.25
     agent_token: str = ""

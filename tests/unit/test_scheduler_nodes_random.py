@@ -1,0 +1,117 @@
+"""Nodes that come, go, break and recover at random: what is never done to their pods."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from node_world import NodeWorld, tolerant
+from scheduler_objects import T0, pod
+
+from podlane.api.taints import UNREACHABLE
+from podlane.api.types import Toleration
+from scheduler.nodes import PACE, Patience
+
+pytestmark = pytest.mark.unit
+
+GRACE, NOT_READY, TOLERATED = 5.0, 20.0, 12.0
+
+moment = st.tuples(
+    st.floats(0.1, 6),
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["goes", "comes", "breaks", "recovers"])), max_size=4),
+    st.booleans(),
+)
+
+
+class RandomNodes:
+    """A cluster, and beside it the simplest record of what its nodes did: since when each was silent or broken."""
+
+    def __init__(self, size: int, share: float) -> None:
+        self.names = [f"n{i}" for i in range(size)]
+        self.world = NodeWorld(*self.names, patience=Patience(GRACE, NOT_READY, share))
+        patient = Toleration(key=UNREACHABLE, operator="Exists", toleration_seconds=int(TOLERATED))
+        self.world.pods += [tolerant(pod(f"patient-{name}", node=name), patient) for name in self.names]
+        self.silent_since: dict[str, float] = {}
+        self.broken_since: dict[str, float] = {}
+        self.at_once = max(1, int(share * size))
+        self.given_up: list[tuple[float, str]] = []
+        self.evicted: set[str] = set()
+
+    def do(self, index: int, what: str, now: float) -> None:
+        name = self.names[index % len(self.names)]
+        if what == "goes":
+            self.world.alive.discard(name)
+            self.silent_since.setdefault(name, now)
+        elif what == "comes":
+            self.world.alive.add(name)
+            self.silent_since.pop(name, None)
+            self.world.says(name, "False" if name in self.broken_since else "True")
+        elif name not in self.silent_since:
+            if what == "breaks":
+                self.broken_since.setdefault(name, now)
+            else:
+                self.broken_since.pop(name, None)
+            self.world.says(name, "False" if name in self.broken_since else "True")
+
+    def decide(self, now: float) -> None:
+        size = len(self.names)
+        silent, troubled = len(self.silent_since), len(self.silent_since.keys() | self.broken_since.keys())
+        self.world.at(now)
+        plan = self.world.last
+        for eviction in plan.evict:
+            name = eviction.node
+            since = self.silent_since if eviction.lost else self.broken_since
+            allowed = (
+                NOT_READY if not eviction.lost else TOLERATED if "patient" in eviction.pod.metadata.name else GRACE
+            )
+            assert now - since[name] >= allowed - 1e-6, "a pod went before its time"
+            assert eviction.pod.metadata.name not in self.evicted, "a pod went twice"
+            self.evicted.add(eviction.pod.metadata.name)
+            most = silent if eviction.lost else troubled
+            assert most < size, "nothing was left"
+            assert size < 3 or 2 * most <= size, "most of the cluster seemed gone"
+        for name in {e.node for e in plan.evict}:
+            if not any(gone == name and at >= self._began(name) for at, gone in self.given_up):
+                self.given_up.append((now, name))
+        recent = {name for at, name in self.given_up if at > now - PACE + 1e-6}
+        assert len(recent) <= self.at_once, "more than the share went at once"
+        assert plan.next_at is None or plan.next_at > T0 + now
+
+    def _began(self, name: str) -> float:
+        return self.silent_since.get(name, self.broken_since.get(name, 0.0))
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 8), st.sampled_from([0.1, 0.25, 0.5]), st.lists(moment, min_size=1, max_size=30))
+def test_random_comings_and_goings(size, share, history):
+    run = RandomNodes(size, share)
+    now = 0.0
+    run.decide(now)
+    for step, changes, new_leader in history:
+        now += step
+        for index, what in changes:
+            run.do(index, what, now)
+        if new_leader and not changes:
+            run.world.seen = {}
+            run.given_up.clear()
+        run.decide(now)
+    # and when time is all that passes, everything that may go goes, and what is well stays
+    for _ in range(60):
+        now += 5
+        run.decide(now)
+    left = {p.spec.node_name for p in run.world.pods}
+    healthy = set(run.names) - run.silent_since.keys() - run.broken_since.keys()
+    assert {p.metadata.name for p in run.world.pods if p.spec.node_name in healthy} >= {
+        name for n in healthy for name in (f"on-{n}", f"patient-{n}") if name not in run.evicted
+    }
+    if size < 3 and run.silent_since and len(run.silent_since) < size:
+        assert not left & run.silent_since.keys()
+    if size >= 3 and 2 * len(run.silent_since.keys() | run.broken_since.keys()) <= size:
+        assert left <= healthy
+    assert run.world.plan(now).next_at is None
+    # the taints say what is so
+    for name in run.names:
+        keys = {t.split(":")[0] for t in run.world.taints(name)}
+        assert keys == (
+            {"unreachable"} if name in run.silent_since else {"not-ready"} if name in run.broken_since else set()
+        )
