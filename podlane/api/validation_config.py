@@ -102,7 +102,7 @@ def check_secret_update(old: types.Secret, new: types.Secret, errors: Errors) ->
 
 def _check_kept(immutable: bool, same: Mapping[str, bool], errors: Errors) -> None:
     if not immutable:
-        errors.add("immutable", "immutable: it is true, got false; delete the object and create it anew")
+        errors.add("immutable", "once true it stays true; delete the object and create it anew")
     for field, unchanged in same.items():
         if not unchanged:
             errors.add(field, "immutable: the object says immutable: true; delete it and create it anew")
