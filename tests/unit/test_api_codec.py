@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from podlane.api import types
 from podlane.api.codec import DecodeError, decode, encode, to_builtins
@@ -74,69 +72,6 @@ def test_what_is_no_object_has_neither_kind_nor_revision() -> None:
     config = types.ClusterConfig(service_cidr="10.1.0.0/16", node_lease_seconds=4)
     assert json.loads(encode(config)) == {"serviceCIDR": "10.1.0.0/16", "nodeLeaseSeconds": 4}
     assert decode(types.ClusterConfig, encode(config), revision=3) == config
-
-
-names = st.text("abcxyz09-", max_size=8)
-labels = st.dictionaries(names, st.text(max_size=8), max_size=3)
-times = st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(
-    lambda moment: moment.replace(microsecond=0, tzinfo=UTC)
-)
-metadata = st.builds(
-    types.ObjectMeta,
-    name=names,
-    namespace=names,
-    uid=names,
-    generation=st.integers(0, 99),
-    labels=labels,
-    annotations=labels,
-    creation_timestamp=times,
-    deletion_timestamp=times,
-)
-ports = st.builds(types.ContainerPort, container_port=st.integers(1, 65535), protocol=st.sampled_from(["TCP", "UDP"]))
-probes = st.none() | st.builds(
-    types.Probe, http_get=st.none() | st.builds(types.HTTPGetAction, port=st.integers(1, 9) | names, path=names)
-)
-containers = st.builds(
-    types.Container,
-    name=names,
-    image=names,
-    command=st.lists(st.text(max_size=5), max_size=2).map(tuple),
-    ports=st.lists(ports, max_size=2).map(tuple),
-    readiness_probe=probes,
-    image_pull_policy=st.sampled_from(["", "Always"]),
-)
-specs = st.builds(
-    types.PodSpec,
-    containers=st.lists(containers, max_size=2).map(tuple),
-    restart_policy=st.sampled_from(["Always", "OnFailure"]),
-    termination_grace_period_seconds=st.integers(0, 2**40),
-)
-pods = st.builds(types.Pod, metadata=metadata, spec=specs)
-services = st.builds(
-    types.Service,
-    metadata=metadata,
-    spec=st.builds(
-        types.ServiceSpec,
-        cluster_ip=names,
-        ports=st.lists(
-            st.builds(types.ServicePort, port=st.integers(1, 65535), target_port=st.integers(0, 9) | names), max_size=2
-        ).map(tuple),
-    ),
-)
-
-
-@given(pods | services)
-def test_what_is_stored_reads_back_the_same(obj: types.Object) -> None:
-    read = decode(type(obj), encode(obj))
-    named = msgspec.structs.replace(obj, kind=type(obj).KIND, api_version="v1")
-    assert read == named
-    assert encode(read) == encode(obj)
-
-
-@given(pods | services, st.booleans())
-def test_what_is_printed_reads_back_the_same(obj: types.Object, defaults: bool) -> None:
-    printed = json.loads(json.dumps(to_builtins(obj, defaults=defaults)))
-    assert msgspec.convert(printed, type(obj)) == msgspec.structs.replace(obj, kind=type(obj).KIND, api_version="v1")
 
 
 def test_what_is_printed_shows_defaults_as_kubectl_does() -> None:
