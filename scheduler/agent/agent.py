@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from podlane.api.meta import is_pod_ready
+from podlane.api.meta import is_pod_active, is_pod_ready
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
@@ -31,13 +31,26 @@ from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
 from scheduler.agent import status
 from scheduler.agent.actions import Create, Pull, Release, Stop
+from scheduler.agent.downward import NodeFacts
+from scheduler.agent.environment import services_needed
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan, PodPlan
 from scheduler.agent.nodenetwork import NodeNetwork
-from scheduler.agent.plan import NO_ADDRESS, attempts, live_infra, plan, to_drain, wanted_images
+from scheduler.agent.plan import (
+    CONFIG_ERROR,
+    FAILED_MOUNT,
+    NO_ADDRESS,
+    attempts,
+    live_infra,
+    plan,
+    to_drain,
+    wanted_images,
+    wanted_users,
+)
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
+from scheduler.agent.references import Followed, Known, Ref, Services
 from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeEvent, RuntimeRefused
 from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
@@ -74,6 +87,18 @@ class Drains(Protocol):
     def look(self, pods: Mapping[str, Pod]) -> dict[str, Drain]: ...
 
 
+class Referenced(Protocol):
+    """references.References, as far as it is used here."""
+
+    def look(self, pods: Iterable[Pod]) -> dict[Ref, Followed | None]: ...
+
+
+class ServiceVariables(Protocol):
+    """servicelists.ServiceLists, as far as it is used here."""
+
+    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> tuple[dict[str, Services], bool]: ...
+
+
 class Store(Protocol):
     """podlane.store.registry.Registry, as far as it is used here."""
 
@@ -105,6 +130,9 @@ class Agent:
         self.runtime = runtime
         self.bindings: Bindings | None = None
         self.drains: Drains | None = None
+        self.references: Referenced | None = None
+        self.services: ServiceVariables | None = None
+        self.node = NodeFacts((node_ip,))
         self._node_ip = node_ip
         self._files = files
         self._podnet = podnet
@@ -126,9 +154,11 @@ class Agent:
             clock=self.clock,
             pool=pool,
         )
-        self._network = NodeNetwork(podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock)
+        self._network = NodeNetwork(
+            podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock, node_ips=(node_ip,)
+        )
         self._infra_image_due = self.clock.monotonic()
-        self._unaddressed: set[str] = set()
+        self._lacking: dict[str, frozenset[str]] = {}
         self._first_seen: dict[str, float] = {}
         self._backed_off: set[str] = set()
         self._undrained: set[str] = set()
@@ -181,6 +211,10 @@ class Agent:
             addresses=self._network.addresses(records, busy),
             stale=self._network.stale(records),
             files=self._files.paths(),
+            known=self._known(pods, records),
+            node=self.node,
+            users=self.memory.image_users(self.runtime, wanted_users(pods.values())),
+            set_up=self.memory.volumes(),
             drains=self.drains.look(to_drain(pods, records, endings)),
             drain_delay=self._drain_delay,
             drain_timeout=self._drain_timeout,
@@ -192,6 +226,19 @@ class Agent:
         self._network.sweep(records)
         if planned.wake_at is not None:
             self.runner.trigger_after(max(0.0, planned.wake_at - self.clock.now()))
+
+    def _known(self, pods: Mapping[str, Pod], records: Collection[Record]) -> Known:
+        """What is known in the store of what pods name; without `references` and `services` that is nothing."""
+        alive = [pod for pod in pods.values() if is_pod_active(pod)]
+        objects = self.references.look(alive) if self.references is not None else {}
+        if self.services is None:
+            return Known(objects)
+        running = {(c.pod_uid(r), c.container_name(r)) for r in records if r.running}
+        needed = services_needed(
+            pod for pod in alive if any((pod.metadata.uid, ct.name) not in running for ct in pod.spec.containers)
+        )
+        services, away = self.services.look(needed, {pod.metadata.namespace for pod in alive})
+        return Known(objects, services, away)
 
     def _apply(self, planned: Plan) -> None:
         for pod in planned.pods:
@@ -226,7 +273,7 @@ class Agent:
                 continue
             records = by_pod.get(pod_plan.uid, [])
             self._tell_backoff(pod, pod_plan, records)
-            self._tell_no_address(pod, pod_plan)
+            self._tell_missing(pod, pod_plan)
             ready = {r.id for r in records if r.running and (r.id in probed or not _is_probed(pod, r))}
             new = status.compute(
                 pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
@@ -248,14 +295,16 @@ class Agent:
             self._backed_off.add(last.id)
             self._events.event(pod, "Warning", "BackOff", message[0].upper() + message[1:])
 
-    def _tell_no_address(self, pod: Pod, planned: PodPlan) -> None:
-        """One event for each time a pod begins to wait for an address."""
-        if not planned.why.startswith(NO_ADDRESS):
-            self._unaddressed.discard(planned.uid)
-        elif planned.uid not in self._unaddressed:
-            self._unaddressed.add(planned.uid)
-            self._events.event(pod, "Warning", *planned.why.split(": ", 1))
-            self._log.warning("no free address", pod=planned.ref, subnet=self._network.subnet)
+    def _tell_missing(self, pod: Pod, planned: PodPlan) -> None:
+        """One event for each thing a pod begins to wait for: an address, a volume, a variable."""
+        lacks = {planned.why} if planned.why.startswith((NO_ADDRESS, FAILED_MOUNT)) else set()
+        lacks |= {f"Failed: Error: {why}" for reason, why in planned.waiting.values() if reason == CONFIG_ERROR}
+        if planned.bucket == "busy":
+            return  # nothing was concluded
+        for each in sorted(lacks - self._lacking.get(planned.uid, frozenset())):
+            self._events.event(pod, "Warning", *each.split(": ", 1))
+            self._log.warning("pod waits", pod=planned.ref, reason=each)
+        self._lacking[planned.uid] = frozenset(lacks)
 
     def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> list[Target]:
         targets: list[Target] = []
@@ -288,7 +337,7 @@ class Agent:
         self.memory.keep(seen.pods.keys())
         self._statuses.keep(seen.pods.keys())
         self._backed_off &= {r.id for r in seen.records}
-        self._unaddressed &= seen.pods.keys()
+        self._lacking = {uid: lacks for uid, lacks in self._lacking.items() if uid in seen.pods}
         self._undrained &= seen.pods.keys()
         self._files.keep(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | self._workers.busy())
         self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}

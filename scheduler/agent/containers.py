@@ -4,8 +4,9 @@ Owns: the labels by which a restarted agent knows what runs, and the
 translation of a container's specification into the engine's terms. Invariant:
 the name of a container follows from pod, container and attempt alone, so a
 step that was carried out twice collides instead of doubling. Source:
-Kubernetes' dockershim naming (k8s_NAME_POD_NS_UID_ATTEMPT) and its cpu shares
-and quota (pkg/kubelet/cm/helpers_linux.go).
+Kubernetes' dockershim naming (k8s_NAME_POD_NS_UID_ATTEMPT), its cpu shares and
+quota (pkg/kubelet/cm/helpers_linux.go) and its scores for the kernel's choice
+when memory is short (pkg/kubelet/qos/policy.go).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dataclasses import replace
 import msgspec
 
 from podlane.api import quantity
+from podlane.api.podresources import qos_class
 from podlane.api.types import Container, Pod
 from scheduler.agent.environment import NO_VARIABLES, Environment, expand
-from scheduler.agent.qos import INFRA_SCORE, oom_score_adj
 from scheduler.agent.runtime import (
     HOST_NETWORK,
     INFRA_IMAGE,
@@ -51,6 +52,8 @@ VOLUMES = "VOLUMES"
 _QUOTA_PERIOD_US = 100_000
 _MIN_QUOTA_US = 1_000
 _MIN_SHARES, _MAX_SHARES = 2, 262_144
+# by which the kernel chooses whom it ends when memory is short: see oom_score_adj
+_INFRA_SCORE, _GUARANTEED_SCORE, _BEST_EFFORT_SCORE = -998, -997, 1000
 
 
 def pod_uid(record: Record) -> str:
@@ -119,7 +122,7 @@ def infra_config(pod: Pod, number: int, ip: str) -> ContainerConfig:
         labels={**_labels(pod, INFRA, "", number, 0), **({ON_HOST: "true"} if on_host else {POD_IP: ip})},
         network=HOST_NETWORK if on_host else NO_NETWORK,
         hostname="" if on_host else hostname_of(pod),
-        limits=Limits(cpu_shares=_MIN_SHARES, oom_score_adj=INFRA_SCORE),
+        limits=Limits(cpu_shares=_MIN_SHARES, oom_score_adj=_INFRA_SCORE),
     )
 
 
@@ -166,6 +169,18 @@ def limits(container: Container) -> Limits:
         cpu_quota=max(_MIN_QUOTA_US, quota) if quota else 0,
         memory=quantity.bytes_(given.limits.get("memory", "0")),
     )
+
+
+def oom_score_adj(pod: Pod, container: Container, node_memory: int) -> int:
+    """`node_memory` in bytes; 0: not known, and then a burstable container counts as one that asked for nothing."""
+    match qos_class(pod.spec):
+        case "Guaranteed":
+            return _GUARANTEED_SCORE
+        case "BestEffort":
+            return _BEST_EFFORT_SCORE
+    asked = quantity.bytes_(container.resources.requests.get("memory", "0"))
+    score = 1000 - 1000 * asked // node_memory if node_memory else 1000
+    return min(_BEST_EFFORT_SCORE - 1, max(1000 + _GUARANTEED_SCORE, score))
 
 
 def _labels(pod: Pod, container: str, digest: str, number: int, wait: int) -> dict[str, str]:

@@ -8,17 +8,16 @@ pkg/api/v1/resource/helpers.go.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING
 
 from podlane.api import quantity
 from podlane.api.types import Container, ObjectFieldSelector, Pod, ResourceFieldSelector
+from podlane.api.validation_reference import subscript
 from podlane.errors import PodlaneError
 
 SERVICE_ACCOUNT = "default"
-_SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['(.*)'\]")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\a": "\\a", "\b": "\\b", "\f": "\\f",
             "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}  # fmt: skip
 
@@ -39,9 +38,9 @@ class NodeFacts:
 def field_value(selector: ObjectFieldSelector, pod: Pod, node: NodeFacts, ips: tuple[str, ...]) -> str:
     """The text of a field; `ips` are the pod's addresses. Raises PodlaneError for a path there is not."""
     path, meta = selector.field_path, pod.metadata
-    if subscript := _SUBSCRIPT.fullmatch(path):
-        values = meta.labels if subscript[1] == "labels" else meta.annotations
-        return values.get(subscript[2], "")
+    if keyed := subscript(path):
+        values = meta.labels if keyed[0] == "metadata.labels" else meta.annotations
+        return values.get(keyed[1], "")
     plain = {
         "metadata.name": lambda: meta.name,
         "metadata.namespace": lambda: meta.namespace,

@@ -38,6 +38,7 @@ from scheduler.agent.model import Bucket, Ending, Observed, Plan, PodPlan
 from scheduler.agent.runtime import Record
 from scheduler.agent.security import needs_image_user, security
 
+CONFIG_ERROR = "CreateContainerConfigError"
 FAILED_MOUNT = "FailedMount: "
 NO_ADDRESS = "FailedCreatePodSandBox: no free address"
 INITIAL_BACKOFF = 10
@@ -220,7 +221,7 @@ def _plan_volumes(seen: Observed, pod: Pod, *, begun: bool) -> tuple[list[Action
         return [], None
     failure = seen.failures.get((uid, c.VOLUMES))
     if failure is not None and failure.until > seen.now:
-        return [], (f"{FAILED_MOUNT}{failure.message}", failure.until)
+        return [], (failure.message, failure.until)
     try:
         return [SetUpVolumes(v.set_ups(pod, seen.known, seen.files, seen.node), stamp)], None
     except NotRead as error:
@@ -342,7 +343,7 @@ class _Builder:
         except NotRead as error:
             self.waiting[ct.name] = ("ContainerCreating", str(error))
         except ConfigError as error:
-            self.waiting[ct.name] = ("CreateContainerConfigError", str(error))
+            self.waiting[ct.name] = (CONFIG_ERROR, str(error))
 
     def _make(self, ct: Container, number: int, wait: int) -> list[Action]:
         """Raises ConfigError, NotRead."""
