@@ -1,9 +1,11 @@
-"""Carries placements out: binds pods, and says why where it cannot.
+"""Carries placements out: binds pods, makes room for some, and says why where it cannot.
 
-Invariant: a bind compares the pod's revision, so that a pod is never bound
-twice; a pod that fits nowhere is tried again when pods, nodes or heartbeats
-change, and not in a loop, and its message is not rewritten for every number
-that changes in it.
+Owns: the order of the writes. Invariants: a bind compares the pod's revision,
+so that a pod is never bound twice; a pod is nominated before its victims end,
+so that a leader which dies in between has ended nobody for nothing, and their
+room is kept for it; a pod that fits nowhere is tried again when something
+changes that could let it fit (Planner knows), and its message is not rewritten
+for every number that changes in it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from msgspec.structs import replace
 
 from podlane.api.meta import get_condition, namespaced_name, set_condition, utcnow_from
 from podlane.api.types import Condition, Lease, Node, Pod
-from podlane.errors import NotFound, PodlaneError, StoreUnavailable
-from podlane.store.bulk import Binding
-from scheduler import placement
-from scheduler.loop import Context, Loop
+from podlane.errors import NotFound, StoreUnavailable
+from podlane.store.bulk import Binding, Change
+from scheduler.loop import Context, Loop, delete_pods
+from scheduler.placement import Placement, Planner, Preemption, Unplaced
 
 RETELL_SECONDS = 5.0
 """Seconds before a pod's unschedulable message is rewritten when only its numbers changed."""
@@ -32,23 +34,37 @@ class PlacementLoop(Loop):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._planner = Planner()
+        self._pods = self.snapshot.pods.feed()
+        self._nodes = self.snapshot.nodes.feed()
+        self._leases = self.snapshot.leases.feed()
+        self._alive: set[str] = set()
         self._told: dict[str, float] = {}
         self._binding: dict[str, Pod] = {}
 
     def decide(self) -> None:
         self._settle()
-        plan = placement.plan(
-            self.snapshot.nodes.snapshot().values(),
-            self.snapshot.pods.snapshot().values(),
-            self.snapshot.alive(),
-        )
-        if plan.bind:
-            self.tell((line for line in plan.lines() if line.startswith("bind")), plan.sizes())
-            self._bind(plan.bind)
-        waiting = {unplaced.pod.metadata.uid for unplaced in plan.unschedulable}
-        self._told = {uid: moment for uid, moment in self._told.items() if uid in waiting}
-        for unplaced in plan.unschedulable:
-            self._explain(unplaced)
+        self._take_in()
+        plan = self._planner.plan()
+        if plan.bind or plan.preempt:
+            self.tell((line for line in plan.lines() if not line.startswith("unschedulable")), plan.sizes())
+        self._bind(plan.bind)
+        told = self._explain(plan.unschedulable)
+        for preemption in plan.preempt:
+            if (pod := told.get(preemption.pod.metadata.uid)) is not None:
+                self._make_room(pod, preemption)
+
+    def _take_in(self) -> None:
+        """Each by itself: should one mirror not be ready, what the others said is not lost."""
+        self._planner.update(pods=self._pods.take())
+        self._planner.update(nodes=self._nodes.take())
+        if (leases := self._leases.take()).objects or leases.complete:
+            self._alive = set() if leases.complete else self._alive
+            for key, lease in leases.objects.items():
+                (self._alive.discard if lease is None else self._alive.add)(key.rpartition("/")[2])
+            self._planner.update(alive=self._alive)
+
+    # --- binding ----------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Look how the bindings ended whose answer was lost. Should one still be on its way, it and a new
@@ -61,7 +77,7 @@ class PlacementLoop(Loop):
                 self.snapshot.pods.deleted(pod)
             del self._binding[key]
 
-    def _bind(self, placements: Sequence[placement.Placement]) -> None:
+    def _bind(self, placements: Sequence[Placement]) -> None:
         bindings = [
             Binding(p.pod.metadata.namespace, p.pod.metadata.name, p.node, p.pod.metadata.resource_version, p.pod)
             for p in placements
@@ -77,30 +93,91 @@ class PlacementLoop(Loop):
                 text = f"Successfully assigned {namespaced_name(pod)} to {placed.node}"
                 self.context.events.event(pod, "Normal", "Scheduled", text)
 
-    def _explain(self, unplaced: placement.Unplaced) -> None:
-        """Write the PodScheduled condition, at once when it is new and seldom when only a number in it changed."""
-        pod, now = unplaced.pod, self.context.clock.now()
-        old = get_condition(pod.status.conditions, "PodScheduled")
-        if old is not None and old.status == "False" and old.message == unplaced.why:
-            return
+    # --- pods that fit nowhere ----------------------------------------------------------
+
+    def _explain(self, unschedulable: Sequence[Unplaced]) -> dict[str, Pod]:
+        """Write conditions and nominations, at once where they are new and seldom where only a number changed.
+
+        Returns the pods, by uid, whose status says all of it.
+        """
+        told, now = self._told, self.context.clock.now()
+        self._told = {u.pod.metadata.uid: told[u.pod.metadata.uid] for u in unschedulable if u.pod.metadata.uid in told}
+        done: dict[str, Pod] = {}
+        changes: list[Change[Pod]] = []
+        for unplaced in unschedulable:
+            changed = self._told_anew(unplaced, now)
+            if changed is None:
+                done[unplaced.pod.metadata.uid] = unplaced.pod
+            else:
+                changes.append(Change(unplaced.pod, changed))
+        for change, outcome in zip(changes, self.registry.update_many(changes), strict=True):
+            pod = change.new
+            if isinstance(outcome, Exception):
+                self.failed(f"update status of pod {namespaced_name(pod)}", outcome)
+                continue
+            self.snapshot.pods.wrote(outcome)
+            done[pod.metadata.uid] = outcome
+            if _why(pod) != _why(change.old):
+                self._told[pod.metadata.uid] = now
+                self.log.info("unschedulable", pod=namespaced_name(pod), why=_why(pod))
+                self.context.events.event(pod, "Warning", "FailedScheduling", _why(pod))
+        return done
+
+    def _told_anew(self, unplaced: Unplaced, now: float) -> Pod | None:
+        """The pod as it is to be; None to leave it as it is."""
+        pod, why = unplaced.pod, unplaced.why
+        nominated = pod.status.nominated_node_name != unplaced.nominated
         told = self._told.get(pod.metadata.uid)
-        if told is not None and now < told + RETELL_SECONDS:
-            self.wake_at(told + RETELL_SECONDS)
-            return
+        if unplaced.outdated or (why != _why(pod) and told is not None):
+            if told is not None and now < told + RETELL_SECONDS:
+                self.wake_at(told + RETELL_SECONDS)
+                why = _why(pod) or why
+            else:
+                self._told[pod.metadata.uid] = now
+                why = self._planner.explain(pod)
+        if why == _why(pod) and not nominated:
+            return None
         condition = Condition(
             type="PodScheduled",
             status="False",
             reason="Unschedulable",
-            message=unplaced.why,
+            message=why,
             last_transition_time=utcnow_from(now),
         )
         conditions = set_condition(pod.status.conditions, condition)
-        try:
-            changed = replace(pod, status=replace(pod.status, conditions=conditions))
-            self.snapshot.pods.wrote(self.registry.update(changed))
-        except PodlaneError as error:
-            self.failed(f"update status of pod {namespaced_name(pod)}", error)
-            return
-        self._told[pod.metadata.uid] = now
-        self.log.info("unschedulable", pod=namespaced_name(pod), why=unplaced.why)
-        self.context.events.event(pod, "Warning", "FailedScheduling", unplaced.why)
+        return replace(pod, status=replace(pod.status, conditions=conditions, nominated_node_name=unplaced.nominated))
+
+    # --- preemption -----------------------------------------------------------------------
+
+    def _make_room(self, pod: Pod, preemption: Preemption) -> None:
+        """Tell the victims why, and end them with their own grace."""
+        why = f"Preempted by pod {namespaced_name(pod)} on node {preemption.node}"
+        condition = Condition(
+            type="DisruptionTarget",
+            status="True",
+            reason="PreemptionByScheduler",
+            message=why,
+            last_transition_time=utcnow_from(self.context.clock.now()),
+        )
+        changes = [
+            Change(v, replace(v, status=replace(v.status, conditions=set_condition(v.status.conditions, condition))))
+            for v in preemption.victims
+        ]
+        victims: list[Pod] = []
+        for change, outcome in zip(changes, self.registry.update_many(changes), strict=True):
+            if isinstance(outcome, Exception):
+                self.failed(f"update status of pod {namespaced_name(change.old)}", outcome)
+            else:
+                self.snapshot.pods.wrote(outcome)
+                victims.append(outcome)
+        for victim, error in zip(victims, delete_pods(self.registry, self.snapshot, victims), strict=True):
+            if error is not None:
+                self.failed(f"delete pod {namespaced_name(victim)}", error)
+            else:
+                self.context.events.event(victim, "Normal", "Preempted", why)
+
+
+def _why(pod: Pod) -> str:
+    """What its status says about why it fits nowhere."""
+    condition = get_condition(pod.status.conditions, "PodScheduled")
+    return condition.message if condition is not None and condition.status == "False" else ""
