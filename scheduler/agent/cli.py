@@ -230,10 +230,12 @@ def agent(
     from scheduler.agent.agent import Agent
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
-    from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity
+    from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity, node_facts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
+    from scheduler.agent.references import References
     from scheduler.agent.server import AgentServer
+    from scheduler.agent.servicelists import ServiceLists
 
     ip = node_ip or _own_address(store_config)
     clock = SystemClock()
@@ -257,9 +259,12 @@ def agent(
     )
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
+    worker.references = references = References(registry.store, worker.trigger, clock)
+    worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
     server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
     facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
     registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
+    worker.node = node_facts(facts)
     worker.on_network_change = registrar.runner.trigger
 
     def beat(stop: threading.Event) -> None:
@@ -271,6 +276,8 @@ def agent(
     daemon.add_thread("cluster", cluster.run)
     daemon.add_thread("bindings", bindings.run)
     daemon.add_thread("drain", drains.run)
+    daemon.add_thread("references", references.run)
+    daemon.add_thread("services", services.run)
     daemon.add_thread("docker-events", worker.follow_events)
     daemon.add_thread("pod-network", worker.follow_network)
     daemon.add_thread("prober", worker.prober.run)

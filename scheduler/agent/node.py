@@ -40,6 +40,7 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from podlane.store.lease import KeepAlive
 from podlane.store.registry import Registry
+from scheduler.agent.downward import NodeFacts
 from scheduler.agent.runtime import Runtime, RuntimeInfo
 
 MAX_PODS = 110
@@ -72,6 +73,11 @@ def machine_capacity(given: Mapping[str, str]) -> dict[str, str]:
         "pods": str(MAX_PODS),
     }
     return machine | dict(given)
+
+
+def node_facts(facts: Facts) -> NodeFacts:
+    """What pods may learn of the node."""
+    return NodeFacts((facts.ip,), facts.capacity, quantity.bytes_(facts.capacity.get("memory", "0")))
 
 
 def parse_capacity(text: str) -> dict[str, str]:
