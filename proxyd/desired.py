@@ -144,8 +144,8 @@ class Index:
 
     def replace(self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]) -> Touched:
         """Take whole lists: what is not in them is gone."""
-        if not self._services and not self._slices:
-            return self.update(services, slices)
+        if not (self._services or self._slices or self.left_out):
+            return self._fill(services, slices)
         return self.update(
             {name: services.get(name) for name in self._services.keys() | services.keys()},
             {name: slices.get(name) for name in self._slices.keys() | slices.keys()},
@@ -165,6 +165,31 @@ class Index:
         for name in sorted(changed):
             self._resolve(name, touched)
         return touched
+
+    def _fill(self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]) -> Touched:
+        """As `update`, for an index that has nothing, in two thirds of the time."""
+        self._services, self._slices = dict(services), dict(slices)
+        for name, each in slices.items():
+            if service := _service_of(each):
+                self._slices_of[service] = (*self._slices_of.get(service, ()), name)
+        for name in sorted(services):
+            served = serve(services[name], [slices[each] for each in self._slices_of.get(name, ())], self.place)
+            self._served[name] = served
+            if not served.frontends:
+                continue
+            self.proxied += 1
+            if served.health:
+                self._checked.add(name)
+            if served.without_local:
+                self._lacking.add(name)
+            for frontend in served.frontends:
+                if self._owner.setdefault(frontend, name) != name:
+                    self._contest(frontend, name)
+            for address in served.addresses:
+                self._addresses[address] = self._addresses.get(address, 0) + 1
+            for address in served.hairpin:
+                self._hairpin[address] = self._hairpin.get(address, 0) + 1
+        return Touched(set(self._owner), set(self._addresses), set(self._hairpin))
 
     def _place_slice(self, name: str, each: EndpointSlice | None, changed: set[str]) -> None:
         """File a slice under its service; note the services it left and joined."""

@@ -176,28 +176,30 @@ def _serve_plain(service: Service, slices: Sequence[EndpointSlice], node: str) -
         or service.metadata.annotations
     ):
         return None
-    cluster_ip, (only,) = _packed(spec.cluster_ip), slices
+    cluster_ip, only = _packed(spec.cluster_ip), slices[0]
     af = AF_INET if only.address_type == "IPv4" else AF_INET6
     if cluster_ip is None or (len(cluster_ip) == 4) is not (af == AF_INET):
         return None
-    pods, own = [], []
+    pods, own = set(), set()
     try:
         for endpoint in only.endpoints:
-            if not endpoint.conditions.ready or endpoint.hints is not None:
+            if endpoint.hints is not None or not endpoint.conditions.ready:
                 return None
             address = inet_pton(af, endpoint.addresses[0])
-            pods.append(address)
-            if endpoint.node_name in {"", node}:
-                own.append(address)
+            pods.add(address)
+            if (on := endpoint.node_name) == node or not on:
+                own.add(address)
     except (OSError, IndexError):
         return None
-    targets = {(port.name, port.protocol): pack_port(port.port) for port in only.ports}
     frontends = {}
     for port in spec.ports:
-        target = targets.get((port.name, port.protocol))
-        behind = () if target is None else tuple(sorted({pod + target for pod in pods}))
+        behind: tuple[bytes, ...] = ()
+        for each in only.ports:
+            if each.name == port.name and each.protocol == port.protocol:
+                target = pack_port(each.port)
+                behind = tuple(sorted([pod + target for pod in pods]))
         frontends[cluster_ip + PROTOCOL_BYTES[port.protocol] + pack_port(port.port)] = Wanted(behind)
-    return Served(frontends, (cluster_ip,), tuple(set(own)))
+    return Served(frontends, (cluster_ip,), tuple(own))
 
 
 def _internal(service: Service, sets: _Sets) -> Wanted:

@@ -22,6 +22,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
@@ -117,6 +118,7 @@ def show_address(packed: bytes) -> str:
     return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
 
 
+@lru_cache(maxsize=4096)
 def pack_port(port: int) -> bytes:
     return port.to_bytes(2) + b"\0\0"
 
