@@ -33,6 +33,7 @@ from scheduler.agent import status
 from scheduler.agent.actions import Create, Pull, Release, Stop
 from scheduler.agent.downward import NodeFacts
 from scheduler.agent.environment import services_needed
+from scheduler.agent.hostports import HostPort, host_ports
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan, PodPlan
 from scheduler.agent.nodenetwork import NodeNetwork
@@ -99,6 +100,12 @@ class ServiceVariables(Protocol):
     def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> tuple[dict[str, Services], bool]: ...
 
 
+class HostPortTable(Protocol):
+    """hostports.HostPorts, as far as it is used here."""
+
+    def sync(self, wanted: frozenset[HostPort]) -> float | None: ...
+
+
 class Store(Protocol):
     """podlane.store.registry.Registry, as far as it is used here."""
 
@@ -132,6 +139,7 @@ class Agent:
         self.drains: Drains | None = None
         self.references: Referenced | None = None
         self.services: ServiceVariables | None = None
+        self.host_ports: HostPortTable | None = None
         self.node = NodeFacts((node_ip,))
         self._node_ip = node_ip
         self._files = files
@@ -221,6 +229,7 @@ class Agent:
         )
         planned = plan(seen)
         self._apply(planned)
+        self._write_host_ports(pods, records)
         self._report(seen, planned)
         self._forget(seen)
         self._network.sweep(records)
@@ -239,6 +248,14 @@ class Agent:
         )
         services, away = self.services.look(needed, {pod.metadata.namespace for pod in alive})
         return Known(objects, services, away)
+
+    def _write_host_ports(self, pods: Mapping[str, Pod], records: Collection[Record]) -> None:
+        if self.host_ports is None:
+            return
+        ips = {c.pod_uid(r): r.ips for r in records if r.running and c.container_name(r) == c.INFRA}
+        again = self.host_ports.sync(host_ports(pods.values(), ips))
+        if again is not None:
+            self.runner.trigger_after(again)
 
     def _apply(self, planned: Plan) -> None:
         for pod in planned.pods:

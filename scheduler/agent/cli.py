@@ -231,6 +231,7 @@ def agent(
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
     from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity, node_facts
+    from scheduler.agent.hostports import HostPorts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
     from scheduler.agent.references import References
@@ -261,6 +262,7 @@ def agent(
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
     worker.references = references = References(registry.store, worker.trigger, clock)
     worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
+    worker.host_ports = HostPorts(clock)
     server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
     facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
     registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
