@@ -19,7 +19,7 @@ import click
 from podlane.api.types import ClusterConfig
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
-from podlane.runtime.daemon import leave
+from podlane.runtime.daemon import Daemon, leave
 from podlane.runtime.log import get_logger
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig, connect
@@ -27,6 +27,7 @@ from podlane.store.options import store_options
 
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
+    from scheduler.agent.agent import Agent
 
 DEFAULT_PORT = 10250
 HEALTHZ_PORT = 10248
@@ -113,6 +114,19 @@ def _lock(state_dir: Path) -> IO[str]:
     except OSError as error:
         raise PodlaneError(f"lock {state_dir}: {error.strerror or error}") from error
     return file
+
+
+def _follow_store(worker: Agent, registry: Registry, daemon: Daemon, clock: Clock) -> None:
+    """Give the agent what its pods name in the store, and the node's ports that lead to them."""
+    from scheduler.agent.hostports import HostPorts
+    from scheduler.agent.references import References
+    from scheduler.agent.servicelists import ServiceLists
+
+    worker.references = references = References(registry.store, worker.trigger, clock)
+    worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
+    worker.host_ports = HostPorts(clock)
+    daemon.add_thread("references", references.run)
+    daemon.add_thread("services", services.run)
 
 
 @click.command(short_help="Run a node's pods.")
@@ -231,12 +245,9 @@ def agent(
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
     from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity, node_facts
-    from scheduler.agent.hostports import HostPorts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
-    from scheduler.agent.references import References
     from scheduler.agent.server import AgentServer
-    from scheduler.agent.servicelists import ServiceLists
 
     ip = node_ip or _own_address(store_config)
     clock = SystemClock()
@@ -260,9 +271,7 @@ def agent(
     )
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
-    worker.references = references = References(registry.store, worker.trigger, clock)
-    worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
-    worker.host_ports = HostPorts(clock)
+    _follow_store(worker, registry, daemon, clock)
     server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
     facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
     registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
@@ -278,8 +287,6 @@ def agent(
     daemon.add_thread("cluster", cluster.run)
     daemon.add_thread("bindings", bindings.run)
     daemon.add_thread("drain", drains.run)
-    daemon.add_thread("references", references.run)
-    daemon.add_thread("services", services.run)
     daemon.add_thread("docker-events", worker.follow_events)
     daemon.add_thread("pod-network", worker.follow_network)
     daemon.add_thread("prober", worker.prober.run)
