@@ -44,6 +44,8 @@ def main(names: tuple[str, ...], output: str, list_: bool) -> None:
 
     NAME is a row (pods.start_p99) or the beginning of several (pods); without
     one, everything is measured. Progress goes to standard error.
+
+    `soak` instead of a NAME breaks a lab at random for some minutes: see soak --help.
     """
     sys.exit(run(discover(), names, output=output, only_list=list_, measure=measure_apart))
 
@@ -143,4 +145,8 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does: by way of whatever a benchmark has to clean up
         signal.signal(number, _leave)
+    if sys.argv[1:2] == ["soak"]:  # no measurement: it has options of its own
+        from bench.soak import main as soak
+
+        soak(sys.argv[2:], prog_name="bench soak")
     main(prog_name="bench")
