@@ -18,12 +18,17 @@ from podlane.api.meta import namespaced_name
 from podlane.api.types import (
     NODE_LEASE_NAMESPACE,
     ZONE_LABEL,
+    ConfigMap,
     EndpointSlice,
     Lease,
+    Namespace,
     Node,
     Object,
     Pod,
+    PriorityClass,
     ReplicationController,
+    ResourceQuota,
+    Secret,
     Service,
 )
 from podlane.errors import StoreUnavailable
@@ -34,6 +39,12 @@ from scheduler import nodes
 from scheduler.view import Source, View, revision_of
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+FURTHER = (Namespace, ResourceQuota, PriorityClass, ConfigMap, Secret)
+"""Kinds that few decisions need; they are in the snapshot by kind only (`Snapshot.of_kind`)."""
+
+METADATA_ONLY = frozenset({ConfigMap, Secret})
+"""Kinds of which no more than the metadata is held: what is in them is nobody's business here."""
 
 CATCH_UP_SECONDS = 10.0
 _LOOK_AGAIN = 0.02
@@ -53,10 +64,19 @@ class Cluster:
         self.slices = self._mirror(EndpointSlice)
         self.nodes = self._mirror(Node)
         self.leases = self._mirror(Lease, NODE_LEASE_NAMESPACE)
+        self.further: dict[type[Object], Mirror[Any]] = {cls: self._mirror(cls) for cls in FURTHER}
 
     @property
     def mirrors(self) -> tuple[Mirror[Any], ...]:
-        return (self.pods, self.controllers, self.services, self.slices, self.nodes, self.leases)
+        return (
+            self.pods,
+            self.controllers,
+            self.services,
+            self.slices,
+            self.nodes,
+            self.leases,
+            *self.further.values(),
+        )
 
     def listen(self, listeners: Mapping[type[Object], Iterable[Callable[[], None]]]) -> None:
         """Call these (quick ones: triggers) from now on when a kind changes, and no others."""
@@ -68,7 +88,7 @@ class Cluster:
             for callback in self._listeners.get(cls, ()):
                 callback()
 
-        return self.registry.mirror(cls, changed, namespace)
+        return self.registry.mirror(cls, changed, namespace, keep=metadata_only if cls in METADATA_ONLY else None)
 
     def catch_up(self, stop: threading.Event) -> None:
         """Wait until every mirror shows all that is stored now, or `stop` is set.
@@ -82,6 +102,8 @@ class Cluster:
         self._await(self.slices, self.registry.list(EndpointSlice), deadline, stop)
         self._await(self.nodes, self.registry.list(Node), deadline, stop)
         self._await(self.leases, self.registry.list(Lease, NODE_LEASE_NAMESPACE), deadline, stop)
+        for cls, mirror in self.further.items():
+            self._await(mirror, self.registry.list(cls), deadline, stop)
 
     def _await(self, mirror: Mirror[O], stored: ObjectList[O], deadline: float, stop: threading.Event) -> None:
         while not (mirror.synced and caught_up(mirror, stored)):
@@ -89,6 +111,11 @@ class Cluster:
                 return
             if self._clock.monotonic() >= deadline:
                 raise StoreUnavailable(f"catch up with {mirror.prefix}: still behind after {CATCH_UP_SECONDS:g} s")
+
+
+def metadata_only(obj: O) -> O:
+    """All that is held of some kinds."""
+    return type(obj)(kind=obj.kind, api_version=obj.api_version, metadata=obj.metadata)
 
 
 def caught_up(source: Source[O], stored: ObjectList[O]) -> bool:
@@ -122,6 +149,7 @@ class Snapshot:
         slices: Source[EndpointSlice],
         nodes: Source[Node],
         leases: Source[Lease],
+        further: Mapping[type[Object], Source[Any]],
     ) -> None:
         self.pods = View(pods)
         self.controllers = View(controllers)
@@ -129,6 +157,15 @@ class Snapshot:
         self.slices = View(slices)
         self.nodes = View(nodes)
         self.leases = View(leases)
+        self._views: dict[type[Object], View[Any]] = {
+            Pod: self.pods,
+            ReplicationController: self.controllers,
+            Service: self.services,
+            EndpointSlice: self.slices,
+            Node: self.nodes,
+            Lease: self.leases,
+            **{cls: View(source) for cls, source in further.items()},
+        }
 
     @classmethod
     def of(cls, cluster: Cluster) -> Snapshot:
@@ -139,19 +176,12 @@ class Snapshot:
             slices=cluster.slices,
             nodes=cluster.nodes,
             leases=cluster.leases,
+            further=cluster.further,
         )
 
     def of_kind(self, cls: type[O]) -> View[O]:
         """The view of a kind."""
-        views: dict[type[Object], View[Any]] = {
-            Pod: self.pods,
-            ReplicationController: self.controllers,
-            Service: self.services,
-            EndpointSlice: self.slices,
-            Node: self.nodes,
-            Lease: self.leases,
-        }
-        return views[cls]
+        return self._views[cls]
 
     def alive(self) -> frozenset[str]:
         """The nodes that have a heartbeat."""

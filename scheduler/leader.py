@@ -27,12 +27,14 @@ from podlane.store.election import Leadership
 from podlane.store.registry import Registry
 from scheduler.cluster import Cluster, Snapshot
 from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.garbage_loop import GarbageLoop
 from scheduler.loop import Context, Loop, Recorder
+from scheduler.namespaces_loop import NamespacesLoop
 from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
 from scheduler.replication_loop import ReplicationLoop
 
-LOOPS: tuple[type[Loop], ...] = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop)
+LOOPS: tuple[type[Loop], ...] = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop)
 
 JOIN_SECONDS = 6.0
 """How long loops may take to end; a store call in progress ends by its own deadline."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from podlane.api.types import Object, ObjectReference, Pod
-from podlane.errors import ApplyError, Conflict, Fenced, NotFound
+from podlane.errors import ApplyError, Conflict, Fenced, NamespaceTerminating, NotFound
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.store.registry import Registry
@@ -78,10 +78,13 @@ class Loop(ABC):
     def decide(self) -> None: ...
 
     def failed(self, step: str, error: Exception) -> None:
-        """Note a failed write. A lost race is none: what won it is a change that makes us sync again."""
+        """Note a failed write. A lost race is none: what won it is a change that makes us sync again.
+
+        Nor is that a namespace ends while we still see what is in it.
+        """
         if isinstance(error, Fenced):
             raise error
-        if isinstance(error, Conflict | NotFound):
+        if isinstance(error, Conflict | NotFound | NamespaceTerminating):
             self.log.debug("lost a race", step=step, cause=str(error))
             return
         self._failures.append((step, error))

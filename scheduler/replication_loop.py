@@ -1,21 +1,39 @@
-"""Carries replication plans out: claims, creates, deletes, collects, and writes status.
+"""Carries replication plans out: claims, creates, deletes, and writes status.
 
-Invariant: a create or delete whose answer was lost is in doubt, and settled
-before anything else is decided, a create under the very same name; so doubt
-makes no extra pod.
+Invariants: a create or delete whose answer was lost is in doubt, and settled
+before anything else is decided, a create under the very same name, so that
+doubt makes no extra pod; an owner adopts only while the store has it, under its
+UID and not being deleted; what an owner is refused (by a quota, say) is its own
+trouble and keeps no other waiting. Source: slowStartBatch and manageReplicas in
+Kubernetes' replica_set.go.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from podlane.api.meta import controller_of, namespaced_name
-from podlane.api.types import Lease, Node, ObjectReference, Pod, ReplicationController
-from podlane.errors import AlreadyExists, NotFound, PodlaneError, StoreUnavailable
+from podlane.api.types import Lease, Node, Object, ObjectReference, Pod
+from podlane.errors import (
+    AlreadyExists,
+    Conflict,
+    Fenced,
+    NamespaceTerminating,
+    NotFound,
+    PodlaneError,
+    StoreUnavailable,
+)
+from podlane.store.bulk import Change
 from scheduler import replication
-from scheduler.kinds import owner_of, with_counts
+from scheduler.backoff import Backoff
+from scheduler.kinds import KINDS, Failure, Kind, Outcome
 from scheduler.loop import Context, Loop, delete_pods
+from scheduler.ownership import Ownership
+from scheduler.removal import Removal
+from scheduler.replication import Claim, Counts, Owner
+from scheduler.view import Changes
 
 EVENTS_EACH = 10
 """Pods made or removed for one owner in one sync that get an event each; beyond, one event tells the number."""
@@ -25,124 +43,204 @@ class ReplicationLoop(Loop):
     """Keeps owners at their number and writes their status."""
 
     name = "replication"
-    watches = (ReplicationController, Pod, Node, Lease)
+    kinds: tuple[Kind[Any], ...] = KINDS
+    watches = (*(kind.cls for kind in KINDS), Pod, Node, Lease)
     min_interval = 0.01
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._index = Ownership()
+        self._kinds = {kind.cls.KIND: kind for kind in self.kinds}
+        self._owners = {name: self.snapshot.of_kind(kind.cls).feed() for name, kind in self._kinds.items()}
+        self._pods = self.snapshot.pods.feed()
+        self._nodes = (self.snapshot.nodes.feed(), self.snapshot.leases.feed())
+        self._unreachable: frozenset[str] = frozenset()
         self._creating: dict[str, Pod] = {}
         self._deleting: dict[str, Pod] = {}
+        # by the owner's UID:
+        self._due: dict[str, float] = {}  # when time alone changes its plan
+        self._trouble: Backoff[Failure] = Backoff()
+        self._refused: dict[str, Failure] = {}  # in this sync
+        self._again: set[str] = set()  # to be decided on again at once
 
     def decide(self) -> None:
         self._settle()
-        controllers = self.snapshot.controllers.snapshot()
+        self._observe()
+        index, now = self._index, self.context.clock.now()
+        # who is dirty stays so to the end: an error on the way leaves them all to be decided on once more
+        index.touch({uid for uid, at in self._due.items() if at <= now} | self._trouble.due(now))
         plan = replication.plan(
-            [owner_of(rc) for rc in controllers.values()],
-            self.snapshot.pods.snapshot().values(),
-            now=self.context.clock.now(),
+            [index.share(uid) for uid in sorted(index.dirty)],
+            now=now,
             rng=self.context.rng,
-            unreachable=self.snapshot.unreachable(),
+            taken=index.names,
+            unreachable=self._unreachable,
         )
         if not plan.empty:
             self.tell(plan.lines(), plan.sizes())
-        for pod in (*plan.adopt, *plan.release):
-            self._update(pod)
+        self._refused, self._again = {}, set(plan.unfinished)
+        self._claim(plan.adopt, plan.release)
         self._create(plan.create)
         self._delete(plan.delete)
-        self._collect(plan.collect)
-        for rc in controllers.values():
-            self._write_status(rc, plan.counts[rc.metadata.uid])
-        self.wake_at(plan.next_at)
+        self._note_trouble(plan.counts.keys() - {claim.owner.uid for claim in (*plan.adopt, *plan.release)}, now)
+        self._report(plan.counts, now)
+        index.dirty.clear()
+        index.touch(self._again - self._refused.keys())
+        self._sleep({uid: at for uid, at in self._due.items() if uid not in plan.counts} | dict(plan.next_at), now)
 
     def _settle(self) -> None:
         """End every doubt. A StoreUnavailable here ends the sync: nothing is decided on a guess."""
         for key, pod in list(self._creating.items()):
             try:
-                stored = self.registry.create(pod)
-            except AlreadyExists:
-                stored = self.registry.get(Pod, pod.metadata.namespace, pod.metadata.name)
-            self.snapshot.pods.wrote(stored)
+                self.snapshot.pods.wrote(self._created(pod))
+            except (StoreUnavailable, Fenced):
+                raise
+            except PodlaneError as error:  # it was not made, or somebody has removed it since
+                self.log.debug("a lost creation was none", pod=key, cause=str(error))
             del self._creating[key]
         doubtful = list(self._deleting.values())
-        for pod, error in zip(doubtful, delete_pods(self.registry, self.snapshot, doubtful), strict=True):
-            if isinstance(error, StoreUnavailable):
-                raise error
+        for pod, failure in zip(doubtful, delete_pods(self.registry, self.snapshot, doubtful), strict=True):
+            if isinstance(failure, StoreUnavailable):
+                raise failure
             del self._deleting[namespaced_name(pod)]
 
-    def _update(self, pod: Pod) -> None:
+    def _created(self, pod: Pod) -> Pod:
         try:
-            self.snapshot.pods.wrote(self.registry.update(pod))
-        except PodlaneError as error:
-            self.failed(f"update pod {namespaced_name(pod)}", error)
+            return self.registry.create(pod)
+        except AlreadyExists:
+            return self.registry.get(Pod, pod.metadata.namespace, pod.metadata.name)
 
-    def _create(self, pods: Sequence[Pod]) -> None:
-        made: dict[str, list[Pod]] = defaultdict(list)
-        for pod, outcome in zip(pods, self.registry.create_many(pods), strict=True):
-            if isinstance(outcome, StoreUnavailable):
-                self._creating[namespaced_name(pod)] = pod
+    def _observe(self) -> None:
+        for name, feed in self._owners.items():
+            changes = feed.take()
+            owners = {key: obj and self._kinds[name].owner_of(obj) for key, obj in changes.objects.items()}
+            self._index.see_owners(name, Changes(owners, changes.complete))
+        self._index.see_pods(self._pods.take())
+        moved = [feed.take() for feed in self._nodes]
+        if any(taken.objects or taken.complete for taken in moved):
+            unreachable = self.snapshot.unreachable()
+            self._index.see_nodes(unreachable ^ self._unreachable)
+            self._unreachable = unreachable
+
+    # --- carrying out ----------------------------------------------------------------
+
+    def _claim(self, adopt: Sequence[Claim], release: Sequence[Claim]) -> None:
+        """Adopt, each resting on its owner as the store has it now, and release."""
+        owners = {claim.owner.uid: claim.owner for claim in adopt}
+        living = {uid: live for uid, owner in owners.items() if (live := self._living(owner)) is not None}
+        claims = [*release, *(claim for claim in adopt if claim.owner.uid in living)]
+        rests_on = [()] * len(release) + [(living[claim.owner.uid],) for claim in claims[len(release) :]]
+        changes = [Change(c.pod, c.changed, also) for c, also in zip(claims, rests_on, strict=True)]
+        for claim, outcome in zip(claims, self.registry.update_many(changes), strict=True):
             if isinstance(outcome, Exception):
-                self.failed(f"create pod {namespaced_name(pod)}", outcome)
+                self._failed(claim.owner.uid, f"update pod {namespaced_name(claim.pod)}", outcome)
             else:
                 self.snapshot.pods.wrote(outcome)
-                made[_owner_uid(outcome)].append(outcome)
-        self._tell_owners(made, "SuccessfulCreate", "Created pod")
 
-    def _delete(self, removals: Sequence[replication.Removal]) -> None:
+    def _living(self, owner: Owner) -> Object | None:
+        """The owner as it is stored, unless it is gone, another one of its name, or being deleted."""
+        reference = owner.reference
+        try:
+            live: Object = self.registry.get(self._kinds[reference.kind].cls, owner.namespace, reference.name)
+        except PodlaneError as error:
+            self._failed(owner.uid, f"look for {owner}", error)
+            return None
+        return live if live.metadata.uid == owner.uid and live.metadata.deletion_timestamp is None else None
+
+    def _create(self, pods: Sequence[Pod]) -> None:
+        """For each owner one pod, then 2, 4, …, until one fails: what is refused once is not asked for 500 times."""
+        waiting = _by_owner(pods)
+        made: dict[str, list[Pod]] = defaultdict(list)
+        size = 1
+        while waiting:
+            batch = [pod for left in waiting.values() for pod in left[:size]]
+            stopped: set[str] = set()
+            for pod, outcome in zip(batch, self.registry.create_many(batch), strict=True):
+                if isinstance(outcome, Exception):
+                    stopped.add(_owner_uid(pod))
+                    self._create_failed(pod, outcome)
+                else:
+                    self.snapshot.pods.wrote(outcome)
+                    made[_owner_uid(pod)].append(outcome)
+            waiting = {uid: left[size:] for uid, left in waiting.items() if uid not in stopped and len(left) > size}
+            size *= 2
+        self._tell_owners(made.values(), "SuccessfulCreate", "Created pod")
+
+    def _create_failed(self, pod: Pod, error: Exception) -> None:
+        uid = _owner_uid(pod)
+        if isinstance(error, StoreUnavailable):
+            self._creating[namespaced_name(pod)] = pod
+        if isinstance(error, AlreadyExists):  # a pod we do not see yet has the name: another one then
+            self._again.add(uid)
+        elif not isinstance(error, NamespaceTerminating):  # the owner goes with its namespace
+            self._failed(uid, f"create pod {namespaced_name(pod)}", error, ("FailedCreate", "Error creating"), pod)
+
+    def _delete(self, removals: Sequence[Removal]) -> None:
         gone: dict[str, list[Pod]] = defaultdict(list)
         pods = [removal.pod for removal in removals]
         for pod, error in zip(pods, delete_pods(self.registry, self.snapshot, pods), strict=True):
+            uid = _owner_uid(pod)
             if isinstance(error, StoreUnavailable):
                 self._deleting[namespaced_name(pod)] = pod
             if error is not None:
-                self.failed(f"delete pod {namespaced_name(pod)}", error)
+                self._failed(uid, f"delete pod {namespaced_name(pod)}", error, ("FailedDelete", "Error deleting"), pod)
             else:
-                gone[_owner_uid(pod)].append(pod)
-        self._tell_owners(gone, "SuccessfulDelete", "Deleted pod")
+                gone[uid].append(pod)
+        self._tell_owners(gone.values(), "SuccessfulDelete", "Deleted pod")
 
-    def _collect(self, pods: Sequence[Pod]) -> None:
-        """Delete what an owner left behind, once the store itself says that it is gone."""
-        by_owner: dict[str, list[Pod]] = defaultdict(list)
-        for pod in pods:
-            by_owner[_owner_uid(pod)].append(pod)
-        for uid, members in by_owner.items():
-            try:
-                if self._owner_exists(members[0], uid):
-                    continue
-            except PodlaneError as error:
-                self.failed(f"look for the owner of pod {namespaced_name(members[0])}", error)
-                continue
-            self._delete([replication.Removal(pod, "owner gone") for pod in members])
+    def _failed(
+        self, uid: str, step: str, error: Exception, telling: tuple[str, str] | None = None, pod: Pod | None = None
+    ) -> None:
+        """Note what went wrong: a refusal is its owner's trouble, of which it is told once; the rest is the loop's."""
+        if isinstance(error, StoreUnavailable):
+            self._again.add(uid)
+        if telling is None or pod is None or isinstance(error, StoreUnavailable | Conflict | NotFound | Fenced):
+            self.failed(step, error)
+            return
+        reason, text = telling
+        if uid not in self._refused:
+            self._refused[uid] = Failure(reason, str(error))
+            self.context.events.event(_owner_of(pod), "Warning", reason, f"{text}: {error}")
 
-    def _owner_exists(self, pod: Pod, uid: str) -> bool:
-        owner = controller_of(pod)
-        if owner is None:
-            return True
-        try:
-            found = self.registry.get(ReplicationController, pod.metadata.namespace, owner.name)
-        except NotFound:
-            return False
-        return found.metadata.uid == uid
+    # --- telling ---------------------------------------------------------------------
 
-    def _write_status(self, rc: ReplicationController, counts: replication.Counts) -> None:
-        changed = with_counts(rc, counts)
-        if changed is not None:
-            try:
-                self.snapshot.controllers.wrote(self.registry.update(changed))
-            except PodlaneError as error:
-                self.failed(f"update status of {namespaced_name(rc)}", error)
+    def _note_trouble(self, decided: Collection[str], now: float) -> None:
+        for uid in decided:
+            failure = self._refused.get(uid)
+            if failure is None:
+                self._trouble.over(uid)
+            else:
+                pause = self._trouble.refused(uid, failure, now)
+                self.log.warning("refused", owner=str(self._index.owner(uid)), cause=failure.message, retry_in=pause)
 
-    def _tell_owners(self, pods: dict[str, list[Pod]], reason: str, text: str) -> None:
-        for members in pods.values():
-            owner = controller_of(members[0])
-            if owner is None:
-                continue
-            about = ObjectReference(
-                kind=owner.kind,
-                api_version=owner.api_version,
-                namespace=members[0].metadata.namespace,
-                name=owner.name,
-                uid=owner.uid,
-            )
+    def _report(self, counts: Mapping[str, Counts], now: float) -> None:
+        """Write the status of those whose status changes."""
+        changes: dict[str, Change[Any]] = {}
+        for uid, of in counts.items():
+            owner = self._index.owner(uid)
+            kind = self._kinds[owner.reference.kind]
+            obj = self.snapshot.of_kind(kind.cls).get(str(owner))
+            if obj is not None and obj.metadata.uid == uid:
+                changed = kind.with_outcome(obj, Outcome(of, self._trouble.reason(uid), now))
+                if changed is not None:
+                    changes[uid] = Change(obj, changed)
+        for (uid, change), outcome in zip(
+            changes.items(), self.registry.update_many(list(changes.values())), strict=True
+        ):
+            if isinstance(outcome, Exception):
+                self._failed(uid, f"update status of {namespaced_name(change.old)}", outcome)
+            else:
+                self.snapshot.of_kind(type(outcome)).wrote(outcome)
+
+    def _sleep(self, due: dict[str, float], now: float) -> None:
+        self._due = {uid: at for uid, at in due.items() if self._index.knows(uid)}
+        self._trouble.keep(self._index.knows)
+        moments = [*self._due.values(), *filter(None, [self._trouble.next()])]
+        self.wake_at(now if self._index.dirty else min(moments, default=None))
+
+    def _tell_owners(self, groups: Iterable[list[Pod]], reason: str, text: str) -> None:
+        for members in groups:
+            about = _owner_of(members[0])
             if len(members) > EVENTS_EACH:
                 self.context.events.event(about, "Normal", reason, f"{text}s: {len(members)} of them")
                 continue
@@ -150,6 +248,26 @@ class ReplicationLoop(Loop):
                 self.context.events.event(about, "Normal", reason, f"{text}: {pod.metadata.name}")
 
 
+def _by_owner(pods: Iterable[Pod]) -> dict[str, list[Pod]]:
+    groups: dict[str, list[Pod]] = defaultdict(list)
+    for pod in pods:
+        groups[_owner_uid(pod)].append(pod)
+    return groups
+
+
 def _owner_uid(pod: Pod) -> str:
     owner = controller_of(pod)
     return owner.uid if owner else ""
+
+
+def _owner_of(pod: Pod) -> ObjectReference:
+    """For events about it."""
+    owner = controller_of(pod)
+    assert owner is not None, f"pod {namespaced_name(pod)} has no controller"
+    return ObjectReference(
+        kind=owner.kind,
+        api_version=owner.api_version,
+        namespace=pod.metadata.namespace,
+        name=owner.name,
+        uid=owner.uid,
+    )

@@ -19,6 +19,7 @@ from podlane.api.meta import namespaced_name
 from podlane.api.types import Object
 
 T = TypeVar("T", bound=Object)
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Source(Protocol[T]):
@@ -48,10 +49,10 @@ class _Write(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Changes(Generic[T]):
+class Changes(Generic[T_co]):
     """Objects by key as they are now, None for one that is gone; if `complete`, there are no others."""
 
-    objects: Mapping[str, T | None]
+    objects: Mapping[str, T_co | None]
     complete: bool = False
 
 

@@ -1,14 +1,13 @@
 """`podlane delete`: by name, label or manifest, with grace and with what depends on it.
 
-Owns: what deleting one object means for others. With --cascade=background a
-replication controller's pods are left to the scheduler, which deletes pods
-whose controller is gone; with orphan they are cut loose first and go on
-running. A namespace goes with everything in it, as in Kubernetes.
+Owns: what is asked for; the scheduler does the rest. What an object owns (a
+replication controller its pods) goes after it with --cascade=background, before
+it with foreground, and is cut loose and stays with orphan. A namespace goes with
+everything in it. All as in Kubernetes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,10 +29,12 @@ from podlane.errors import NotFound, PodlaneError, UsageError
 
 if TYPE_CHECKING:
     from podlane.api.selectors import Selector
-    from podlane.api.types import Object, ReplicationController
+    from podlane.api.types import Object
     from podlane.cli.query import Found
+    from podlane.store.deletion import Propagation
 
-_ORPHAN_ROUNDS = 10
+
+PROPAGATIONS: dict[str, Propagation] = {"background": "Background", "foreground": "Foreground", "orphan": "Orphan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class How:
     """How to delete. `grace` in seconds, None for the object's own."""
 
     grace: int | None
-    orphan: bool
+    propagation: Propagation
     dry_run: bool
     output: str | None
 
@@ -72,7 +73,11 @@ class How:
 @click.option("--now", is_flag=True, help="The same as --grace-period=1.")
 @click.option("--force", is_flag=True, help="Forget pods at once, without waiting for their node.")
 @click.option(
-    "--cascade", type=click.Choice(["background", "orphan"]), default="background", help="Pods of a controller."
+    "--cascade",
+    type=click.Choice(list(PROPAGATIONS)),
+    default="background",
+    show_default=True,
+    help="What an object owns goes after it, before it, or stays.",
 )
 @click.option("--wait/--no-wait", default=True, help="Wait until the objects are gone (the default).")
 @timeout_option("0", "Give up waiting after this long; 0 is no limit.")
@@ -106,7 +111,7 @@ def delete(
     podlane delete pods -l app=web
     podlane delete -f web.yaml
     """  # noqa: D301 - \b is click's mark for a paragraph that is not to be wrapped
-    how = How(_grace(grace_period, now=now, force=force), cascade == "orphan", dry_run, output)
+    how = How(_grace(grace_period, now=now, force=force), PROPAGATIONS[cascade], dry_run, output)
     if filenames:
         if resources or selector is not None or all_:
             raise UsageError("-f: expected no types, names, --selector or --all with it")
@@ -189,74 +194,18 @@ def _from_arguments(
 
 
 def _delete(session: Session, obj: Object, how: How) -> None:
-    from podlane.api.types import Namespace, ReplicationController
+    from podlane.api.types import Namespace
 
-    if isinstance(obj, Namespace):
-        _empty_namespace(session, obj, how)
+    name = obj.metadata.name
+    if isinstance(obj, Namespace) and name == DEFAULT_NAMESPACE:
+        raise PodlaneError(f'delete namespace "{name}": it is always there')
     if not how.dry_run:
-        if isinstance(obj, ReplicationController) and how.orphan:
-            _orphan(session, obj)
         session.registry.delete(
             type(obj),
             obj.metadata.namespace,
-            obj.metadata.name,
+            name,
             uid=obj.metadata.uid,
             grace_seconds=how.grace,
+            propagation=how.propagation,
         )
     how.say(obj)
-
-
-def _orphan(session: Session, rc: ReplicationController) -> None:
-    """Cut a controller's pods loose.
-
-    The controller is marked as being deleted first, so that it neither adopts
-    them again nor makes others in their place.
-    """
-    import msgspec
-
-    from podlane.api.types import Pod, ReplicationController
-
-    def mark(live: ReplicationController) -> ReplicationController | None:
-        if live.metadata.deletion_timestamp is not None:
-            return None
-        metadata = msgspec.structs.replace(live.metadata, deletion_timestamp=session.now())
-        return msgspec.structs.replace(live, metadata=metadata)
-
-    def release(pod: Pod) -> Pod | None:
-        owners = tuple(o for o in pod.metadata.owner_references if o.uid != rc.metadata.uid)
-        if owners == pod.metadata.owner_references:
-            return None
-        return msgspec.structs.replace(pod, metadata=msgspec.structs.replace(pod.metadata, owner_references=owners))
-
-    namespace = rc.metadata.namespace
-    session.registry.modify(ReplicationController, namespace, rc.metadata.name, mark)
-    # a scheduler that has not seen the mark yet may adopt a pod once more: look until none is owned
-    for _ in range(_ORPHAN_ROUNDS):
-        owned = [p for p in session.registry.list(Pod, namespace).items if release(p) is not None]
-        if not owned:
-            return
-        for pod in owned:
-            try:
-                session.registry.modify(Pod, namespace, pod.metadata.name, release)
-            except NotFound:
-                continue
-    raise PodlaneError(f"orphan pods of replicationcontroller/{rc.metadata.name}: they are adopted again and again")
-
-
-def _empty_namespace(session: Session, namespace: Object, how: How) -> None:
-    """Delete what is in a namespace: what makes pods first, pods last."""
-    from podlane.api.types import EndpointSlice, Event, Lease, Pod, ReplicationController, Service
-
-    name = namespace.metadata.name
-    if name == DEFAULT_NAMESPACE:
-        raise PodlaneError(f'delete namespace "{name}": it is always there')
-    kinds: Sequence[type[Object]] = (ReplicationController, Service, EndpointSlice, Lease, Pod, Event)
-    for cls in kinds:
-        for obj in session.registry.list(cls, name).items:
-            try:
-                if not how.dry_run:
-                    session.registry.delete(cls, name, obj.metadata.name, uid=obj.metadata.uid, grace_seconds=how.grace)
-            except NotFound:
-                continue
-            if cls is not Event:
-                how.say(obj)

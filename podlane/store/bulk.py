@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -20,8 +20,10 @@ from podlane.api.meta import set_condition, short_name, utcnow_from
 from podlane.api.types import Condition, Object, Pod, Service
 from podlane.errors import AlreadyExists, Conflict, Fenced, NotFound, PodlaneError, StoreUnavailable
 from podlane.store import keys
+from podlane.store.deletion import is_over
 from podlane.store.interface import Get
-from podlane.store.rules import at_revision, change, creation, grace_of, key_of, removal, replacement, unchanged
+from podlane.store.namespaces import Admission
+from podlane.store.rules import at_revision, change, creation, key_of, removal, replacement, unchanged
 from podlane.store.writes import MAX_OPS, Lost, Write, commit_all
 
 if TYPE_CHECKING:
@@ -81,18 +83,26 @@ def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | No
 def create_many(registry: Registry, objs: Sequence[O]) -> list[O | Exception]:
     """See Registry.create_many. Services one by one, for their addresses."""
     prepared = [registry.prepared(obj) for obj in objs]
-    batch = [i for i, new in enumerate(prepared) if not isinstance(new, Service)]
-    outcomes = commit_all(registry.store, [creation(prepared[i]) for i in batch], registry.fence)
     answers: dict[int, O | Exception] = {}
-    for i, outcome in zip(batch, outcomes, strict=True):
+    writes: dict[int, Write] = {}
+    admission = Admission(registry)
+    for i, new in enumerate(prepared):
+        if not isinstance(new, Service):
+            admitted = admission.outcome(new)
+            if isinstance(admitted, Exception):
+                answers[i] = admitted
+            else:
+                writes[i] = creation(new).resting_on(admitted)
+    outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
+    for i, outcome in zip(writes, outcomes, strict=True):
         if isinstance(outcome, StoreUnavailable):
             answers[i] = outcome
         elif not isinstance(outcome, Lost):
             answers[i] = at_revision(prepared[i], outcome.revision)
-        elif objs[i].metadata.name:
+        elif objs[i].metadata.name and outcome.found[key_of(prepared[i])] is not None:
             answers[i] = AlreadyExists(f"create {short_name(objs[i])}: already exists")
     for i, obj in enumerate(objs):
-        if i not in answers:  # a service, or a generated name that is taken
+        if i not in answers:  # a service, a generated name that is taken, or a namespace that has changed
             answers[i] = _outcome_of(partial(registry.create, obj))
     return [answers[i] for i in range(len(objs))]
 
@@ -109,8 +119,8 @@ def update_many(registry: Registry, changes: Sequence[Change[O]]) -> list[O | Ex
             answers[i] = error
             continue
         if new != item.old:
-            write = change(item.old, new)
-            writes[i] = Write((*write.compare, *map(unchanged, item.rests_on)), write.ops)
+            write = removal(item.old) if is_over(new) else change(item.old, new)
+            writes[i] = write.resting_on(map(unchanged, item.rests_on))
             replaced[i] = new
     outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
     for i, outcome in zip(writes, outcomes, strict=True):
@@ -131,12 +141,13 @@ def delete_many(registry: Registry, objs: Sequence[O], *, grace_seconds: int | N
     left: dict[int, O] = {}
     writes: dict[int, Write] = {}
     for i, obj in enumerate(objs):
-        if isinstance(obj, Pod) and (grace := grace_of(obj, grace_seconds)):
-            left[i] = replacement(obj, cast(O, registry.ended(obj, grace)))
-            if left[i] != obj:
-                writes[i] = change(obj, left[i])
-        else:
+        marked = registry.left_of(obj, grace_seconds)
+        if marked is None:
             writes[i] = removal(obj)
+            continue
+        left[i] = replacement(obj, marked)
+        if left[i] != obj:
+            writes[i] = change(obj, left[i])
     outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
     for i, outcome in zip(writes, outcomes, strict=True):
         if isinstance(outcome, StoreUnavailable):

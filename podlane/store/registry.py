@@ -33,6 +33,7 @@ from podlane.api.types import (
     ClusterConfig,
     Lease,
     LeaseSpec,
+    Namespace,
     Object,
     Pod,
     Service,
@@ -41,15 +42,15 @@ from podlane.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.store import bulk, keys, services
+from podlane.store.deletion import NAMESPACE_FINALIZER, Propagation, grace_of, is_over, remainder
 from podlane.store.interface import DEFAULT_TIMEOUT, Compare, KeyValue, Put, Store
 from podlane.store.mirror import Mirror
+from podlane.store.namespaces import Admission
 from podlane.store.rules import (
     at_revision,
     change,
     creation,
-    grace_of,
     key_of,
-    marked_for_deletion,
     named,
     removal,
     replacement,
@@ -160,7 +161,8 @@ class Registry:
         A service gets its cluster IPs and node ports, and a load balancer its
         loadBalancerIP as status (services.py). With generateName and no name,
         one is made up. Raises AlreadyExists, Invalid (an address or node port
-        asked for is not to be had), RangeFull.
+        asked for is not to be had), RangeFull, NotFound (its namespace is not
+        there), NamespaceTerminating.
         """
         for _ in range(8):
             new = self.prepared(obj)
@@ -214,12 +216,15 @@ class Registry:
         *,
         uid: str | None = None,
         grace_seconds: int | None = None,
+        propagation: Propagation | None = None,
     ) -> O:
         """Delete an object and return what it was, or what it is if it ends gracefully.
 
         A pod bound to a node is only marked (deletionTimestamp, its grace
         period unless `grace_seconds` says otherwise); its agent removes it. It
-        is gone at once with a grace of 0, when it is finished or not bound.
+        is gone at once with a grace of 0, when it is finished or not bound. So
+        is whatever has finalizers; it goes when the last is taken away.
+        `propagation` says what becomes of its dependents.
         Raises NotFound, Conflict (`uid` differs).
         """
         deadline = self.deadline()
@@ -228,8 +233,8 @@ class Registry:
             if uid is not None and old.metadata.uid != uid:
                 raise Conflict(f"delete {short_name(old)}: its uid is {old.metadata.uid}, not {uid}")
             try:
-                if isinstance(old, Pod) and (grace := grace_of(old, grace_seconds)):
-                    return self._replace(old, cast(O, self.ended(old, grace)))
+                if (left := self.left_of(old, grace_seconds, propagation)) is not None:
+                    return self._replace(old, left)
                 self._write(old, removal(old), "delete")
                 return old
             except Conflict:
@@ -315,11 +320,15 @@ class Registry:
             deletion_timestamp=None,
             deletion_grace_period_seconds=None,
         )
+        if isinstance(obj, Namespace) and NAMESPACE_FINALIZER not in obj.spec.finalizers:
+            spec = msgspec.structs.replace(obj.spec, finalizers=(*obj.spec.finalizers, NAMESPACE_FINALIZER))
+            obj = cast(O, msgspec.structs.replace(obj, spec=spec))
         return msgspec.structs.replace(obj, kind=type(obj).KIND, api_version=type(obj).API_VERSION, metadata=metadata)
 
-    def ended(self, pod: Pod, grace: int) -> Pod:
-        """The pod marked to end in `grace` seconds from now."""
-        return marked_for_deletion(pod, utcnow_from(self.clock.now() + grace), grace)
+    def left_of(self, old: O, grace_seconds: int | None, propagation: Propagation | None = None) -> O | None:
+        """The object as its deletion leaves it; None when it goes at once."""
+        grace = grace_of(old, grace_seconds)
+        return remainder(old, utcnow_from(self.clock.now() + grace), grace, propagation)
 
     def _read(self, cls: type[O], namespace: str, name: str) -> O:
         namespace = (namespace or DEFAULT_NAMESPACE) if cls.NAMESPACED else ""
@@ -329,14 +338,21 @@ class Registry:
         return decode(cls, kv.value, revision=kv.mod_revision)
 
     def _create(self, new: O) -> O:
-        outcome = commit(self.store, creation(new), self.fence)
-        if isinstance(outcome, Lost):
-            raise AlreadyExists(f"create {short_name(new)}: already exists")
-        return at_revision(new, outcome.revision)
+        deadline = self.deadline()
+        while True:
+            outcome = commit(self.store, creation(new).resting_on(Admission(self).compares(new)), self.fence)
+            if not isinstance(outcome, Lost):
+                return at_revision(new, outcome.revision)
+            if outcome.found[key_of(new)] is not None:
+                raise AlreadyExists(f"create {short_name(new)}: already exists")
+            self.check(deadline)  # its namespace has changed
 
     def _replace(self, old: O, new: O) -> O:
         """Write `new` over `old`, which was read at its resourceVersion."""
         new = replacement(old, new)
+        if is_over(new):
+            self._write(old, removal(old), "delete")
+            return new
         if isinstance(old, Service) and isinstance(new, Service):
             return cast(O, services.replace(self, old, new))
         if new == old:

@@ -8,7 +8,6 @@ Invariants: see registry.py. Source: Kubernetes' registry strategies
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TypeVar, cast
 
 import msgspec
@@ -16,13 +15,14 @@ import msgspec
 from podlane.api.codec import encode
 from podlane.api.defaults import service_spec
 from podlane.api.fields import Errors
-from podlane.api.meta import is_pod_finished, short_name
+from podlane.api.meta import short_name
 from podlane.api.service_update import carry_over
 from podlane.api.types import Event, Lease, Object, Pod, Service
 from podlane.api.validation_service_update import check_service_update
 from podlane.errors import Conflict, FieldError, Invalid, UsageError
 from podlane.store import keys
 from podlane.store.claims import returning, taking
+from podlane.store.deletion import check_finalizers
 from podlane.store.interface import Compare, Delete, Put
 from podlane.store.writes import Write
 
@@ -43,22 +43,6 @@ def at_revision(obj: O, revision: int) -> O:
     """The object as a reader of that revision sees it."""
     metadata = msgspec.structs.replace(obj.metadata, resource_version=str(revision))
     return msgspec.structs.replace(obj, metadata=metadata)
-
-
-def grace_of(pod: Pod, asked: int | None) -> int:
-    """Seconds a deletion leaves the pod's agent; 0: nobody need be asked, it can go at once."""
-    if not pod.spec.node_name or is_pod_finished(pod):
-        return 0
-    return max(0, pod.spec.termination_grace_period_seconds if asked is None else asked)
-
-
-def marked_for_deletion(pod: Pod, ends: datetime, grace: int) -> Pod:
-    """The pod with its end set, unless it ends by then already: an end only ever comes nearer."""
-    known = pod.metadata.deletion_timestamp
-    if known is not None and known <= ends:
-        return pod
-    metadata = msgspec.structs.replace(pod.metadata, deletion_timestamp=ends, deletion_grace_period_seconds=grace)
-    return msgspec.structs.replace(pod, metadata=metadata)
 
 
 def creation(new: Object, lease: int = 0) -> Write:
@@ -89,6 +73,7 @@ def replacement(old: O, new: O) -> O:
     was, wanted = old.metadata, new.metadata
     if wanted.uid not in {"", was.uid}:
         raise Conflict(f"update {short_name(old)}: its uid is {was.uid}, not {wanted.uid}")
+    check_finalizers(old, new)
     if isinstance(old, Service) and isinstance(new, Service):
         new = cast(O, _service_replacement(old, new))
     if isinstance(old, Pod) and isinstance(new, Pod) and old.spec.node_name not in {"", new.spec.node_name}:

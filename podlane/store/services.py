@@ -26,6 +26,7 @@ from podlane.errors import AlreadyExists, Conflict, FieldError, Invalid, NotFoun
 from podlane.store import keys
 from podlane.store.claims import claims_of
 from podlane.store.families import family_of, with_families
+from podlane.store.namespaces import Admission
 from podlane.store.pools import Pool, address_error, address_pool, port_error, port_pool
 from podlane.store.rules import at_revision, change, creation, key_of
 from podlane.store.writes import Lost, Write, commit
@@ -103,13 +104,15 @@ def _place(registry: Registry, old: Service | None, new: Service) -> Service:
             placement.taken = _all_taken(registry)
             tries = 0
             placed = placement.attempt(listed=True)
-        write = creation(placed) if old is None else change(old, placed)
+        rests_on = Admission(registry).compares(placed) if old is None else ()
+        write = creation(placed).resting_on(rests_on) if old is None else change(old, placed)
         placement.check_size(write)
         outcome = commit(registry.store, write, registry.fence)
         if not isinstance(outcome, Lost):
             return at_revision(placed, outcome.revision)
         _check_own(old, new, outcome)
-        placement.learn({key for key, kv in outcome.found.items() if kv is not None and key != key_of(new)})
+        others = outcome.found.keys() - {key_of(new), *(compare.key for compare in rests_on)}
+        placement.learn({key for key in others if outcome.found[key] is not None})
         tries += 1
         if tries >= MAX_LOST:
             placement.taken = _all_taken(registry)
@@ -243,7 +246,7 @@ class Placement:
 
     def check_size(self, write: Write) -> None:
         """Raises Invalid if etcd would not take it, now or when the service is deleted."""
-        changes = max(write.weight[0], 1 + len(claims_of(self._new)))
+        changes = max(len(write.compare), len(write.ops), 1 + len(claims_of(self._new)))
         if changes > MAX_CHANGES:
             error = f"expected fewer node ports: at most {MAX_CHANGES} keys change at once, got {changes}"
             self._raise([FieldError("spec.ports", error)])

@@ -10,7 +10,7 @@ transaction reads every compared key as of its own revision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from podlane.errors import Fenced, StoreUnavailable
@@ -27,11 +27,14 @@ class Write:
     compare: tuple[Compare, ...]
     ops: tuple[Put | Delete, ...]
 
+    def resting_on(self, compares: Iterable[Compare]) -> Write:
+        """The same, if these hold too."""
+        return Write((*self.compare, *compares), self.ops)
+
     @property
-    def weight(self) -> tuple[int, int]:
-        """(operations or comparisons, bytes) it takes up in a transaction."""
-        size = sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in self.ops)
-        return max(len(self.compare), len(self.ops)), size
+    def size(self) -> int:
+        """The bytes it takes up in a transaction."""
+        return sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in self.ops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +98,18 @@ def commit_all(store: Store, writes: Sequence[Write], fence: Compare | None = No
 
 def _fill(writes: Sequence[Write], waiting: list[int]) -> tuple[list[int], list[int]]:
     """As many as fit into one transaction, at least one, and the others."""
-    count = size = 0
+    compares: set[Compare] = set()  # what many rest on (a namespace) is compared once
+    ops = size = 0
     for n, i in enumerate(waiting):
-        ops, length = writes[i].weight
-        count, size = count + ops, size + length
-        if n and (count > MAX_OPS or size > MAX_BYTES):
+        compares.update(writes[i].compare)
+        ops, size = ops + len(writes[i].ops), size + writes[i].size
+        if n and (max(len(compares), ops) > MAX_OPS or size > MAX_BYTES):
             return waiting[:n], waiting[n:]
     return waiting, []
 
 
 def _transact(store: Store, writes: Sequence[Write], fence: Compare | None) -> TxnResult:
-    compare = [c for write in writes for c in write.compare]
+    compare = list(dict.fromkeys(c for write in writes for c in write.compare))
     if fence is not None:
         compare.append(fence)
     keys = dict.fromkeys(c.key for c in compare)

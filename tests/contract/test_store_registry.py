@@ -16,6 +16,7 @@ from podlane.api.types import (
     EndpointSlice,
     Event,
     Lease,
+    Namespace,
     Node,
     NodeSpec,
     Object,
@@ -82,6 +83,11 @@ def meta(name: str = "", **fields: object) -> ObjectMeta:
     return ObjectMeta(name=name, **fields)  # type: ignore[arg-type]
 
 
+def make_namespaces(registry: Registry, *names: str) -> None:
+    for name in names:
+        registry.create(Namespace(metadata=meta(name)))
+
+
 def pod(name: str, *, node: str = "", grace: int = 30) -> Pod:
     spec = PodSpec(containers=(Container(name="c", image="i"),), node_name=node, termination_grace_period_seconds=grace)
     return Pod(metadata=meta(name), spec=spec)
@@ -128,6 +134,7 @@ def test_create_refuses_a_second_of_the_name(registry: Registry) -> None:
     registry.create(pod("a"))
     with pytest.raises(AlreadyExists, match="create pod/a: already exists"):
         registry.create(pod("a"))
+    make_namespaces(registry, "other")
     other = Pod(metadata=meta("a", namespace="other"))
     assert registry.create(other).metadata.namespace == "other"
 
@@ -148,6 +155,7 @@ def test_kinds_without_namespace(registry: Registry) -> None:
 
 def test_list_by_namespace(registry: Registry) -> None:
     names = [("a", "x"), ("a", "y"), ("ab", "z"), ("b", "x")]
+    make_namespaces(registry, "a", "ab", "b")
     for namespace, name in names:
         last = registry.create(Pod(metadata=meta(name, namespace=namespace)))
     everything = registry.list(Pod)
@@ -504,6 +512,7 @@ def test_cluster_config(store: Store) -> None:
 
 
 def test_mirrors_are_keyed_by_namespace_and_name(registry: Registry) -> None:
+    make_namespaces(registry, "x", "y")
     made = registry.create(Pod(metadata=meta("a", namespace="x"), spec=PodSpec(node_name="n1")))
     registry.create(Pod(metadata=meta("b", namespace="y"), spec=PodSpec(node_name="n2")))
     registry.create(Node(metadata=meta("n1"), spec=NodeSpec()))

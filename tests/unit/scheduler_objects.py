@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from podlane.api.meta import namespaced_name
 from podlane.api.types import (
     Condition,
     Container,
@@ -26,6 +27,8 @@ from podlane.api.types import (
     ServicePort,
     ServiceSpec,
 )
+from scheduler.ownership import Ownership
+from scheduler.view import Changes
 
 T0 = 1_700_000_000.0
 
@@ -33,6 +36,14 @@ T0 = 1_700_000_000.0
 def at(seconds: float) -> datetime:
     """`seconds` after the tests' beginning of time."""
     return datetime.fromtimestamp(T0 + seconds, tz=UTC)
+
+
+def index_of(owners, pods) -> Ownership:
+    """A fresh index of these, all dirty."""
+    index = Ownership()
+    index.see_owners("ReplicationController", Changes({str(owner): owner for owner in owners}, complete=True))
+    index.see_pods(Changes({namespaced_name(p): p for p in pods}, complete=True))
+    return index
 
 
 def owned_by(owner: str, kind: str = "ReplicationController") -> tuple[OwnerReference, ...]:

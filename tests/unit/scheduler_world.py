@@ -12,15 +12,17 @@ from podlane.store import keys
 from podlane.store.interface import Compare
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
-from scheduler.cluster import Snapshot
+from scheduler.cluster import FURTHER, METADATA_ONLY, Snapshot, metadata_only
 from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.garbage_loop import GarbageLoop
 from scheduler.loop import Context
+from scheduler.namespaces_loop import NamespacesLoop
 from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
 from scheduler.replication_loop import ReplicationLoop
 
-LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop)
-KINDS = (Pod, ReplicationController, Service, EndpointSlice, Node, Lease)
+LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop)
+KINDS = (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, *FURTHER)
 
 
 class LaggingSource:
@@ -38,6 +40,7 @@ class LaggingSource:
 
     def _put(self, kv) -> None:
         obj = decode(self.cls, kv.value, revision=kv.mod_revision)
+        obj = metadata_only(obj) if self.cls in METADATA_ONLY else obj
         self.objects[namespaced_name(obj)] = obj
         self.changes.add(namespaced_name(obj))
 
@@ -82,13 +85,16 @@ class Scheduler:
 
     def __init__(self, store: MemoryStore, clock: FakeClock, fence: Compare | None = None, seed: int = 1) -> None:
         self.sources = {cls: LaggingSource(store, cls) for cls in KINDS}
-        by_name = dict(zip(("pods", "controllers", "services", "slices", "nodes", "leases"), KINDS, strict=True))
+        names = ("pods", "controllers", "services", "slices", "nodes", "leases")
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
         self.wakes: list[tuple[str, float]] = []
         context = Context(
             registry=registry if fence is None else registry.fenced(fence),
-            snapshot=Snapshot(**{name: self.sources[cls] for name, cls in by_name.items()}),
+            snapshot=Snapshot(
+                **{name: self.sources[cls] for name, cls in zip(names, KINDS, strict=False)},
+                further={cls: self.sources[cls] for cls in FURTHER},
+            ),
             events=self.events,
             clock=clock,
             rng=random.Random(seed),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from cli_shell import Shell, lines, owner, pod, rc, with_meta
 from msgspec.structs import replace
+from scheduler_world import Scheduler
 
 from podlane.api.meta import controller_of
 from podlane.api.types import Namespace, ObjectMeta, Pod, ReplicationController, Service, ServicePort, ServiceSpec
 from podlane.errors import NotFound
-from scheduler import replication
-from scheduler.kinds import owner_of
+from scheduler.garbage_loop import GarbageLoop
+from scheduler.namespaces_loop import NamespacesLoop
+from scheduler.replication_loop import ReplicationLoop
 
 pytestmark = pytest.mark.unit
 
@@ -137,66 +137,77 @@ def adopt(shell: Shell, *names: str) -> ReplicationController:
     controller = shell.registry.get(ReplicationController, "default", "web")
     for name in names:
         live = shell.registry.get(Pod, "default", name)
-        shell.registry.update(with_meta(live, owner_references=(owner(controller),)))
+        shell.registry.update(with_meta(live, owner_references=(replace(owner(controller), block_owner_deletion=True),)))
     return controller
 
 
-def scheduler_plan(shell: Shell) -> str:
-    """What the scheduler would do now."""
-    controllers = shell.registry.list(ReplicationController).items
-    pods = shell.registry.list(Pod).items
-    plan = replication.plan([owner_of(c) for c in controllers], pods, now=shell.clock.now(), rng=random.Random(1))
-    return str(plan)
+def scheduler_works(shell: Shell) -> None:
+    """Begin to sync the scheduler's loops once a second."""
+    scheduler = Scheduler(shell.store, shell.clock)
+
+    def sync() -> None:
+        scheduler.drain()
+        scheduler.sync(ReplicationLoop, GarbageLoop, NamespacesLoop)
+        shell.clock.at(shell.clock.monotonic() + 1, sync)
+
+    shell.clock.at(shell.clock.monotonic() + 1, sync)
 
 
-def test_a_controllers_pods_are_left_to_the_scheduler(shell):
+def owned(shell: Shell) -> str:
+    """The pods: whose each is, and whether it ends."""
+    return " ".join(
+        f"{p.metadata.name}:{(controller_of(p) or p.metadata).name if controller_of(p) else 'nobody'}"
+        f"{'(ends)' if p.metadata.deletion_timestamp else ''}"
+        for p in shell.registry.list(Pod).items
+    )
+
+
+def test_a_controllers_pods_go_after_it(shell):
     adopt(shell, "web-1", "web-2")
     shell.ok("delete", "rc/web")
-    assert scheduler_plan(shell) == "collect pod default/web-1\ncollect pod default/web-2"
+    assert owned(shell) == "waits:nobody web-1:web web-2:web"
+    scheduler_works(shell)
+    shell.clock.wait(shell.session().stop, 2)
+    assert owned(shell) == "waits:nobody web-1:web(ends) web-2:web(ends)"
 
 
 def test_orphaned_pods_stay(shell):
     adopt(shell, "web-1", "web-2")
-    shell.ok("delete", "rc/web", "--cascade=orphan")
+    scheduler_works(shell)
+    assert shell.ok("delete", "rc/web", "--cascade=orphan") == 'replicationcontroller "web" deleted\n'
     assert not exists(shell, ReplicationController, "web")
-    assert [controller_of(p) for p in shell.registry.list(Pod).items] == [None, None, None]
-    assert scheduler_plan(shell) == ""
+    assert owned(shell) == "waits:nobody web-1:nobody web-2:nobody"
 
 
-def test_while_orphaning_the_scheduler_keeps_its_hands_off(shell):
-    """Between cutting the pods loose and the controller's end nothing is adopted or made."""
+def test_in_the_foreground_the_pods_go_first(shell):
     adopt(shell, "web-1", "web-2")
-    seen: list[str] = []
-    store = shell.store
-
-    class Watching:
-        """The store, with a look at the scheduler's plan after each write."""
-
-        def __getattr__(self, name):
-            return getattr(store, name)
-
-        def txn(self, *args, **options):
-            result = store.txn(*args, **options)
-            seen.append(scheduler_plan(shell))
-            return result
-
-    shell.store = Watching()
-    shell.ok("delete", "rc/web", "--cascade=orphan")
-    assert len(seen) == 4  # the mark, two pods, the end
-    assert set(seen) == {""}
+    scheduler_works(shell)
+    agent_ends(shell, "web-1", after=5)
+    agent_ends(shell, "web-2", after=9)
+    begin = shell.clock.monotonic()
+    shell.ok("delete", "rc/web", "--cascade=foreground")
+    assert 9 <= shell.clock.monotonic() - begin < 13
+    assert owned(shell) == "waits:nobody"
 
 
 def test_a_namespace_goes_with_all_that_is_in_it(shell):
     shell.add(Namespace(metadata=ObjectMeta(name="shop")))
     service = Service(metadata=ObjectMeta(name="s", namespace="shop"), spec=ServiceSpec(ports=(ServicePort(port=80),)))
     shell.add(service, pod("p", node="", namespace="shop"))
-    assert lines(shell.ok("delete", "ns", "shop")) == [
-        'service "s" deleted',
-        'pod "p" deleted',
-        'namespace "shop" deleted',
-    ]
-    assert shell.registry.list(Service, "shop").items == ()
+    scheduler_works(shell)
+    assert lines(shell.ok("delete", "ns", "shop")) == ['namespace "shop" deleted']
+    assert not exists(shell, Namespace, "shop", "")
+    assert shell.registry.list(Service, "shop").items == shell.registry.list(Pod, "shop").items == ()
     assert exists(shell, Pod, "web-1")
+
+
+def test_a_namespace_that_ends_shows_it_and_takes_nothing_in(shell):
+    shell.add(Namespace(metadata=ObjectMeta(name="shop")))
+    shell.ok("delete", "ns", "shop", "--no-wait")
+    assert "Terminating" in shell.ok("get", "ns", "shop")
+    manifest = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, image: i}]}}"
+    error = shell.fails("create", "-f", "-", "-n", "shop", stdin=manifest)
+    assert 'namespace "shop" is being deleted' in error
 
 
 def test_the_default_namespace_stays(shell):

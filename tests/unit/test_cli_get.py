@@ -24,6 +24,7 @@ pytestmark = pytest.mark.unit
 def shell() -> Shell:
     shell = Shell()
     shell.add(
+        Namespace(metadata=ObjectMeta(name="shop")),
         pod("web-2"),
         pod("web-1"),
         pod("db", labels={"app": "db", "tier": "back"}),
@@ -116,7 +117,7 @@ def test_wrong_usage(shell, args, message):
 
 
 def test_kinds_without_a_namespace_ignore_it(shell):
-    shell.add(Node(metadata=ObjectMeta(name="node1")), Namespace(metadata=ObjectMeta(name="shop")))
+    shell.add(Node(metadata=ObjectMeta(name="node1")))
     assert "node1" in shell.ok("get", "nodes", "-n", "shop")
     assert lines(shell.ok("get", "no", "-A"))[0].startswith("NAME ")
     assert "shop" in shell.ok("get", "ns", "shop", "-A")

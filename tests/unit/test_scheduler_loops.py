@@ -26,6 +26,7 @@ from podlane.store.interface import Compare, Delete
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.garbage_loop import GarbageLoop
 from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
 from scheduler.replication_loop import ReplicationLoop
@@ -152,7 +153,7 @@ class TestReplication:
         world.registry.create(rc(replicas=2))
         world.sync(ReplicationLoop)
         world.registry.delete(ReplicationController, "default", "web")
-        world.sync(ReplicationLoop)
+        world.sync(ReplicationLoop, GarbageLoop)
         assert world.pods() == []
 
     def test_not_seeing_the_controller_is_not_its_end(self, world):
@@ -162,7 +163,7 @@ class TestReplication:
         reference = replace(owned.metadata.owner_references[0], uid=controller.metadata.uid)
         world.registry.create(replace(owned, metadata=replace(owned.metadata, owner_references=(reference,))))
         world.scheduler.sources[Pod].take(9)
-        world.scheduler.sync(ReplicationLoop)
+        world.scheduler.sync(ReplicationLoop, GarbageLoop)
         assert len(world.pods()) == 1
 
     def test_a_deposed_leader_is_fenced(self, world):

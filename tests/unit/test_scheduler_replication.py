@@ -7,19 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scheduler_objects import T0, owned_by, pod, rc
+from scheduler_objects import T0, at, index_of, owned_by, pod, rc
 
 from podlane.api.meta import controller_of, is_pod_active
-from podlane.api.types import ReplicationControllerStatus
+from podlane.api.types import Condition, ReplicationControllerStatus
 from scheduler import replication
-from scheduler.kinds import owner_of, with_counts
+from scheduler.kinds import Failure, Outcome, owner_of, with_outcome
+from scheduler.removal import removal_order
 from scheduler.replication import Counts
 
 pytestmark = pytest.mark.unit
 
 
 def plan(owners, pods, *, now: float = T0 + 100, **options):
-    return replication.plan([owner_of(o) for o in owners], pods, now=now, rng=random.Random(7), **options)
+    index = index_of(map(owner_of, owners), pods)
+    shares = [index.share(uid) for uid in sorted(index.dirty)]
+    return replication.plan(shares, now=now, rng=random.Random(7), taken=index.names, **options)
 
 
 def text(*arguments, **options) -> str:
@@ -78,13 +81,14 @@ def test_adopts_orphans_and_counts_them_only_afterwards():
     orphans = [pod("a"), pod("b"), pod("other", labels={"app": "db"}), pod("done", phase="Failed")]
     result = plan([rc(replicas=3)], orphans)
     assert str(result) == "adopt pod default/a\nadopt pod default/b"
-    assert [controller_of(p).uid for p in result.adopt] == ["uid-web", "uid-web"]
-    assert text([rc(replicas=3)], [*result.adopt, *orphans[2:]]) == "create pod default/web-*"
+    adopted = [claim.changed for claim in result.adopt]
+    assert [controller_of(p).uid for p in adopted] == ["uid-web", "uid-web"]
+    assert text([rc(replicas=3)], [*adopted, *orphans[2:]]) == "create pod default/web-*"
 
 
 def test_an_orphan_goes_to_one_owner_only():
     result = plan([rc("one", replicas=1), rc("two", replicas=0)], [pod("a")])
-    assert [controller_of(p).name for p in result.adopt] == ["one"]
+    assert [controller_of(claim.changed).name for claim in result.adopt] == ["one"]
 
 
 def test_does_not_adopt_across_namespaces_or_what_is_being_deleted():
@@ -95,8 +99,9 @@ def test_does_not_adopt_across_namespaces_or_what_is_being_deleted():
 def test_releases_a_pod_whose_labels_were_changed():
     result = plan([rc(replicas=1)], [pod("web-a", owner="web", labels={"app": "debug"})])
     assert str(result) == "release pod default/web-a"
-    assert result.release[0].metadata.owner_references == ()
-    assert text([rc(replicas=1)], result.release) == "create pod default/web-*"
+    released = result.release[0].changed
+    assert released.metadata.owner_references == ()
+    assert text([rc(replicas=1)], [released]) == "create pod default/web-*"
 
 
 def test_another_controllers_pods_are_left_alone():
@@ -105,14 +110,25 @@ def test_another_controllers_pods_are_left_alone():
     assert plan([rc(replicas=0)], [foreign]).empty
 
 
-def test_pods_of_an_owner_that_is_gone_are_collected():
-    pods = [pod("old-a", owner="old"), pod("old-b", owner="old", node="n1", terminating=True)]
-    assert text([rc(replicas=0)], pods) == "collect pod default/old-a"
+def test_an_owner_that_is_being_deleted_only_counts():
+    going = replace(rc(replicas=3), metadata=replace(rc().metadata, deletion_timestamp=at(1)))
+    result = plan([going], [pod("a"), pod("web-a", owner="web"), pod("web-b", owner="web", labels={"app": "x"})])
+    assert result.empty
+    assert result.counts["uid-web"].replicas == 2
+
+
+def test_a_large_owner_takes_a_burst_at_a_time():
+    result = plan([rc("big", replicas=1200), rc("small", replicas=500)], [])
+    assert result.sizes() == {"create": 1000}
+    assert result.unfinished == {"uid-big"}
+    assert len({p.metadata.name for p in result.create}) == 1000
+    many = [pod(f"big-{i}", owner="big") for i in range(1200)]
+    assert plan([rc("big", replicas=0)], many).sizes() == {"delete": 500}
 
 
 class TestRemovalOrder:
     def order(self, *pods, unreachable=frozenset()) -> list[str]:
-        return [r.pod.metadata.name for r in replication.removal_order(pods, unreachable)]
+        return [r.pod.metadata.name for r in removal_order(pods, unreachable)]
 
     def test_kubernetes_ranks(self):
         pods = [
@@ -165,16 +181,33 @@ class TestStatus:
     def test_available_after_min_ready_seconds(self):
         owner, pods = rc(min_ready=10), [pod("web-a", owner="web", node="n1", ready=95)]
         early, late = plan([owner], pods, now=T0 + 100), plan([owner], pods, now=T0 + 105)
-        assert (early.counts["uid-web"].available, early.next_at) == (0, T0 + 105)
-        assert (late.counts["uid-web"].available, late.next_at) == (1, None)
+        assert (early.counts["uid-web"].available, early.next_at) == (0, {"uid-web": T0 + 105})
+        assert (late.counts["uid-web"].available, late.next_at) == (1, {})
+
+
+class TestOutcome:
+    def written(self, controller, counts=Counts(2, 2, 1, 1), failure=None, now=T0):
+        return with_outcome(controller, Outcome(counts, failure, now))
 
     def test_written_only_when_changed(self):
-        changed = with_counts(rc(), Counts(2, 2, 1, 1))
-        assert changed is not None
+        changed = self.written(rc())
         assert changed.status == ReplicationControllerStatus(
             replicas=2, fully_labeled_replicas=2, ready_replicas=1, available_replicas=1, observed_generation=1
         )
-        assert with_counts(changed, Counts(2, 2, 1, 1)) is None
+        assert self.written(changed) is None
+
+    def test_a_failure_is_a_condition_while_it_lasts(self):
+        failed = self.written(rc(), failure=Failure("FailedCreate", "exceeded quota"))
+        (condition,) = failed.status.conditions
+        assert condition == Condition(
+            type="ReplicaFailure",
+            status="True",
+            reason="FailedCreate",
+            message="exceeded quota",
+            last_transition_time=at(0),
+        )
+        assert self.written(failed, failure=Failure("FailedCreate", "exceeded quota, again"), now=T0 + 5) is None
+        assert self.written(failed, now=T0 + 9).status.conditions == ()
 
 
 states = st.builds(
@@ -202,7 +235,7 @@ def test_carrying_plans_out_reaches_the_exact_count_in_two_steps(pods, replicas)
     owner = rc(replicas=replicas)
     for _ in range(2):
         step = plan([owner], pods)
-        changed = {p.metadata.name: p for p in (*step.adopt, *step.release)}
+        changed = {claim.pod.metadata.name: claim.changed for claim in (*step.adopt, *step.release)}
         gone = {r.pod.metadata.name for r in step.delete}
         pods = [changed.get(p.metadata.name, p) for p in pods if p.metadata.name not in gone]
         pods += step.create

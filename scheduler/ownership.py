@@ -1,0 +1,182 @@
+"""Whose each pod is: the index that replication decides on.
+
+Owns: every owner's share of the pods, kept up to date by changes, so that one
+change in a large cluster costs the owners it concerns and not a pass over all.
+Invariants: the shares are those of a fresh index of the same objects, and an
+owner whose share, or the readiness of a pod in it, may have changed since it
+was last decided on is in `dirty`; a pod is in at most one share. An orphan that
+several owners select is the first one's by name, so that it is not promised
+twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from podlane.api.meta import controller_of, is_pod_active
+from podlane.api.selectors import selects
+from podlane.api.types import Pod
+from scheduler.replication import Owner, Share
+from scheduler.view import Changes
+
+Term = tuple[str, str, str]
+"""Namespace, label, value."""
+
+
+class Ownership:
+    """`dirty` (UIDs) is for the caller to empty as it decides; all of them are owners in the index."""
+
+    def __init__(self) -> None:
+        self.dirty: set[str] = set()
+        self._pods: dict[str, Pod] = {}
+        self._owners: dict[str, Owner] = {}  # by UID
+        self._uids: dict[tuple[str, str], str] = {}  # by the owner's kind and name
+        self._owned: dict[str, dict[str, Pod]] = defaultdict(dict)  # by the controller's UID, known or not
+        self._on: dict[str, set[str]] = defaultdict(set)  # the keys of pods by node
+        # an orphan is under each of its labels, an owner under one of its selector's
+        self._orphans: dict[Term, dict[str, Pod]] = defaultdict(dict)
+        self._seekers: dict[Term, set[str]] = defaultdict(set)
+
+    def knows(self, uid: str) -> bool:
+        return uid in self._owners
+
+    def owner(self, uid: str) -> Owner:
+        return self._owners[uid]
+
+    def touch(self, uids: Iterable[str]) -> None:
+        """These are to be decided on, as far as they are known."""
+        self.dirty.update(filter(self.knows, uids))
+
+    @property
+    def names(self) -> Collection[str]:
+        """The "namespace/name" of every pod."""
+        return self._pods.keys()
+
+    def share(self, uid: str) -> Share:
+        """What this owner is to be decided on. In the order of names, whatever came first."""
+        owner = self._owners[uid]
+        pods = self._owned.get(uid, {})
+        return Share(owner, [pods[key] for key in sorted(pods)], self._claims(owner))
+
+    # --- changes -------------------------------------------------------------------
+
+    def see_owners(self, kind: str, changes: Changes[Owner]) -> None:
+        """Take in the owners of one kind, by "namespace/name"."""
+        known = {name for of, name in self._uids if of == kind} if changes.complete else set()
+        for name in [*(known - changes.objects.keys()), *changes.objects]:
+            self._see_owner((kind, name), changes.objects.get(name))
+
+    def see_pods(self, changes: Changes[Pod]) -> None:
+        gone = self._pods.keys() - changes.objects.keys() if changes.complete else ()
+        for key in [*gone, *changes.objects]:
+            pod = changes.objects.get(key)
+            if pod is not self._pods.get(key):
+                self._drop_pod(key)
+                if pod is not None:
+                    self._add_pod(key, pod)
+
+    def see_nodes(self, names: Iterable[str]) -> None:
+        """These nodes went or came back."""
+        for name in names:
+            for key in self._on.get(name, ()):
+                self._touch(self._pods[key])
+
+    # --- inside --------------------------------------------------------------------
+
+    def _see_owner(self, key: tuple[str, str], owner: Owner | None) -> None:
+        uid = self._uids.get(key)
+        old = self._owners.get(uid) if uid is not None else None
+        if old == owner:
+            if owner is not None:  # its status changed, perhaps by others
+                self.dirty.add(owner.uid)
+            return
+        if old is not None:
+            del self._uids[key], self._owners[old.uid]
+            _discard(self._seekers, _term_of(old), old.uid)
+            self.dirty.discard(old.uid)
+            self._touch_rivals(old)
+        if owner is not None:
+            self._uids[key] = owner.uid
+            self._owners[owner.uid] = owner
+            self._seekers[_term_of(owner)].add(owner.uid)
+            self.dirty.add(owner.uid)
+            self._touch_rivals(owner)
+
+    def _touch_rivals(self, owner: Owner) -> None:
+        """Who wants the same orphans may get them now, or no more."""
+        for key, pod in self._orphans.get(_term_of(owner), {}).items():
+            if selects(owner.selector, pod.metadata.labels):
+                self.dirty.update(rival.uid for rival in self._seekers_of(self._pods[key]))
+
+    def _add_pod(self, key: str, pod: Pod) -> None:
+        self._pods[key] = pod
+        if pod.spec.node_name:
+            self._on[pod.spec.node_name].add(key)
+        controller = controller_of(pod)
+        if controller is not None:
+            self._owned[controller.uid][key] = pod
+        elif is_pod_active(pod):
+            for term in _terms(pod):
+                self._orphans[term][key] = pod
+        self._touch(pod)
+
+    def _drop_pod(self, key: str) -> None:
+        pod = self._pods.pop(key, None)
+        if pod is None:
+            return
+        if pod.spec.node_name:
+            _discard(self._on, pod.spec.node_name, key)
+        controller = controller_of(pod)
+        if controller is not None:
+            _discard(self._owned, controller.uid, key)
+        else:
+            for term in _terms(pod):
+                _discard(self._orphans, term, key)
+        self._touch(pod)
+
+    def _touch(self, pod: Pod) -> None:
+        """Note the owners that this pod concerns."""
+        controller = controller_of(pod)
+        if controller is None:
+            self.dirty.update(owner.uid for owner in self._seekers_of(pod))
+        elif controller.uid in self._owners:
+            self.dirty.add(controller.uid)
+
+    def _seekers_of(self, pod: Pod) -> list[Owner]:
+        """The owners that would adopt it."""
+        near = (self._owners[uid] for term in _terms(pod) for uid in self._seekers.get(term, ()))
+        return [owner for owner in near if not owner.deleting and selects(owner.selector, pod.metadata.labels)]
+
+    def _claims(self, owner: Owner) -> list[Pod]:
+        if owner.deleting:
+            return []
+        near = self._orphans.get(_term_of(owner), {})
+        wanted = [near[key] for key in sorted(near) if selects(owner.selector, near[key].metadata.labels)]
+        return [pod for pod in wanted if min(self._seekers_of(pod), key=_precedence) is owner]
+
+
+def _precedence(owner: Owner) -> tuple[str, str]:
+    return owner.reference.name, owner.uid
+
+
+def _terms(pod: Pod) -> list[Term]:
+    return [(pod.metadata.namespace, label, value) for label, value in pod.metadata.labels.items()]
+
+
+def _term_of(owner: Owner) -> Term:
+    """One that every pod it selects must have; an empty selector selects nothing."""
+    return (owner.namespace, *max(owner.selector.items(), default=("", "")))
+
+
+def _discard(index: dict[Any, Any], place: Any, key: str) -> None:
+    """Take a key out of a place (a set or a dict of keys), and the place away when it is empty."""
+    entries = index.get(place)
+    if entries is not None:
+        if isinstance(entries, dict):
+            entries.pop(key, None)
+        else:
+            entries.discard(key)
+        if not entries:
+            del index[place]
