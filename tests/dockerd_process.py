@@ -48,8 +48,12 @@ class Dockerd:
             time.sleep(0.05)
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal; after SIGSTOP, wait until every thread has stopped."""
         assert self._process is not None
         self._process.send_signal(number)
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        while number is signal.SIGSTOP and not all(_is_stopped(task) for task in tasks.iterdir()):
+            time.sleep(0.01)
 
     def stop(self) -> None:
         if self._process is None:
@@ -74,6 +78,10 @@ class Dockerd:
             if left.is_mount():
                 subprocess.run(["umount", "-l", str(left)], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(") ")[2].startswith("T")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from podlane.api.meta import controller_of, is_pod_active, is_pod_ready
 from podlane.api.selectors import selects
-from podlane.api.types import Node, NodeStatus, Pod, ReplicationController, Service
+from podlane.api.types import AGENT_CERTIFICATE_ANNOTATION, Node, Pod, ReplicationController, Service
 from podlane.cli.query import missing_text
 from podlane.cli.resources import parse_any
 from podlane.errors import NotFound, PodlaneError, UsageError
@@ -92,21 +92,33 @@ def container_of(pod: Pod, name: str | None) -> ContainerTarget:
 
 def agent_of(session: Session, pod: Pod) -> AgentClient:
     """A client of the agent on the pod's node. Raises PodlaneError when there is none to ask."""
-    from scheduler.agent.client import AgentClient
-
     name = pod.spec.node_name
     if not name:
         raise PodlaneError(f"pod {pod.metadata.name}: not placed on a node yet")
     try:
-        status: NodeStatus = session.registry.get(Node, "", name).status
+        node = session.registry.get(Node, "", name)
     except NotFound as error:
         raise NotFound(f"pod {pod.metadata.name}: its node {name} is gone") from error
+    return agent_at(session, node)
+
+
+def agent_at(session: Session, node: Node) -> AgentClient:
+    """A client of a node's agent. Raises PodlaneError when the node does not tell how to reach it."""
+    from scheduler.agent.client import AgentClient
+
+    name, status = node.metadata.name, node.status
     address = next((a.address for a in status.addresses if a.type == "InternalIP"), None)
     if address is None:
         raise PodlaneError(f"node {name}: its agent has not told its address yet")
+    fingerprint = node.metadata.annotations.get(AGENT_CERTIFICATE_ANNOTATION, "")
+    if not fingerprint:
+        raise PodlaneError(
+            f"node {name}: expected the fingerprint of its agent's certificate as annotation "
+            f"{AGENT_CERTIFICATE_ANNOTATION}, got none; start the agent of this version there"
+        )
     port = status.daemon_endpoints.kubelet_endpoint.port or DEFAULT_AGENT_PORT
     host = f"[{address}]" if ":" in address else address
-    return AgentClient(f"http://{host}:{port}", session.registry.cluster_config().agent_token)
+    return AgentClient(f"https://{host}:{port}", session.registry.cluster_config().agent_token, fingerprint)
 
 
 def why_not_started(target: ContainerTarget) -> str | None:

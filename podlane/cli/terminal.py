@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -59,31 +60,32 @@ def follow_size(session: AgentExec) -> Iterator[None]:
 
     The first telling is repeated: an engine that has not started the command
     yet loses it (docker's own command line tries again, too). The same size
-    once more disturbs nobody.
+    once more disturbs nobody. The signal only wakes a thread: it interrupts the
+    main thread anywhere, also where that holds what sending needs.
     """
+    wake: SimpleQueue[bool] = SimpleQueue()  # of which put may interrupt itself
 
-    def tell(number: int = 0, frame: FrameType | None = None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         del number, frame
-        try:
-            size = os.get_terminal_size(sys.stdin.fileno())
-            session.resize(size.lines, size.columns)
-        except (OSError, PodlaneError):
-            return  # a size that cannot be had or told is no reason to stop
+        wake.put(True)
 
-    def insist() -> None:
-        for pause in _SIZE_AGAIN:
-            if done.wait(pause):
-                return
-            tell()
+    def tell() -> None:
+        pauses = iter(_SIZE_AGAIN)
+        going_on = True
+        while going_on:
+            # a size that cannot be had or told is no reason to stop
+            with suppress(OSError, PodlaneError):
+                size = os.get_terminal_size(sys.stdin.fileno())
+                session.resize(size.lines, size.columns)
+            with suppress(Empty):
+                going_on = wake.get(timeout=next(pauses, None))
 
-    done = Event()
-    tell()
-    before = signal.signal(signal.SIGWINCH, tell)
-    Thread(target=insist, daemon=True, name="terminal size").start()
+    before = signal.signal(signal.SIGWINCH, on_signal)
+    Thread(target=tell, daemon=True, name="terminal size").start()
     try:
         yield
     finally:
-        done.set()
+        wake.put(False)
         signal.signal(signal.SIGWINCH, before)
 
 

@@ -10,7 +10,9 @@ import fcntl
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -28,6 +30,8 @@ from podlane.store.options import store_options
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
+    from scheduler.agent.node import Heartbeat
+    from scheduler.agent.pressure import Thresholds
 
 DEFAULT_PORT = 10250
 HEALTHZ_PORT = 10248
@@ -77,10 +81,30 @@ def parse_pairs_option(ctx: click.Context, param: click.Parameter, value: str) -
 
 def parse_capacity_option(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
     del ctx, param
-    from scheduler.agent.node import parse_capacity
+    from scheduler.agent.capacity import parse_capacity
 
     try:
         return parse_capacity(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _parse_reserved(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+    del ctx, param
+    from scheduler.agent.capacity import parse_reserved
+
+    try:
+        return parse_reserved(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _parse_thresholds(ctx: click.Context, param: click.Parameter, value: str) -> Thresholds:
+    del ctx, param
+    from scheduler.agent.pressure import parse_thresholds
+
+    try:
+        return parse_thresholds(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -127,6 +151,14 @@ def _follow_store(worker: Agent, registry: Registry, daemon: Daemon, clock: Cloc
     worker.host_ports = HostPorts(clock)
     daemon.add_thread("references", references.run)
     daemon.add_thread("services", services.run)
+
+
+def _beat(cluster: Cluster, clock: Clock, heartbeat: Callable[[int], Heartbeat], stop: threading.Event) -> None:
+    """Begin with the heartbeat when it is known how long a lease is: the body of one thread."""
+    while not cluster.known.is_set():
+        if clock.wait(stop, 0.1):
+            return
+    heartbeat(cluster.config.node_lease_seconds).run(stop)
 
 
 @click.command(short_help="Run a node's pods.")
@@ -188,7 +220,25 @@ def _follow_store(worker: Agent, registry: Registry, daemon: Daemon, clock: Cloc
     default="",
     metavar="cpu=N,memory=SIZE,pods=N",
     callback=parse_capacity_option,
-    help="What the node offers, where it is not the whole machine.",
+    help="What the node offers, where it is not the machine's less the reserve; of what is given here none is kept.",
+)
+@click.option(
+    "--system-reserved",
+    envvar="AGENT_SYSTEM_RESERVED",
+    show_envvar=True,
+    default="",
+    metavar="cpu=N,memory=SIZE",
+    callback=_parse_reserved,
+    help="What pods do not get of the machine.  [default: cpu=100m,memory=256Mi]",
+)
+@click.option(
+    "--eviction-hard",
+    envvar="AGENT_EVICTION_HARD",
+    show_envvar=True,
+    default="",
+    metavar="SIGNAL<AMOUNT,…",
+    callback=_parse_thresholds,
+    help="When the node counts as short of something; the kubelet's signals, and its defaults where none is given.",
 )
 @click.option(
     "--node-labels",
@@ -230,6 +280,8 @@ def agent(
     state_dir: Path,
     agent_port: int,
     capacity: dict[str, str],
+    system_reserved: dict[str, str],
+    eviction_hard: Thresholds,
     node_labels: dict[str, str],
     drain_delay: float,
     drain_timeout: float,
@@ -242,9 +294,11 @@ def agent(
     from podlane.store.events import EventRecorder
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
+    from scheduler.agent.capacity import Measures, measure
+    from scheduler.agent.certificate import ensure_certificate
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
-    from scheduler.agent.node import Facts, Heartbeat, Registrar, machine_capacity, node_facts
+    from scheduler.agent.node import Facts, Heartbeat, Registrar, node_facts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
     from scheduler.agent.server import AgentServer
@@ -272,17 +326,30 @@ def agent(
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
     _follow_store(worker, registry, daemon, clock)
-    server = AgentServer(ip, agent_port, runtime=runtime, token=cluster.token)
-    facts = Facts(name=node_name, ip=ip, port=server.port, capacity=machine_capacity(capacity), labels=node_labels)
-    registrar = Registrar(facts, registry=registry, runtime=runtime, network=worker.network, clock=clock)
+    certificate = ensure_certificate(state_dir, node_name)
+    server = AgentServer(
+        *(ip, agent_port),
+        runtime=runtime,
+        token=cluster.token,
+        certificate=certificate,
+        pods=lambda: bindings.snapshot().values(),
+        clock=clock,
+    )
+    measures = Measures(partial(measure, state_dir), capacity, system_reserved, eviction_hard)
+    facts = Facts(
+        name=node_name,
+        ip=ip,
+        port=server.port,
+        capacity=measures.capacity({}),
+        allocatable=measures.allocatable({}),
+        labels=node_labels,
+        certificate=certificate.fingerprint,
+    )
+    registrar = Registrar(
+        facts, registry=registry, runtime=runtime, network=worker.network, clock=clock, measures=measures
+    )
     worker.node = node_facts(facts)
     worker.on_network_change = registrar.runner.trigger
-
-    def beat(stop: threading.Event) -> None:
-        while not cluster.known.is_set():
-            if clock.wait(stop, 0.1):
-                return
-        Heartbeat(node_name, cluster.config.node_lease_seconds, registry=registry, clock=clock).run(stop)
 
     daemon.add_thread("cluster", cluster.run)
     daemon.add_thread("bindings", bindings.run)
@@ -292,7 +359,8 @@ def agent(
     daemon.add_thread("prober", worker.prober.run)
     daemon.add_thread("agent", worker.runner.run)
     daemon.add_thread("node", registrar.runner.run)
-    daemon.add_thread("heartbeat", beat)
+    heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
+    daemon.add_thread("heartbeat", partial(_beat, cluster, clock, heartbeat))
     daemon.on_stop(recorder.close)
     daemon.add_ready_check("cluster", cluster.problem)
     daemon.add_ready_check("bindings", bindings.not_ready)

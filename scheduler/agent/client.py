@@ -1,25 +1,29 @@
 """The other side of the agent's API, for the operator's command.
 
-Owns: logs and exec over HTTP to one agent. Invariants: a refusal becomes an
-AgentError with the agent's own words; nothing is asked without a deadline but
-what a person waits for (followed logs, a running command).
+Owns: logs, exec and stats over HTTPS from one agent. Invariants: nothing is sent,
+above all not the token, before the other side has shown the certificate that the
+agent's Node tells of; a refusal becomes an AgentError with the agent's own words;
+nothing is asked without a deadline but what a person waits for (followed logs, a
+running command).
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
-import threading
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from podlane.errors import PodlaneError
 from scheduler.agent import frames
+from scheduler.agent.certificate import client_context, fingerprint_of
+from scheduler.agent.wire import Wire
 
-TIMEOUT = 10.0
-"""Seconds for connecting and for the agent's answer to begin."""
+TIMEOUT = 20.0
+"""Seconds for connecting and for the agent's answer to begin: more than the agent waits for its engine."""
 _CHUNK = 65536
 
 
@@ -32,14 +36,17 @@ class AgentError(PodlaneError):
 
 
 class AgentClient:
-    """`base_url` as in `http://192.168.64.11:10250`, `token` is ClusterConfig.agent_token."""
+    """`base_url` as in `https://192.168.64.11:10250`, `token` is ClusterConfig.agent_token, `fingerprint` the
+    Node's annotation AGENT_CERTIFICATE_ANNOTATION.
+    """
 
-    def __init__(self, base_url: str, token: str, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, base_url: str, token: str, fingerprint: str, *, timeout: float = TIMEOUT) -> None:
         parts = urlsplit(base_url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise AgentError(f'reach agent: expected http://HOST:PORT, got "{base_url}"')
+        if parts.scheme != "https" or not parts.hostname:
+            raise AgentError(f'reach agent: expected https://HOST:PORT, got "{base_url}"')
         self._host, self._port = parts.hostname, parts.port or 10250
         self._token = token
+        self._fingerprint = fingerprint
         self._timeout = timeout
 
     def logs(
@@ -51,21 +58,36 @@ class AgentClient:
         follow: bool = False,
         tail: int | None = None,
         since: float | None = None,
+        since_seconds: float | None = None,
         timestamps: bool = False,
         previous: bool = False,
+        limit_bytes: int | None = None,
     ) -> Iterator[bytes]:
-        """A container's output in pieces; `since` in Unix seconds. Raises AgentError."""
+        """A container's output in pieces; `since` in Unix seconds, `since_seconds` before now by the agent's clock.
+
+        Raises AgentError.
+        """
         flags = {"follow": follow, "timestamps": timestamps, "previous": previous}
         query: dict[str, str] = {name: "1" for name, given in flags.items() if given}
-        if tail is not None:
-            query["tail"] = str(tail)
-        if since is not None:
-            query["since"] = str(since)
+        numbers = {"tail": tail, "since": since, "sinceSeconds": since_seconds, "limitBytes": limit_bytes}
+        query |= {name: str(given) for name, given in numbers.items() if given is not None}
         path = f"{_path('logs', namespace, pod, container)}?{urlencode(query)}"
-        connection, response = self._request("GET", path)
+        wire, response = self._request("GET", path)
         if response.status != 200:
-            raise self._refusal(connection, response)
-        return self._pieces(connection, response, follow=follow)
+            raise self._refusal(wire, response)
+        return self._pieces(wire, response, follow=follow)
+
+    def stats(self) -> Any:
+        """What the node and its pods use, as stats.py tells it. Raises AgentError."""
+        wire, response = self._request("GET", "/stats")
+        if response.status != 200:
+            raise self._refusal(wire, response)
+        try:
+            return json.loads(response.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise AgentError(f"read stats from agent {self._host}: {error}") from error
+        finally:
+            wire.close()
 
     def exec(
         self,
@@ -80,55 +102,91 @@ class AgentClient:
         """Start a command in a container. Raises AgentError."""
         body = json.dumps({"command": list(command), "tty": tty, "stdin": stdin}).encode()
         headers = {"Upgrade": frames.UPGRADE, "Connection": "Upgrade", "Content-Type": "application/json"}
-        connection, response = self._request("POST", _path("exec", namespace, pod, container), body, headers)
+        wire, response = self._request("POST", _path("exec", namespace, pod, container), body, headers)
         if response.status != 101:
-            raise self._refusal(connection, response)
-        return AgentExec(connection, response)
+            raise self._refusal(wire, response)
+        return AgentExec(wire, response)
 
     def _request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+    ) -> tuple[Wire, http.client.HTTPResponse]:
+        wire = self._connect()
+        connection = http.client.HTTPConnection(self._host, self._port)
+        connection.sock = cast(socket.socket, _Socket(wire))
         given = {"Authorization": f"Bearer {self._token}", **(headers or {})}
         try:
             connection.request(method, path, body, given)
-            return connection, connection.getresponse()
+            return wire, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            connection.close()
+            wire.close()
             raise AgentError(f"reach agent {self._host}:{self._port}: {error}") from error
 
-    def _refusal(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> AgentError:
-        text = response.read(4096).decode("utf-8", "replace").strip()
-        connection.close()
+    def _connect(self) -> Wire:
+        """A connection to the agent, and to nobody else. Raises AgentError."""
+        where = f"{self._host}:{self._port}"
+        try:
+            plain = socket.create_connection((self._host, self._port), self._timeout)
+            wire = Wire(client_context().wrap_socket(plain, do_handshake_on_connect=False))
+            wire.limit(self._timeout)
+            wire.handshake()
+        except OSError as error:
+            raise AgentError(f"reach agent {where}: {error}") from error
+        shown = fingerprint_of(wire.certificate())
+        if shown != self._fingerprint.lower():
+            wire.close()
+            raise AgentError(
+                f"reach agent {where}: another certificate (SHA-256 {shown}) than its node has published "
+                f"({self._fingerprint or 'none'}), so nothing was asked"
+            )
+        return wire
+
+    def _refusal(self, wire: Wire, response: http.client.HTTPResponse) -> AgentError:
+        try:
+            text = response.read(4096).decode("utf-8", "replace").strip()
+        except (OSError, http.client.HTTPException) as error:
+            text = f"read answer of agent {self._host}: {error}"
+        wire.close()
         return AgentError(text or f"agent {self._host}: HTTP status {response.status}", response.status)
 
-    def _pieces(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, *, follow: bool
-    ) -> Iterator[bytes]:
-        if follow and connection.sock is not None:
-            connection.sock.settimeout(None)
+    def _pieces(self, wire: Wire, response: http.client.HTTPResponse, *, follow: bool) -> Iterator[bytes]:
         try:
-            while data := response.read1(_CHUNK):
+            while True:
+                wire.limit(None if follow else self._timeout)
+                data = response.read1(_CHUNK)
+                if not data:
+                    return
                 yield data
         except (OSError, http.client.HTTPException) as error:
             raise AgentError(f"read logs from agent {self._host}: {error}") from error
         finally:
-            response.close()
-            connection.close()
+            wire.close()
+
+
+class _Socket:
+    """A wire as http.client wants it: it closes its socket as soon as the answer has its own file."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.sendall = wire.write
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        assert mode == "rb"
+        return io.BufferedReader(self._wire)
+
+    def close(self) -> None:
+        return
 
 
 class AgentExec:
     """A running command. `output` may be read in one thread while another sends."""
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        self._connection = connection
-        # http.client has closed its own reference to the socket: the response holds what was read ahead
-        self._source = cast(BinaryIO, response.fp)
-        self._socket = _socket_of(connection, response)
-        self._socket.settimeout(None)
-        self._lock = threading.Lock()
+    def __init__(self, wire: Wire, response: http.client.HTTPResponse) -> None:
+        self._wire = wire
+        self._response = response  # which closes its file when nobody holds it
+        self._source = cast(BinaryIO, response.fp)  # and which may have read ahead
         self._code: int | None = None
         self._error = "the connection to the agent broke"
+        wire.limit(None)
 
     def output(self) -> Iterator[tuple[str, bytes]]:
         """("stdout" | "stderr", bytes) until the command has ended."""
@@ -168,31 +226,14 @@ class AgentExec:
 
     def close(self) -> None:
         """End the session from any thread; the command sees its terminal or input close."""
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        finally:
-            self._connection.close()
+        self._wire.shut()
 
     def _send(self, frame: bytes) -> None:
         try:
-            with self._lock:
-                self._socket.sendall(frame)
-        except OSError as error:
-            raise AgentError(f"send to agent: {error.strerror or error}") from error
+            self._wire.write(frame)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            raise AgentError(f"send to agent: {error}") from error
 
 
 def _path(*parts: str) -> str:
     return "/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _socket_of(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> socket.socket:
-    """The connection's socket, which http.client lets go when an answer has no length."""
-    found: socket.socket | None = connection.sock
-    if found is None:
-        raw = getattr(response.fp, "raw", None)
-        found = getattr(raw, "_sock", None)
-    if found is None:
-        raise AgentError("start exec: the agent closed the connection")
-    return found

@@ -14,7 +14,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import docker.utils
@@ -40,6 +42,7 @@ from scheduler.agent.runtime import (
     RuntimeUnavailable,
 )
 
+_CAP_SYS_RESOURCE = 24
 # create and start are our own doing (the worker says when it is done), exec_* are the probes'
 _EVENTS = ["die", "destroy", "oom", "pull", "import", "load", "tag", "untag", "delete"]
 
@@ -198,6 +201,8 @@ class DockerRuntime:
     # --- containers -----------------------------------------------------------------
 
     def create(self, config: ContainerConfig) -> str:
+        score = max(config.limits.oom_score_adj, lowest_oom_score_adj())
+        config = replace(config, limits=replace(config.limits, oom_score_adj=score))
         told = self._api.do(
             f"create container {config.name}",
             lambda api: api.create_container_from_config(container_body(config), config.name),
@@ -288,22 +293,29 @@ class DockerRuntime:
         since: float | None = None,
         timestamps: bool = False,
     ) -> Stream:
+        wanted = {"follow": follow, "tail": "all" if tail is None else tail, "timestamps": timestamps}
+        if since is not None and since > 0:
+            wanted["since"] = since
         stream = self._api.ask(
             f"read logs of {container}",
-            lambda api: api.logs(
-                container,
-                stream=True,
-                follow=follow,
-                tail="all" if tail is None else tail,
-                since=since,
-                timestamps=timestamps,
-            ),
+            lambda api: without_deadline(api, api.logs(container, stream=True, **wanted)),
             NoSuchContainer,
         )
         return Stream(stream)
 
     def close(self) -> None:
         self._api.close()
+
+
+@cache
+def lowest_oom_score_adj() -> int:
+    """What a container may be given: below our own score only with CAP_SYS_RESOURCE, which a machine may not have.
+
+    runc says nothing better than "can't get final child's PID from pipe" then.
+    """
+    status = Path("/proc/self/status").read_text()
+    held = int(status.split("CapEff:")[1].split()[0], 16)
+    return -1000 if held >> _CAP_SYS_RESOURCE & 1 else int(Path("/proc/self/oom_score_adj").read_text())
 
 
 def _remove_image(name: str, api: Any) -> None:

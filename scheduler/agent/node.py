@@ -24,6 +24,7 @@ import podlane
 from podlane.api import quantity
 from podlane.api.meta import set_condition, utcnow_from
 from podlane.api.types import (
+    AGENT_CERTIFICATE_ANNOTATION,
     HOSTNAME_LABEL,
     Condition,
     DaemonEndpoint,
@@ -62,6 +63,8 @@ class Facts:
     problem: str = ""
     reason: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    certificate: str = ""
+    """Fingerprint of what the agent's port shows."""
 
 
 def machine_capacity(given: Mapping[str, str]) -> dict[str, str]:
@@ -103,6 +106,9 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
         **node.metadata.labels,
         HOSTNAME_LABEL: facts.name,
     }
+    annotations = {**node.metadata.annotations}
+    if facts.certificate:
+        annotations[AGENT_CERTIFICATE_ANNOTATION] = facts.certificate
     info = facts.info
     before = node.status.node_info
     system = NodeSystemInfo(
@@ -123,7 +129,7 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
     cidr = facts.pod_cidr or node.spec.pod_cidr
     return msgspec.structs.replace(
         node,
-        metadata=msgspec.structs.replace(node.metadata, labels=labels),
+        metadata=msgspec.structs.replace(node.metadata, labels=labels, annotations=annotations),
         spec=msgspec.structs.replace(node.spec, pod_cidr=cidr),
         status=NodeStatus(
             capacity=dict(facts.capacity),

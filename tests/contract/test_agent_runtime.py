@@ -409,6 +409,15 @@ def test_docker_limits_become_control_groups(real: Runtime) -> None:
     assert real.exec("t-web", ("sh", "-c", 'echo "$GREETING"; pwd'), 10).output == b"hello there\n/bin\n"
 
 
+def test_docker_an_oom_score_below_what_this_machine_may_give_is_no_obstacle(real: Runtime) -> None:
+    from scheduler.agent.docker import lowest_oom_score_adj
+    from scheduler.agent.runtime import Limits
+
+    run(real, config(c.INFRA, limits=Limits(oom_score_adj=-998)))
+    _, pid = real.process("t-POD")
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == max(-998, lowest_oom_score_adj())
+
+
 def test_docker_pod_shares_one_network_and_its_infra_ignores_sigterm(real: Runtime) -> None:
     run(real, config(c.INFRA, hostname="web-1"))
     run(real, config("a", infra="t-POD"))

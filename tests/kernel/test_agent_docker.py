@@ -19,6 +19,7 @@ from dockerd_process import IMAGE, Dockerd, dockerd
 
 from podlane.api.meta import get_condition, is_pod_ready
 from podlane.api.types import (
+    AGENT_CERTIFICATE_ANNOTATION,
     ClusterConfig,
     Container,
     Event,
@@ -161,7 +162,10 @@ class Rig:
 
     def client(self, script: str) -> str:
         """Run Python in the namespace with an AgentClient `c`."""
-        head = f"from scheduler.agent.client import *; c = AgentClient('http://127.0.0.1:10250', {TOKEN!r});"
+        known = self.registry.get(Node, "", "n1").metadata.annotations[AGENT_CERTIFICATE_ANNOTATION]
+        head = (
+            f"from scheduler.agent.client import *; c = AgentClient('https://127.0.0.1:10250', {TOKEN!r}, {known!r});"
+        )
         return str(self.netns.run([sys.executable, "-c", head + script]))
 
 
@@ -379,7 +383,17 @@ def test_logs_and_exec_through_the_agent(rig: Rig) -> None:
         "s.resize(40, 132); s.send(b'\\n'); print(b'40 132' in b''.join(d for _, d in s.output()), s.exit_code())"
     )
     assert rig.client(script) == "True 0\n"
-    assert rig.netns.run("busybox wget -q -S -O - http://127.0.0.1:10250/logs/default/p/web", check=False) == ""
+    for scheme in ("http", "https"):
+        argv = [
+            "busybox",
+            "wget",
+            "--no-check-certificate",
+            "-q",
+            "-O",
+            "-",
+            f"{scheme}://127.0.0.1:10250/logs/default/p/web",
+        ]
+        assert rig.netns.run(argv, check=False) == ""
 
 
 def test_a_second_agent_is_turned_away(rig: Rig) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 
 import msgspec
 import pytest
+from agent_certificate import certificate
 from agent_objects import Host, container, name, pod
 
 from scheduler.agent import frames
+from scheduler.agent.certificate import client_context
 from scheduler.agent.client import AgentClient, AgentError
 from scheduler.agent.server import AgentServer
 
@@ -21,18 +25,31 @@ TOKEN = "s3cret"
 
 
 class Api:
-    def __init__(self) -> None:
+    def __init__(self, request_timeout: float = 60.0) -> None:
         self.host = Host(pod("p", container("web"), container("side")))
         self.host.sync()
         self.token = TOKEN
-        self.server = AgentServer("127.0.0.1", 0, runtime=self.host.runtime, token=lambda: self.token)
+        self.server = AgentServer(
+            *("127.0.0.1", 0),
+            runtime=self.host.runtime,
+            token=lambda: self.token,
+            certificate=certificate(),
+            pods=self.host.pods.values,
+            request_timeout=request_timeout,
+            clock=self.host.clock,
+        )
         self.client = self.with_token(TOKEN)
 
     def with_token(self, token: str) -> AgentClient:
-        return AgentClient(f"http://127.0.0.1:{self.server.port}", token)
+        return AgentClient(f"https://127.0.0.1:{self.server.port}", token, certificate().fingerprint)
+
+    def connect(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
+        """As who can reach the port and nothing else."""
+        plain = socket.create_connection(("127.0.0.1", self.server.port), 10, source_address=(source, 0))
+        return client_context().wrap_socket(plain)
 
     def raw(self, method: str, path: str, body: str = "", **headers: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.server.port, timeout=10, context=client_context())
         given = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
         connection.request(method, path, body or None, given)
         response = connection.getresponse()
@@ -56,6 +73,9 @@ def test_logs(api: Api) -> None:
     assert b"".join(client.logs("default", "p", "web")) == b"one\ntwo\n"
     assert b"".join(client.logs("default", "p", "web", tail=1)) == b"two\n"
     assert b"".join(client.logs("default", "p", "web", since=api.host.clock.now() - 50)) == b"two\n"
+    assert b"".join(client.logs("default", "p", "web", since_seconds=50)) == b"two\n"
+    assert b"".join(client.logs("default", "p", "web", limit_bytes=6)) == b"one\ntw"
+    assert b"".join(client.logs("default", "p", "web", limit_bytes=0)) == b""
     assert b"".join(client.logs("default", "p", "side", follow=True)) == b""
 
 
@@ -64,8 +84,9 @@ def test_logs_of_the_previous_container(api: Api) -> None:
     with pytest.raises(AgentError, match='previous terminated container "web" in pod "p" not found'):
         api.client.logs("default", "p", "web", previous=True)
     api.host.runtime.end(name("web", "p"), 1)
-    api.host.sync()
-    assert b"".join(api.client.logs("default", "p", "web", previous=True)) == b"last words\n"
+    for _ in ("ended, and to be started again", "started again"):
+        assert b"".join(api.client.logs("default", "p", "web", previous=True)) == b"last words\n"
+        api.host.sync()
     assert b"".join(api.client.logs("default", "p", "web")) == b""
 
 

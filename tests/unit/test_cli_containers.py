@@ -10,11 +10,13 @@ import termios
 from threading import Event, Thread
 
 import pytest
+from agent_certificate import certificate
 from cli_shell import NOW, Shell, lines, owner, pod, rc, waiting
 from click.testing import CliRunner
 from msgspec.structs import replace
 
 from podlane.api.types import (
+    AGENT_CERTIFICATE_ANNOTATION,
     DaemonEndpoint,
     Node,
     NodeAddress,
@@ -43,10 +45,18 @@ class World:
     def __init__(self) -> None:
         self.shell = Shell(ScriptedClock(NOW.timestamp()))
         self.runtime = FakeRuntime(self.shell.clock)
-        self.server = AgentServer("127.0.0.1", 0, runtime=self.runtime, token=lambda: "secret")
+        self.server = AgentServer(
+            *("127.0.0.1", 0),
+            runtime=self.runtime,
+            token=lambda: "secret",
+            certificate=certificate(),
+            clock=self.shell.clock,
+        )
         self.shell.add(
             Node(
-                metadata=ObjectMeta(name="node1"),
+                metadata=ObjectMeta(
+                    name="node1", annotations={AGENT_CERTIFICATE_ANNOTATION: certificate().fingerprint}
+                ),
                 status=NodeStatus(
                     addresses=(NodeAddress(type="InternalIP", address="127.0.0.1"),),
                     daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=self.server.port)),
@@ -276,7 +286,7 @@ def test_a_real_terminal(world, keyboard, monkeypatch, capsysbinary):
     """Raw mode: Ctrl-C is the command's, nothing is echoed here; afterwards all is as it was."""
     keyboard.attach(monkeypatch)
     termios.tcsetwinsize(keyboard.screen, (24, 80))
-    client = AgentClient(f"http://127.0.0.1:{world.server.port}", "secret")
+    client = AgentClient(f"https://127.0.0.1:{world.server.port}", "secret", certificate().fingerprint)
     session = Seen(client.exec("default", "web-1", "web", ["sh"], tty=True, stdin=True))
 
     def person() -> None:

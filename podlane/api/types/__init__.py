@@ -58,6 +58,7 @@ from podlane.api.types.controller import (
     ReplicationControllerStatus,
 )
 from podlane.api.types.node import (
+    AGENT_CERTIFICATE_ANNOTATION,
     HOSTNAME_LABEL,
     NODE_LEASE_NAMESPACE,
     ZONE_LABEL,
@@ -155,6 +156,7 @@ from podlane.api.types.volume import (
 )
 
 __all__ = [
+    "AGENT_CERTIFICATE_ANNOTATION",
     "BALANCE_ANNOTATION",
     "HEADLESS_LABEL",
     "HOSTNAME_LABEL",

@@ -12,6 +12,8 @@ from podlane.api.types.scheduling import TaintEffect
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 ZONE_LABEL = "topology.kubernetes.io/zone"
+AGENT_CERTIFICATE_ANNOTATION = "podlane.io/agent-certificate-sha256"
+"""On a Node: the SHA-256 of the certificate (DER) that its agent's port shows, in hexadecimal."""
 NODE_LEASE_NAMESPACE = "kube-node-lease"
 
 
