@@ -145,6 +145,8 @@ def _agent(lab: Topology, host: Host) -> DaemonSpec:
             f"--docker-host=unix://{lab.docker_socket(host)}",
             f"--subnet-file={subnet_file(lab, host)}",
             f"--state-dir={lab.data_dir / host.name / 'agent'}",
+            # the hosts have no disk of their own, and a machine that people work on is often fuller than a server's
+            "--eviction-hard=nodefs.available<1Gi,imagefs.available<1Gi",
             *_health(AGENT_PORT),
         ),
         ready=_ready(AGENT_PORT),

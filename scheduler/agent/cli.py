@@ -351,24 +351,26 @@ def agent(
     worker.node = node_facts(facts)
     worker.on_network_change = registrar.runner.trigger
 
-    daemon.add_thread("cluster", cluster.run)
-    daemon.add_thread("bindings", bindings.run)
-    daemon.add_thread("drain", drains.run)
-    daemon.add_thread("docker-events", worker.follow_events)
-    daemon.add_thread("pod-network", worker.follow_network)
-    daemon.add_thread("prober", worker.prober.run)
-    daemon.add_thread("agent", worker.runner.run)
-    daemon.add_thread("node", registrar.runner.run)
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
-    daemon.add_thread("heartbeat", partial(_beat, cluster, clock, heartbeat))
-    daemon.on_stop(recorder.close)
+    threads = {
+        "cluster": cluster.run,
+        "bindings": bindings.run,
+        "drain": drains.run,
+        "docker-events": worker.follow_events,
+        "pod-network": worker.follow_network,
+        "prober": worker.prober.run,
+        "agent": worker.runner.run,
+        "node": registrar.runner.run,
+        "heartbeat": partial(_beat, cluster, clock, heartbeat),
+    }
+    for name, body in threads.items():
+        daemon.add_thread(name, body)
     daemon.add_ready_check("cluster", cluster.problem)
     daemon.add_ready_check("bindings", bindings.not_ready)
     daemon.add_ready_check("network", worker.network_problem)
     daemon.add_ready_check("agent", worker.runner.ready)
     daemon.add_ready_check("node", registrar.problem)
-    daemon.on_stop(runtime.close)
-    daemon.on_stop(worker.close)
-    daemon.on_stop(server.close)
+    for close in (recorder.close, runtime.close, worker.close, server.close):
+        daemon.on_stop(close)
     with lock, suppress(KeyboardInterrupt):
         leave(daemon.run())

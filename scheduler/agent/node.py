@@ -1,7 +1,7 @@
 """The Node object: what this machine is, and whether it can run pods.
 
 Owns: the fields of the Node that the agent reports (`describe` is pure), and the
-heartbeat. Invariants: what an operator set (labels, annotations,
+heartbeat. Invariants: what an operator set (labels, annotations, taints,
 spec.unschedulable) stays; the object is written only when something changed;
 the heartbeat does not wait for the container engine, so a hanging engine makes a
 node not ready, not dead. The node is alive while its etcd lease is: when the
@@ -11,11 +11,11 @@ Kubernetes' node registration (pkg/kubelet/kubelet_node_status.go) and node leas
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,8 @@ from podlane.api.types import (
     AGENT_CERTIFICATE_ANNOTATION,
     HOSTNAME_LABEL,
     Condition,
+    ConditionStatus,
+    ContainerImage,
     DaemonEndpoint,
     Node,
     NodeAddress,
@@ -41,59 +43,50 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from podlane.store.lease import KeepAlive
 from podlane.store.registry import Registry
+from scheduler.agent.capacity import Measures
 from scheduler.agent.downward import NodeFacts
-from scheduler.agent.runtime import Runtime, RuntimeInfo
+from scheduler.agent.pressure import Pressure, State, Verdict, judge
+from scheduler.agent.runtime import Image, Runtime, RuntimeInfo
 
-MAX_PODS = 110
 RESYNC = 5.0
-"""Seconds between looks at whether the engine answers."""
+"""Seconds between looks at whether the engine answers, and at what is left of memory and disk."""
+IMAGES_EVERY = 30.0
+"""Seconds between looks at the images."""
+MOST_IMAGES = 50
+"""The largest are reported, as many as the kubelet does."""
 _STORE_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the agent knows of its node. `problem` is why it cannot run pods, "" if it can."""
+    """What the agent knows of its node.
+
+    `problem` is why it cannot run pods, "" if it can; `network` why the pod
+    network is not there. `allocatable` None is all of the capacity; `images`
+    None is not known now.
+    """
 
     name: str
     ip: str
     port: int
     capacity: Mapping[str, str]
+    allocatable: Mapping[str, str] | None = None
     info: RuntimeInfo | None = None
     pod_cidr: str = ""
     problem: str = ""
     reason: str = ""
+    network: str = ""
+    pressure: tuple[Verdict, ...] = ()
+    images: tuple[ContainerImage, ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     certificate: str = ""
     """Fingerprint of what the agent's port shows."""
 
 
-def machine_capacity(given: Mapping[str, str]) -> dict[str, str]:
-    """CPUs, memory and pods of this machine, replaced by what the operator gave."""
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    machine = {
-        "cpu": str(os.cpu_count() or 1),
-        "memory": f"{pages * size // 1024}Ki",
-        "pods": str(MAX_PODS),
-    }
-    return machine | dict(given)
-
-
 def node_facts(facts: Facts) -> NodeFacts:
     """What pods may learn of the node."""
-    return NodeFacts((facts.ip,), facts.capacity, quantity.bytes_(facts.capacity.get("memory", "0")))
-
-
-def parse_capacity(text: str) -> dict[str, str]:
-    """`cpu=4,memory=8Gi` as a mapping. Raises ValueError, naming the part that is wrong."""
-    parsed: dict[str, str] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or name not in {"cpu", "memory", "pods"}:
-            raise ValueError(f'expected cpu=…, memory=… or pods=…, got "{part}"')
-        if quantity.parse(value) <= 0:
-            raise ValueError(f"{name}: expected more than 0, got {value}")
-        parsed[name] = value
-    return parsed
+    offered = facts.capacity if facts.allocatable is None else facts.allocatable
+    return NodeFacts((facts.ip,), offered, quantity.bytes_(facts.capacity.get("memory", "0")))
 
 
 def describe(old: Node | None, facts: Facts, now: float) -> Node:
@@ -119,13 +112,9 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
         kubelet_version=f"podlane {podlane.__version__}",
         architecture=_architecture(),
     )
-    ready = Condition(
-        type="Ready",
-        status="False" if facts.problem else "True",
-        reason=facts.reason if facts.problem else "KubeletReady",
-        message=facts.problem or "the agent runs, the container engine answers, the pod network is there",
-        last_transition_time=utcnow_from(now),
-    )
+    conditions = node.status.conditions
+    for condition in _conditions(facts, utcnow_from(now)):
+        conditions = set_condition(conditions, condition)
     cidr = facts.pod_cidr or node.spec.pod_cidr
     return msgspec.structs.replace(
         node,
@@ -133,20 +122,46 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
         spec=msgspec.structs.replace(node.spec, pod_cidr=cidr),
         status=NodeStatus(
             capacity=dict(facts.capacity),
-            allocatable=dict(facts.capacity),
-            conditions=set_condition(node.status.conditions, ready),
+            allocatable=dict(facts.capacity if facts.allocatable is None else facts.allocatable),
+            conditions=conditions,
             addresses=(
                 NodeAddress(type="InternalIP", address=facts.ip),
                 NodeAddress(type="Hostname", address=facts.name),
             ),
             daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=facts.port)),
             node_info=system,
+            images=node.status.images if facts.images is None else facts.images,
         ),
     )
 
 
+def _conditions(facts: Facts, now: datetime) -> Iterator[Condition]:
+    def condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
+        status: ConditionStatus = "True" if holds else "False"
+        return Condition(type=kind, status=status, reason=reason, message=message, last_transition_time=now)
+
+    if facts.network:
+        yield condition("NetworkUnavailable", True, "PodNetworkIsDown", facts.network)
+    else:
+        yield condition("NetworkUnavailable", False, "PodNetworkIsUp", "the node has its subnet and its bridge")
+    for verdict in facts.pressure:
+        yield condition(verdict.type, verdict.pressed, verdict.reason, verdict.message)
+    well = "the agent runs, the container engine answers, the pod network is there"
+    yield condition("Ready", not facts.problem, facts.reason or "KubeletReady", facts.problem or well)
+
+
+def largest(images: Iterable[Image]) -> tuple[ContainerImage, ...]:
+    """What is reported of the images: those with a name, the largest first."""
+    named = sorted((image for image in images if image.names), key=lambda image: (-image.size, image.names))
+    return tuple(ContainerImage(names=image.names, size_bytes=image.size) for image in named[:MOST_IMAGES])
+
+
 class Registrar:
-    """Keeps the Node object true. `network` gives (pod CIDR, why it is not usable or "")."""
+    """Keeps the Node object true.
+
+    `network` gives (pod CIDR, why it is not usable or ""); without `measures`
+    nothing is short and all of the capacity is the pods'.
+    """
 
     def __init__(
         self,
@@ -156,12 +171,17 @@ class Registrar:
         runtime: Runtime,
         network: Callable[[], tuple[str, str]],
         clock: Clock,
+        measures: Measures | None = None,
     ) -> None:
         self._facts = facts
         self._registry = registry
         self._runtime = runtime
         self._network = network
         self._clock = clock
+        self._measures = measures
+        self._pressures: Mapping[Pressure, State] = {}
+        self._root = ""
+        self._images_due = clock.monotonic()
         self._problem = "not looked yet"
         self.runner = Runner(self.sync, name="node", clock=clock, resync=RESYNC, backoff=(0.5, 5.0))
         self._log = get_logger("node")
@@ -189,24 +209,65 @@ class Registrar:
 
     def _look(self) -> Facts:
         cidr, network = self._network()
+        facts = replace(self._facts, pod_cidr=cidr, network=network)
         try:
             info = self._runtime.info()
+            images = self._look_at_images()
         except PodlaneError as error:
-            return replace(self._facts, pod_cidr=cidr, problem=str(error), reason="ContainerRuntimeNotReady")
-        if network:
-            return replace(self._facts, info=info, pod_cidr=cidr, problem=network, reason="NetworkPluginNotReady")
-        return replace(self._facts, info=info, pod_cidr=cidr)
+            return self._measured(replace(facts, problem=str(error), reason="ContainerRuntimeNotReady"))
+        facts = self._measured(replace(facts, info=info, images=images))
+        return replace(facts, problem=network, reason="NetworkPluginNotReady") if network else facts
+
+    def _look_at_images(self) -> tuple[ContainerImage, ...] | None:
+        now = self._clock.monotonic()
+        if now < self._images_due:
+            return None
+        images = largest(self._runtime.list_images())
+        self._images_due = now + IMAGES_EVERY
+        return images
+
+    def _measured(self, facts: Facts) -> Facts:
+        """The facts with what this machine has and lacks."""
+        measures = self._measures
+        # the disk is there while the engine does not answer
+        self._root = facts.info.root if facts.info else self._root
+        usage = measures.measure(self._root) if measures is not None else {}
+        thresholds = measures.thresholds if measures is not None else {}
+        judgement = judge(usage, thresholds, self._pressures, self._clock.monotonic())
+        for verdict in judgement.verdicts:
+            if verdict.pressed != (verdict.type in self._pressures):
+                self._log.warning("node pressure", condition=verdict.type, holds=verdict.pressed, why=verdict.message)
+        self._pressures = judgement.states
+        if measures is None:
+            return replace(facts, pressure=judgement.verdicts)
+        return replace(
+            facts,
+            capacity=measures.capacity(usage),
+            allocatable=measures.allocatable(usage),
+            pressure=judgement.verdicts,
+        )
 
 
 class Heartbeat:
     """Holds the node's etcd lease for as long as it runs, and takes a new one when it was lost.
 
     The lease is left to run out at the end: a restarted agent takes over
-    before that, and nobody takes the node for dead in between.
+    before that, and nobody takes the node for dead in between. `on_held` is
+    called whenever there is a lease anew: the scheduler waits for what the node
+    says of itself.
     """
 
-    def __init__(self, node: str, seconds: int, *, registry: Registry, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: str,
+        seconds: int,
+        *,
+        registry: Registry,
+        clock: Clock,
+        on_held: Callable[[], None] = lambda: None,
+    ) -> None:
         self._node = node
+        self._on_held = on_held
         self._seconds = seconds
         self._registry = registry
         self._clock = clock
@@ -232,6 +293,7 @@ class Heartbeat:
                 continue
             self._alive = True
             self._log.info("lease held", node=self._node, seconds=self._seconds)
+            self._on_held()
             while not stop.is_set() and not self._lost.is_set():
                 self._clock.wait(self._lost, 0.5)
             self._alive = False

@@ -13,14 +13,17 @@ import pytest
 from agent_objects import SPEC
 
 from podlane.api.meta import get_condition
-from podlane.api.types import Lease, Node
+from podlane.api.types import Lease, Node, Taint
 from podlane.errors import NotFound
 from podlane.runtime.clock import SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
+from scheduler.agent.capacity import Measures
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.network import NetworkSpec, NoSubnet, Segment, contains, parse, read_subnet_file
-from scheduler.agent.node import Facts, Heartbeat, Registrar, describe, machine_capacity, parse_capacity
+from scheduler.agent.node import Facts, Heartbeat, Registrar, describe, largest
+from scheduler.agent.pressure import Amount, judge, parse_thresholds
+from scheduler.agent.runtime import Image
 
 pytestmark = pytest.mark.unit
 
@@ -52,11 +55,12 @@ def test_what_an_operator_set_stays() -> None:
     node = msgspec.structs.replace(
         node,
         metadata=msgspec.structs.replace(node.metadata, labels=labels),
-        spec=msgspec.structs.replace(node.spec, unschedulable=True),
+        spec=msgspec.structs.replace(node.spec, unschedulable=True, taints=(Taint(key="gpu", effect="NoSchedule"),)),
     )
     facts = facts_with(labels={"disk": "fast", "rack": "7"})
     again = describe(node, facts, 2000.0)
     assert again.spec.unschedulable
+    assert again.spec.taints == (Taint(key="gpu", effect="NoSchedule"),)
     assert (again.metadata.labels["zone"], again.metadata.labels["disk"]) == ("a", "slow")
     assert again.metadata.labels["rack"] == "7"
 
@@ -82,19 +86,24 @@ def test_a_problem_makes_the_node_not_ready_and_keeps_what_is_known() -> None:
     assert down.status.node_info == node.status.node_info
 
 
-def test_capacity() -> None:
-    machine = machine_capacity({})
-    assert int(machine["cpu"]) > 0
-    assert machine["memory"].endswith("Ki")
-    assert machine_capacity({"cpu": "7"}) == {**machine, "cpu": "7"}
-    assert parse_capacity("cpu=500m, memory=2Gi,") == {"cpu": "500m", "memory": "2Gi"}
-    assert parse_capacity("") == {}
+def test_conditions_of_the_machine_and_the_network() -> None:
+    short = judge({"memory.available": Amount(1, 8 << 30)}, parse_thresholds(""), {}, 0.0)
+    node = describe(None, facts_with(network="no subnet.env", pressure=short.verdicts), 1000.0)
+    assert [(c.type, c.status, c.reason) for c in node.status.conditions] == [
+        ("NetworkUnavailable", "True", "PodNetworkIsDown"),
+        ("MemoryPressure", "True", "KubeletHasInsufficientMemory"),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure"),
+        ("PIDPressure", "False", "KubeletHasSufficientPID"),
+        ("Ready", "True", "KubeletReady"),
+    ]
+    enough = describe(node, facts_with(pressure=judge({}, {}, {}, 0.0).verdicts), 2000.0)
+    assert {c.type for c in enough.status.conditions if c.status == "True"} == {"Ready"}
 
 
-@pytest.mark.parametrize("text", ["cpu", "disk=1", "cpu=x", "memory=0", "cpu=-1"])
-def test_a_capacity_that_makes_no_sense(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected"):
-        parse_capacity(text)
+def test_the_largest_images_are_reported() -> None:
+    images = [Image(f"sha256:{n}", (f"web:{n}",), n, in_use=False) for n in range(60)]
+    reported = largest([*images, Image("sha256:x", (), 10**9, in_use=True)])
+    assert (len(reported), reported[0].names, reported[-1].size_bytes) == (50, ("web:59",), 10)
 
 
 class Beating:
@@ -103,12 +112,15 @@ class Beating:
         self.registry = Registry(self.store)
         self.runtime = FakeRuntime()
         self.network = ("10.5.3.0/24", "")
+        self.usage = {"memory.available": Amount(4 << 30, 8 << 30), "imagefs.available": Amount(50 << 30, 100 << 30)}
+        measures = Measures(lambda _: self.usage, {}, {"cpu": "1"}, parse_thresholds(""))
         self.registrar = Registrar(
             facts_with(info=None),
             registry=self.registry,
             runtime=self.runtime,
             network=lambda: self.network,
             clock=SystemClock(),
+            measures=measures,
         )
 
     def node(self) -> Node:
@@ -139,6 +151,25 @@ def test_the_node_is_registered_and_written_only_when_something_changed() -> Non
     ready = get_condition(b.node().status.conditions, "Ready")
     assert ready is not None
     assert ready.reason == "ContainerRuntimeNotReady"
+    # a hanging engine takes no disk away
+    assert b.node().status.capacity == first.status.capacity
+    assert first.status.capacity["ephemeral-storage"] == f"{100 << 20}Ki"
+    assert first.status.images == b.node().status.images
+
+
+def test_a_machine_that_runs_short_says_so() -> None:
+    b = Beating()
+    b.runtime.images["web:1"] = "sha256:web"
+    b.registrar.sync()
+    assert [image.names for image in b.node().status.images] == [("web:1",)]
+    pressed = lambda: get_condition(b.node().status.conditions, "DiskPressure")  # noqa: E731
+    assert pressed().status == "False"
+    b.usage["imagefs.available"] = Amount(1 << 30, 100 << 30)
+    b.registrar.sync()
+    assert (pressed().status, pressed().message) == ("True", "imagefs.available is less than 15%")
+    b.usage["imagefs.available"] = Amount(50 << 30, 100 << 30)
+    b.registrar.sync()
+    assert pressed().status == "True"  # not so soon
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -150,7 +181,8 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 def test_a_lost_lease_is_replaced_and_the_last_one_runs_out_by_itself() -> None:
     b = Beating()
-    heart = Heartbeat("n1", 2, registry=b.registry, clock=SystemClock())
+    held: list[bool] = []
+    heart = Heartbeat("n1", 2, registry=b.registry, clock=SystemClock(), on_held=lambda: held.append(True))
     assert heart.problem() is not None
     stop = threading.Event()
     thread = threading.Thread(target=heart.run, args=(stop,))
@@ -163,6 +195,7 @@ def test_a_lost_lease_is_replaced_and_the_last_one_runs_out_by_itself() -> None:
         b.store.revoke(lease.lease)
         assert not b.alive()
         eventually(b.alive)
+        eventually(lambda: len(held) == 2)
     finally:
         stop.set()
         thread.join(10)
