@@ -352,7 +352,7 @@ def agent(
     worker.on_network_change = registrar.runner.trigger
 
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
-    threads = {
+    threads: dict[str, Callable[[threading.Event], None]] = {
         "cluster": cluster.run,
         "bindings": bindings.run,
         "drain": drains.run,
