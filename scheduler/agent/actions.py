@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from typing import Literal
 
+from podlane.api.types import Container, LifecycleHandler
 from scheduler.agent.containers import POD_IP, SPEC_HASH, VOLUMES
 from scheduler.agent.network import NetworkSpec
 from scheduler.agent.podnet import BRIDGE, INSIDE, Plug
 from scheduler.agent.runtime import ContainerConfig
 from scheduler.agent.volumes import Stamp, SubPath, VolumeSetUp
+
+HookKind = Literal["PostStart", "PreStop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +150,42 @@ class BindParts:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
+    """`why` is told when the container's end begins with it: "Stopping container web"."""
+
     container: str
     name: str
     id: str
     signal: str
+    why: str = ""
 
     def __str__(self) -> str:
         return f"docker kill --signal {self.signal} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """SIGTERM, and SIGKILL `grace` seconds later; the step lasts until the container has ended."""
+class RunHook:
+    """A lifecycle hook of a running container, beside the steps; `timeout` in seconds, `why` as in Signal."""
 
     container: str
     name: str
-    grace: int
+    id: str
+    kind: HookKind
+    hook: LifecycleHandler
+    spec: Container
+    ip: str
+    timeout: float
+    why: str = ""
 
     def __str__(self) -> str:
-        return f"docker stop --time {self.grace} {self.name}"
+        hook = self.hook
+        if hook.exec is not None:
+            return shlex.join(["docker", "exec", self.name, *hook.exec.command])
+        if hook.http_get is not None:
+            get = hook.http_get
+            return f"curl {get.scheme.lower()}://{get.host or self.ip}:{get.port}{get.path}"
+        if hook.tcp_socket is not None:
+            return f"nc -z {hook.tcp_socket.host or self.ip} {hook.tcp_socket.port}"
+        return f"sleep {hook.sleep.seconds if hook.sleep is not None else 0}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +220,4 @@ class Release:
         return f"podlane delete pod {self.name} --namespace {self.namespace} --force"
 
 
-Action = Create | Start | Attach | WriteHosts | SetUpVolumes | BindParts | Signal | Stop | Remove | Pull | Release
+Action = Create | Start | Attach | WriteHosts | SetUpVolumes | BindParts | Signal | RunHook | Remove | Pull | Release

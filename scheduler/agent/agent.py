@@ -17,41 +17,29 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
-
-import msgspec
+from typing import Protocol, TypeVar
 
 from podlane.api.meta import is_pod_active, is_pod_ready
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
-from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
-from scheduler.agent import status
-from scheduler.agent.actions import Create, Pull, Release, Stop
+from scheduler.agent.actions import Create, Pull, Release, RunHook
 from scheduler.agent.downward import NodeFacts
 from scheduler.agent.environment import services_needed
 from scheduler.agent.hostports import HostPort, host_ports
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan, PodPlan
 from scheduler.agent.nodenetwork import NodeNetwork
-from scheduler.agent.plan import (
-    CONFIG_ERROR,
-    FAILED_MOUNT,
-    NO_ADDRESS,
-    attempts,
-    live_infra,
-    plan,
-    to_drain,
-    wanted_images,
-    wanted_users,
-)
+from scheduler.agent.plan import plan, wanted_images, wanted_users
+from scheduler.agent.planend import to_drain
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
 from scheduler.agent.references import Followed, Known, Ref, Services
+from scheduler.agent.report import Reporter
 from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeEvent, RuntimeRefused
 from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
@@ -61,19 +49,16 @@ WORKERS = max(2, min(6, os.cpu_count() or 1))
 """Pods worked on at once. Starting a sandbox is mostly the engine's computing: more than there are CPUs
 brings the last of many pods up no sooner, and the first of them much later.
 """
-PULLERS = 3
+PULLERS = 10
+"""Images fetched at once: one that does not come keeps a thread, but no other image."""
+HOOKS = 32
+"""Lifecycle hooks carried out at once; a thread is made when it is needed."""
 MIN_INTERVAL = 0.1
 """Seconds between syncs, each of which lists the containers; the first of a burst is not delayed."""
 _INFRA_IMAGE_CHECK = 30.0
 _RECONNECT = 1.0
 
-_PODS = metrics.gauge("podlane_agent_pods", "Pods bound to this node.")
-_RUNNING = metrics.gauge("podlane_agent_containers_running", "Containers of pods that run.")
-_START = metrics.histogram(
-    "podlane_agent_pod_start_seconds",
-    "From the moment the agent first saw a pod to its being ready.",
-    buckets=(0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0),
-)
+S = TypeVar("S", Pull, RunHook)
 
 
 class Bindings(Protocol):
@@ -153,7 +138,8 @@ class Agent:
             runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=store.remove
         )
         self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after, pool=pool)
-        self._pulls: Workers[tuple[str, str]] = Workers("pull", PULLERS, self.runner.trigger_after, pool=pool)
+        self._pulls: Workers[str] = Workers("pull", PULLERS, self.runner.trigger_after, pool=pool)
+        self._hooks: Workers[tuple[str, str]] = Workers("hook", HOOKS, self.runner.trigger_after, pool=pool)
         self._statuses = StatusWriter(store.update, self.runner.trigger_after, pool=pool)
         self.prober = Prober(
             check or checker(runtime),
@@ -162,14 +148,13 @@ class Agent:
             clock=self.clock,
             pool=pool,
         )
+        self._reporter = Reporter(
+            prober=self.prober, statuses=self._statuses, events=events, node_ip=node_ip, clock=self.clock
+        )
         self._network = NodeNetwork(
             podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock, node_ips=(node_ip,)
         )
         self._infra_image_due = self.clock.monotonic()
-        self._lacking: dict[str, frozenset[str]] = {}
-        self._first_seen: dict[str, float] = {}
-        self._backed_off: set[str] = set()
-        self._undrained: set[str] = set()
         self._stream: EventStream | None = None
         self.on_network_change: Callable[[], None] = lambda: None
 
@@ -189,6 +174,7 @@ class Agent:
         """Begin nothing more. Pods go on running."""
         self._workers.close()
         self._pulls.close()
+        self._hooks.close()
         self._statuses.close()
 
     # --- the sync ------------------------------------------------------------------------
@@ -205,7 +191,7 @@ class Agent:
             self.on_network_change()
         self._ensure_infra_image()
         records = self._network.with_addresses(self.runtime.list())
-        endings = self.memory.note_endings(_ending(pods, records))
+        endings, stops = self.memory.note_endings(_ending(pods, records)), self.memory.stops()
         seen = Observed(
             now=self.clock.now(),
             pods=pods,
@@ -223,14 +209,18 @@ class Agent:
             node=self.node,
             users=self.memory.image_users(self.runtime, wanted_users(pods.values())),
             set_up=self.memory.volumes(),
-            drains=self.drains.look(to_drain(pods, records, endings)),
+            stops=stops,
+            hooks=self.memory.hooks(),
+            started=self.prober.started(),
+            unhealthy=self.prober.unhealthy(),
+            drains=self.drains.look(to_drain(pods, records, endings, stops)),
             drain_delay=self._drain_delay,
             drain_timeout=self._drain_timeout,
         )
         planned = plan(seen)
         self._apply(planned)
         self._write_host_ports(pods, records)
-        self._report(seen, planned)
+        self._reporter.report(seen, planned, self._workers.busy())
         self._forget(seen)
         self._network.sweep(records)
         if planned.wake_at is not None:
@@ -261,111 +251,27 @@ class Agent:
         for pod in planned.pods:
             if pod.bucket == "busy":
                 continue
-            for step in pod.pulls:
-                self._pulls.submit((pod.uid, step.container), _after(self._steps.pull, pod, step))
-            if pod.undrained and pod.uid not in self._undrained:
-                self._undrained.add(pod.uid)
-                self._log.warning("ended undrained", pod=pod.ref, not_acknowledged=pod.undrained)
+            for pull in pod.pulls:
+                self._pulls.submit(pull.image, _beside(self._steps.pull, pod, pull))
+            for hook in pod.hooks:
+                if self.memory.hook_begins(hook.id, hook.kind):
+                    self._hooks.submit((hook.id, hook.kind), _beside(self._steps.run_hook, pod, hook))
             if pod.steps:
                 self._log.debug("plan", bucket=pod.bucket, pod=pod.ref, steps=[str(step) for step in pod.steps])
-                waits = any(isinstance(step, Stop | Release) for step in pod.steps)
+                waits = any(isinstance(step, Release) for step in pod.steps)
                 for made in (step.config.labels for step in pod.steps if isinstance(step, Create)):
                     if ip := made.get(c.POD_IP):
                         self._network.reserve(pod.uid, ip)
                 self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod), waits=waits)
-        if any(pod.steps or pod.pulls for pod in planned.pods):
+        if any(pod.acts for pod in planned.pods):
             self._log.info("sync complete", summary=planned.summary(), why=planned.why())
 
-    def _report(self, seen: Observed, planned: Plan) -> None:
-        """Tell the prober whom to ask, and offer every pod's status to be written."""
-        by_pod: dict[str, list[Record]] = {}
-        for record in seen.records:
-            by_pod.setdefault(c.pod_uid(record), []).append(record)
-        self.prober.set(self._targets(seen, by_pod))
-        probed = self.prober.ready()
-        working = self._workers.busy()
-        for pod_plan in planned.pods:
-            pod = seen.pods.get(pod_plan.uid)
-            if pod is None:
-                continue
-            records = by_pod.get(pod_plan.uid, [])
-            self._tell_backoff(pod, pod_plan, records)
-            self._tell_missing(pod, pod_plan)
-            ready = {r.id for r in records if r.running and (r.id in probed or not _is_probed(pod, r))}
-            new = status.compute(
-                pod, records, ready=ready, waiting=pod_plan.waiting, node_ip=self._node_ip, now=seen.now
-            )
-            self._measure(pod, ready=is_pod_ready(msgspec.structs.replace(pod, status=new)))
-            # while it is being worked on, a status nobody acts on is only one write more
-            if pod_plan.uid in working and not status.is_urgent(pod.status, new):
-                continue
-            self._statuses.offer(pod, new)
-        _PODS.set(len(seen.pods))
-        _RUNNING.set(sum(r.running and c.container_name(r) != c.INFRA for r in seen.records))
-
-    def _tell_backoff(self, pod: Pod, planned: PodPlan, records: list[Record]) -> None:
-        """One event for each attempt that is waited for."""
-        for name, (reason, message) in planned.waiting.items():
-            last = next(iter(attempts(records, name)), None)
-            if reason != "CrashLoopBackOff" or last is None or last.id in self._backed_off:
-                continue
-            self._backed_off.add(last.id)
-            self._events.event(pod, "Warning", "BackOff", message[0].upper() + message[1:])
-
-    def _tell_missing(self, pod: Pod, planned: PodPlan) -> None:
-        """One event for each thing a pod begins to wait for: an address, a volume, a variable."""
-        lacks = {planned.why} if planned.why.startswith((NO_ADDRESS, FAILED_MOUNT)) else set()
-        lacks |= {f"Failed: Error: {why}" for reason, why in planned.waiting.values() if reason == CONFIG_ERROR}
-        if planned.bucket == "busy":
-            return  # nothing was concluded
-        for each in sorted(lacks - self._lacking.get(planned.uid, frozenset())):
-            self._events.event(pod, "Warning", *each.split(": ", 1))
-            self._log.warning("pod waits", pod=planned.ref, reason=each)
-        self._lacking[planned.uid] = frozenset(lacks)
-
-    def _targets(self, seen: Observed, by_pod: Mapping[str, list[Record]]) -> list[Target]:
-        targets: list[Target] = []
-        for uid, pod in seen.pods.items():
-            records = by_pod.get(uid, [])
-            infra = live_infra(records)
-            if infra is None or not infra.ip:
-                continue
-            reported = {s.container_id: s.ready for s in pod.status.container_statuses}
-            for ct in pod.spec.containers:
-                last = next(iter(attempts(records, ct.name)), None)
-                if ct.readiness_probe is None or last is None or not last.running:
-                    continue
-                was_ready = reported.get(f"docker://{last.id}", False)
-                targets.append(
-                    Target(
-                        id=last.id,
-                        pod=pod,
-                        container=ct,
-                        probe=ct.readiness_probe,
-                        ip=infra.ip,
-                        running_for=seen.now - (last.started_at or seen.now),
-                        was_ready=was_ready,
-                        adopted=was_ready,
-                    )
-                )
-        return targets
-
     def _forget(self, seen: Observed) -> None:
-        self.memory.keep(seen.pods.keys())
-        self._statuses.keep(seen.pods.keys())
-        self._backed_off &= {r.id for r in seen.records}
-        self._lacking = {uid: lacks for uid, lacks in self._lacking.items() if uid in seen.pods}
-        self._undrained &= seen.pods.keys()
+        self.memory.keep(seen.pods.keys(), {r.id for r in seen.records})
         self._files.keep(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | self._workers.busy())
-        self._first_seen = {uid: at for uid, at in self._first_seen.items() if uid in seen.pods}
 
-    def _measure(self, pod: Pod, *, ready: bool) -> None:
-        uid = pod.metadata.uid
-        if not ready:
-            self._first_seen.setdefault(uid, self.clock.monotonic())
-        elif self._first_seen.get(uid):
-            _START.observe(self.clock.monotonic() - self._first_seen[uid])
-            self._first_seen[uid] = 0.0
+    def _answered(self, target: Target, ok: bool, message: str) -> None:
+        self._reporter.answered(target, ok, message)
 
     def _ensure_infra_image(self) -> None:
         now = self.clock.monotonic()
@@ -418,13 +324,6 @@ class Agent:
         if self._stream is not None:
             self._stream.close()
 
-    def _answered(self, target: Target, ok: bool, message: str) -> None:
-        """A probe failed, or warned of something."""
-        if target.pod.metadata.deletion_timestamp is not None:
-            return  # it was told to end
-        text = f"{target.kind.capitalize()} probe {'warning' if ok else 'failed'}: {message}"
-        self._events.event(target.pod, "Warning", "ProbeWarning" if ok else "Unhealthy", text)
-
 
 def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> dict[str, bool]:
     """UIDs of pods that must go, and whether they are ready: being deleted, or with containers and not bound here."""
@@ -432,18 +331,13 @@ def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> dict[str, b
     return deleted | {uid: False for uid in map(c.pod_uid, records) if uid not in pods}
 
 
-def _is_probed(pod: Pod, record: Record) -> bool:
-    name = c.container_name(record)
-    return any(ct.name == name and ct.readiness_probe is not None for ct in pod.spec.containers)
-
-
 def _bound(work: Callable[[PodPlan], float], pod: PodPlan) -> Callable[[], float]:
     return lambda: work(pod)
 
 
-def _after(pull: Callable[[PodPlan, Pull], None], pod: PodPlan, step: Pull) -> Callable[[], float]:
+def _beside(do: Callable[[PodPlan, S], None], pod: PodPlan, step: S) -> Callable[[], float]:
     def work() -> float:
-        pull(pod, step)
+        do(pod, step)
         return 0.0
 
     return work

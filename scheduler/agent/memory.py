@@ -1,7 +1,7 @@
 """What the agent remembers between two looks at its node.
 
-Owns: failures being slept off, images fetched, the ends of pods, and which
-images are there. Invariant: losing all of it (the agent restarts) costs a
+Owns: failures being slept off, images fetched, the ends of pods and containers,
+hooks begun, and which images are there. Invariant: losing all of it (the agent restarts) costs a
 repeated attempt or a longer wait, never a wrong action: what must survive is in
 the containers' labels. Thread-safe: workers write, the sync reads.
 """
@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from podlane.runtime.clock import Clock
 from scheduler.agent import containers as c
-from scheduler.agent.model import Ending, Failure
-from scheduler.agent.plan import INITIAL_BACKOFF, MAX_BACKOFF
+from scheduler.agent.actions import HookKind
+from scheduler.agent.history import INITIAL_BACKOFF, MAX_BACKOFF
+from scheduler.agent.model import Ending, Failure, HookRun, Stopping
 from scheduler.agent.runtime import NoSuchImage, Runtime
 from scheduler.agent.volumes import Stamp
 
@@ -31,6 +32,8 @@ class Memory:
         self._failures: dict[tuple[str, str], Failure] = {}
         self._pulled: set[tuple[str, str, int]] = set()
         self._endings: dict[str, Ending] = {}
+        self._stops: dict[str, Stopping] = {}
+        self._hooks: dict[tuple[str, HookKind], HookRun] = {}
         self._images: dict[str, str | None] = {}
         self._image_changes = 0
         self._users: dict[str, str] = {}
@@ -122,16 +125,49 @@ class Memory:
             self._endings = {uid: self._endings.get(uid, Ending(now, ready=ready)) for uid, ready in pods.items()}
             return dict(self._endings)
 
-    def signalled(self, uid: str, container_id: str) -> None:
-        """A container of an ending pod had its SIGTERM."""
+    def stop_begins(self, container_id: str) -> bool:
+        """A container is to end: whether that is news."""
         with self._lock:
-            ending = self._endings.get(uid)
-            if ending is not None:
-                self._endings[uid] = replace(ending, signalled=ending.signalled | {container_id})
+            if container_id in self._stops:
+                return False
+            self._stops[container_id] = Stopping(self._clock.now())
+            return True
 
-    def keep(self, uids: Collection[str]) -> None:
-        """Forget every pod but these."""
+    def signalled(self, container_id: str) -> None:
+        """A container had its SIGTERM."""
+        now = self._clock.now()
         with self._lock:
+            stopping = self._stops.get(container_id, Stopping(now))
+            self._stops[container_id] = replace(stopping, signalled=now)
+
+    def stops(self) -> dict[str, Stopping]:
+        with self._lock:
+            return dict(self._stops)
+
+    # --- hooks ----------------------------------------------------------------------------
+
+    def hook_begins(self, container_id: str, kind: HookKind) -> bool:
+        """A hook of a container is to run: whether that is news."""
+        with self._lock:
+            if (container_id, kind) in self._hooks:
+                return False
+            self._hooks[(container_id, kind)] = HookRun()
+            return True
+
+    def hook_ends(self, container_id: str, kind: HookKind, *, in_seconds: float = 0.0, error: str = "") -> None:
+        """It has ended, or will in so many seconds."""
+        with self._lock:
+            self._hooks[(container_id, kind)] = HookRun(self._clock.now() + in_seconds, error)
+
+    def hooks(self) -> dict[tuple[str, HookKind], HookRun]:
+        with self._lock:
+            return dict(self._hooks)
+
+    def keep(self, uids: Collection[str], container_ids: Collection[str]) -> None:
+        """Forget every pod and container but these."""
+        with self._lock:
+            self._stops = {key: value for key, value in self._stops.items() if key in container_ids}
+            self._hooks = {key: value for key, value in self._hooks.items() if key[0] in container_ids}
             self._failures = {key: value for key, value in self._failures.items() if key[0] in uids}
             self._pulled = {key for key in self._pulled if key[0] in uids}
             self._set_up = {uid: stamp for uid, stamp in self._set_up.items() if uid in uids}

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from podlane.api.types import Pod
-from scheduler.agent.actions import Action, Pull
+from scheduler.agent.actions import Action, HookKind, Pull, RunHook
 from scheduler.agent.addresses import Addresses
 from scheduler.agent.downward import NodeFacts
 from scheduler.agent.podpaths import Paths
+from scheduler.agent.probestate import Target
 from scheduler.agent.references import Known
 from scheduler.agent.runtime import Record
 from scheduler.agent.volumes import Stamp
@@ -35,13 +36,31 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is remembered of a pod that must go: since when (Unix seconds), who had SIGTERM (ids), and whether
-    it was ready when this was first seen, so that connections may still come.
+    """What is remembered of a pod that must go: since when (Unix seconds), and whether it was ready when this
+    was first seen, so that connections may still come.
     """
 
     since: float
-    signalled: frozenset[str] = frozenset()
     ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """What is remembered of a container that is to end: since when, and when it had its SIGTERM (Unix seconds)."""
+
+    begun: float
+    signalled: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HookRun:
+    """A hook of a container that was begun: `over_at` (Unix seconds) may be to come, None is not known yet."""
+
+    over_at: float | None = None
+    error: str = ""
+
+    def is_over(self, now: float) -> bool:
+        return self.over_at is not None and self.over_at <= now
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +85,10 @@ class Observed:
     carried out for; `network` is "" when the pod network is usable, else why
     not, and then `addresses` may be None; `stale` are ids of infra containers
     whose address is of a network that must go. A running infra container with
-    no `ip` is not attached. `drains` has the pods that are to be taken out of
+    no `ip` is not attached. `stops` (by container id) are containers told to end,
+    `hooks` (by container id and kind) those begun, `started` the ids of containers
+    whose startup probe has passed, `unhealthy` the startup or liveness probe that
+    has failed for good, by container id. `drains` has the pods that are to be taken out of
     their services before they are ended; `drain_delay` and `drain_timeout` are
     seconds: after that, and for all of it. `known` is what the store says of the
     objects pods name; `users` has whom images run as, where that matters;
@@ -85,6 +107,10 @@ class Observed:
     addresses: Addresses | None = None
     stale: frozenset[str] = frozenset()
     files: Paths = field(default_factory=Paths)
+    stops: Mapping[str, Stopping] = field(default_factory=dict)
+    hooks: Mapping[tuple[str, HookKind], HookRun] = field(default_factory=dict)
+    started: frozenset[str] = frozenset()
+    unhealthy: Mapping[str, Target] = field(default_factory=dict)
     drains: Mapping[str, Drain] = field(default_factory=dict)
     drain_delay: float = 1.0
     drain_timeout: float = 10.0
@@ -96,9 +122,10 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` go beside
-    the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before;
-    `undrained` is what was waited for in vain before a pod is told to end.
+    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` and `hooks` go
+    beside the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before;
+    `undrained` is what was waited for in vain before a pod is told to end; `failed` is why (reason, message) a pod
+    fails for another cause than its containers.
     """
 
     uid: str
@@ -107,9 +134,16 @@ class PodPlan:
     why: str = ""
     steps: tuple[Action, ...] = ()
     pulls: tuple[Pull, ...] = ()
+    hooks: tuple[RunHook, ...] = ()
     waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     wake_at: float | None = None
     undrained: str = ""
+    failed: tuple[str, str] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Something is to be done."""
+        return bool(self.steps or self.pulls or self.hooks)
 
     @property
     def ref(self) -> str:
@@ -134,12 +168,12 @@ class Plan:
 
     def why(self) -> str:
         """What is done to which pods, for the log: `default/web-1: web ended with 1`."""
-        return ", ".join(f"{p.ref}: {p.why}" for p in self.pods if p.why and (p.steps or p.pulls))
+        return ", ".join(f"{p.ref}: {p.why}" for p in self.pods if p.why and p.acts)
 
     def __str__(self) -> str:
         lines: list[str] = []
         for p in self.pods:
-            if p.steps or p.pulls:
+            if p.acts:
                 lines.append(f"# {p.bucket} {p.ref}" + (f": {p.why}" if p.why else ""))
-                lines += [str(step) for step in (*p.pulls, *p.steps)]
+                lines += [str(step) for step in (*p.pulls, *p.hooks, *p.steps)]
         return "\n".join(lines)

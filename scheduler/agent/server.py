@@ -29,7 +29,7 @@ from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
 from scheduler.agent.apirequest import MAX_SESSIONS, Refused, Request
 from scheduler.agent.certificate import Certificate
-from scheduler.agent.plan import attempts
+from scheduler.agent.history import attempts
 from scheduler.agent.runtime import Record, Runtime
 
 MAX_STRANGERS = 96

@@ -16,6 +16,7 @@ from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
+from scheduler.agent import hooks
 from scheduler.agent.actions import (
     Action,
     Attach,
@@ -24,10 +25,10 @@ from scheduler.agent.actions import (
     Pull,
     Release,
     Remove,
+    RunHook,
     SetUpVolumes,
     Signal,
     Start,
-    Stop,
     WriteHosts,
 )
 from scheduler.agent.memory import Memory
@@ -123,6 +124,20 @@ class Steps:
         self._memory.fetched(plan.uid, step.container, step.attempt)
         self._events.event(plan.pod, "Normal", "Pulled", f'Successfully pulled image "{step.image}"')
 
+    def run_hook(self, plan: PodPlan, step: RunHook) -> None:
+        """Carry out a lifecycle hook to its end; that of `sleep` is only noted."""
+        assert plan.pod is not None
+        if step.kind == "PreStop":
+            self._tell_end(plan, step.container, step.id, step.why)
+        if step.hook.sleep is not None:
+            self._memory.hook_ends(step.id, step.kind, in_seconds=step.hook.sleep.seconds)
+            return
+        ok, message = hooks.carry_out(self._runtime, step)
+        if not ok:
+            self._log.warning("hook failed", pod=plan.ref, step=str(step), error=message)
+            self._events.event(plan.pod, "Warning", f"Failed{step.kind}Hook", f"{step.kind}Hook failed: {message}")
+        self._memory.hook_ends(step.id, step.kind, error="" if ok else message or "failed")
+
     def _do(self, plan: PodPlan, step: Action) -> None:
         runtime = self._runtime
         match step:
@@ -141,20 +156,14 @@ class Steps:
                 self._prepare(plan, step)
             case Signal():
                 self._signal(plan, step)
-            case Stop():
-                self._tell(plan, step.container, "Killing", f"Stopping container {step.container}")
-                try:
-                    runtime.stop(step.name, step.grace)
-                except NoSuchContainer:
-                    return
             case Remove():
                 runtime.remove(step.name)
             case Release():
                 assert plan.pod is not None
                 self._release(plan.pod)
                 self._log.info("pod removed", pod=plan.ref)
-            case Pull():
-                raise AssertionError("pulls go beside the steps")
+            case Pull() | RunHook():
+                raise AssertionError("pulls and hooks go beside the steps")
 
     def _prepare(self, plan: PodPlan, step: WriteHosts | SetUpVolumes | BindParts) -> None:
         match step:
@@ -194,14 +203,18 @@ class Steps:
         return (plan.uid, step.container, number) in self._memory.pulled()
 
     def _signal(self, plan: PodPlan, step: Signal) -> None:
-        if step.signal == "SIGTERM":
-            self._tell(plan, step.container, "Killing", f"Stopping container {step.container}")
+        if step.why:
+            self._tell_end(plan, step.container, step.id, step.why)
         try:
             self._runtime.signal(step.name, step.signal)
         except (NoSuchContainer, NotRunning):
             return
         if step.signal == "SIGTERM":
-            self._memory.signalled(plan.uid, step.id)
+            self._memory.signalled(step.id)
+
+    def _tell_end(self, plan: PodPlan, container: str, identity: str, why: str) -> None:
+        if self._memory.stop_begins(identity):
+            self._tell(plan, container, "Killing", why)
 
     def _failed(self, plan: PodPlan, step: Action, error: PodlaneError) -> None:
         container = c.INFRA if isinstance(step, Release) else step.container

@@ -19,9 +19,11 @@ from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan
 from scheduler.agent.network import NetworkSpec
-from scheduler.agent.plan import plan, to_drain, wanted_images, wanted_users
+from scheduler.agent.plan import plan, wanted_images, wanted_users
+from scheduler.agent.planend import to_drain
 from scheduler.agent.podnet import Plug, is_attached
 from scheduler.agent.podnetfake import FakePodNet
+from scheduler.agent.probestate import Target
 from scheduler.agent.references import Known
 from scheduler.agent.runtime import Record
 from scheduler.agent.steps import Steps
@@ -111,6 +113,8 @@ class Host:
         self.known = Known()
         self.node = NodeFacts(("192.168.64.11",), {"cpu": "4", "memory": "8Gi"}, 8 * 1024**3)
         self.drains: dict[str, Drain] = {}
+        self.started: set[str] = set()
+        self.unhealthy: dict[str, Target] = {}
         self.told = Told()
         self.restart_agent()
 
@@ -145,7 +149,7 @@ class Host:
         ending = {u: is_pod_ready(p) for u, p in self.pods.items() if p.metadata.deletion_timestamp is not None}
         ending |= {u: False for u in map(c.pod_uid, records) if u not in self.pods}
         endings = self.memory.note_endings(ending)
-        draining = to_drain(self.pods, records, endings)
+        draining = to_drain(self.pods, records, endings, self.memory.stops())
         given: dict[str, Any] = {
             "now": self.clock.now(),
             "pods": dict(self.pods),
@@ -154,6 +158,10 @@ class Host:
             "failures": self.memory.failures(),
             "pulled": self.memory.pulled(),
             "endings": endings,
+            "stops": self.memory.stops(),
+            "hooks": self.memory.hooks(),
+            "started": frozenset(self.started),
+            "unhealthy": dict(self.unhealthy),
             "drains": {uid: self.drains.get(uid, Drain(waits_for="the store")) for uid in draining},
             "users": self.memory.image_users(self.runtime, wanted_users(self.pods.values())),
             "set_up": self.memory.volumes(),
@@ -162,7 +170,8 @@ class Host:
             "network": self.network,
             "addresses": Addresses(self.spec, frozenset(map(c.pod_ip, records)) - {""}),
         }
-        return plan(Observed(**{**given, **changes}))
+        self.seen = Observed(**{**given, **changes})
+        return plan(self.seen)
 
     def sync(self) -> Plan:
         """Look, plan, and carry out everything, pulls first."""
@@ -170,6 +179,9 @@ class Host:
         for p in planned.pods:
             for step in p.pulls:
                 self.steps.pull(p, step)
+            for hook in p.hooks:
+                if self.memory.hook_begins(hook.id, hook.kind):
+                    self.steps.run_hook(p, hook)
             self.steps.carry_out(p)
         return planned
 

@@ -177,6 +177,7 @@ def test_a_changed_specification_replaces_the_container() -> None:
     host.pods = {"uid-p": pod("p", container(image="web:2"))}
     plan = host.sync()
     assert plan.why() == "default/p: web specification changed"
+    host.sync()
     assert host.running() == ["web/p#1"]
     assert host.sync().summary() == "keep=1"
 

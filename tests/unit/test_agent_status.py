@@ -14,6 +14,7 @@ from podlane.api.types import Pod, PodStatus, Probe
 from scheduler.agent import status
 from scheduler.agent.containers import INFRA
 from scheduler.agent.network import Segment
+from scheduler.agent.report import health_of
 
 pytestmark = pytest.mark.unit
 
@@ -23,13 +24,9 @@ def report(host: Host, *, ready: bool = True, **changes: Any) -> PodStatus:
     (plan,) = host.look().pods
     assert plan.pod is not None
     records = host.records()
-    given: dict[str, Any] = {
-        "ready": {r.id for r in records if r.running} if ready else set(),
-        "waiting": plan.waiting,
-        "node_ip": "192.168.64.11",
-        "now": host.clock.now(),
-    }
-    return status.compute(plan.pod, records, **{**given, **changes})
+    health = health_of(host.seen, plan, records, started=host.started, ready={r.id for r in records})
+    health = replace(health, **changes) if ready else replace(health, ready=(), **changes)
+    return status.compute(plan.pod, records, health, node_ip="192.168.64.11", now=host.clock.now(), failed=plan.failed)
 
 
 def text(told: PodStatus) -> str:
@@ -37,7 +34,7 @@ def text(told: PodStatus) -> str:
     condition = get_condition(told.conditions, "Ready")
     assert condition is not None
     words = [told.phase, "ready" if condition.status == "True" else "unready", told.pod_ip or "-"]
-    for one in told.container_statuses:
+    for one in (*told.init_container_statuses, *told.container_statuses):
         state = one.state
         if state.waiting:
             what = state.waiting.reason

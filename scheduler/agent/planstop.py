@@ -1,0 +1,99 @@
+"""Ending containers: their preStop hook, SIGTERM, the rest of the grace period, SIGKILL. Pure.
+
+Owns: how one container is ended and in which order a pod's are. Invariants:
+hook and signals share one grace period, counted from the beginning of the end,
+but who had a hook has two seconds for its SIGTERM whatever it took; sidecars
+are told to end when the containers they serve have ended, the last to start
+first; a grace period of 0 is SIGKILL at once. Source: killContainer and
+terminationOrdering (pkg/kubelet/kuberuntime).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from podlane.api.types import Container, LifecycleHandler, Pod
+from scheduler.agent import containers as c
+from scheduler.agent.actions import Action, RunHook, Signal
+from scheduler.agent.history import all_containers, is_sidecar
+from scheduler.agent.model import Observed
+from scheduler.agent.runtime import Record
+
+MINIMUM_GRACE = 2
+"""Seconds between SIGTERM and SIGKILL for who had a preStop hook."""
+
+
+@dataclass(slots=True)
+class Stops:
+    """Collects what is to be done next for those that end, and when to look again."""
+
+    seen: Observed
+    pod: Pod | None
+    ip: str = ""
+    steps: list[Action] = field(default_factory=list)
+    hooks: list[RunHook] = field(default_factory=list)
+    wake_at: float | None = None
+
+    def stop(self, record: Record, *, begun: float, grace: float, why: str, its_turn: bool = True) -> None:
+        """Bring a running container nearer to its end, which has `grace` seconds from `begun` on."""
+        now, deadline = self.seen.now, begun + grace
+        if grace <= 0:
+            self._signal(record, "SIGKILL")
+            return
+        ct = self._spec(record)
+        hook = ct.lifecycle.pre_stop if ct is not None and ct.lifecycle is not None else None
+        known = self.seen.stops.get(record.id)
+        signalled = known.signalled if known is not None else None
+        if signalled is not None:
+            last_moment = max(deadline, signalled + MINIMUM_GRACE) if hook is not None else deadline
+            if now >= last_moment:
+                self._signal(record, "SIGKILL")
+            else:
+                self._wake(last_moment)
+        elif hook is not None and ct is not None and not self._hook_is_over(record, ct, hook, deadline, why):
+            pass
+        elif now < deadline and not its_turn:
+            self._wake(deadline)
+        elif now >= deadline and hook is None:
+            self._signal(record, "SIGKILL")
+        else:
+            self._signal(record, "SIGTERM", why)
+            self._wake(max(deadline, now + MINIMUM_GRACE) if hook is not None else deadline)
+
+    def stop_all(self, records: Iterable[Record], *, grace: float, begun: float | None = None) -> None:
+        """End a pod's containers in their order; without `begun` the period of each began when it was first told."""
+        running = [r for r in records if r.running and c.container_name(r) != c.INFRA]
+        order = {ct.name: number for number, ct in enumerate(all_containers(self.pod))} if self.pod else {}
+        sidecars = {ct.name for ct in self.pod.spec.init_containers if is_sidecar(ct)} if self.pod else set()
+        for record in sorted(running, key=lambda r: order.get(c.container_name(r), 0)):
+            name = c.container_name(record)
+            waits = name in sidecars and any(
+                c.container_name(other) not in sidecars or order[c.container_name(other)] > order[name]
+                for other in running
+            )
+            known = self.seen.stops.get(record.id)
+            since = begun if begun is not None else known.begun if known is not None else self.seen.now
+            self.stop(record, begun=since, grace=grace, why=f"Stopping container {name}", its_turn=not waits)
+
+    def _hook_is_over(self, record: Record, ct: Container, hook: LifecycleHandler, deadline: float, why: str) -> bool:
+        now, run = self.seen.now, self.seen.hooks.get((record.id, "PreStop"))
+        if now >= deadline or (run is not None and run.is_over(now)):
+            return True
+        if run is None:
+            name = c.container_name(record)
+            self.hooks.append(RunHook(name, record.name, record.id, "PreStop", hook, ct, self.ip, deadline - now, why))
+            self._wake(deadline)
+        else:
+            self._wake(deadline if run.over_at is None else min(deadline, run.over_at))
+        return False
+
+    def _signal(self, record: Record, signal: str, why: str = "") -> None:
+        self.steps.append(Signal(c.container_name(record), record.name, record.id, signal, why))
+
+    def _spec(self, record: Record) -> Container | None:
+        name = c.container_name(record)
+        return next((ct for ct in all_containers(self.pod) if ct.name == name), None) if self.pod else None
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
