@@ -258,6 +258,10 @@ class State:
                     made.add(self.nodes[placed.node], weight)
         return made
 
+    def counts(self) -> Iterable[Count]:
+        """All that are kept."""
+        return self._counts.values()
+
     def _drop_counts(self) -> None:
         self._counts.clear()
         self._counts_by_token.clear()
