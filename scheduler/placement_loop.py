@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from podlane.api.meta import get_condition, namespaced_name, set_condition, utcnow_from
-from podlane.api.types import Condition, Lease, Node, Pod
+from podlane.api.types import Condition, Lease, Namespace, Node, Pod
 from podlane.errors import NotFound, StoreUnavailable
 from podlane.store.bulk import Binding, Change
 from scheduler.loop import Context, Loop, delete_pods
@@ -29,7 +29,7 @@ class PlacementLoop(Loop):
     """Binds pods to nodes, and says why where it cannot."""
 
     name = "placement"
-    watches = (Pod, Node, Lease)
+    watches = (Pod, Node, Lease, Namespace)
     min_interval = 0.01
 
     def __init__(self, context: Context) -> None:
@@ -38,7 +38,9 @@ class PlacementLoop(Loop):
         self._pods = self.snapshot.pods.feed()
         self._nodes = self.snapshot.nodes.feed()
         self._leases = self.snapshot.leases.feed()
+        self._namespaces = self.snapshot.of_kind(Namespace).feed()
         self._alive: set[str] = set()
+        self._labels: dict[str, dict[str, str]] = {}
         self._told: dict[str, float] = {}
         self._binding: dict[str, Pod] = {}
 
@@ -63,6 +65,14 @@ class PlacementLoop(Loop):
             for key, lease in leases.objects.items():
                 (self._alive.discard if lease is None else self._alive.add)(key.rpartition("/")[2])
             self._planner.update(alive=self._alive)
+        if (namespaces := self._namespaces.take()).objects or namespaces.complete:
+            self._labels = {} if namespaces.complete else dict(self._labels)
+            for name, namespace in namespaces.objects.items():
+                if namespace is None:
+                    self._labels.pop(name, None)
+                else:
+                    self._labels[name] = namespace.metadata.labels
+            self._planner.update(namespaces=self._labels)
 
     # --- binding ----------------------------------------------------------------------
 
