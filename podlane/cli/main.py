@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label": ("podlane.cli.label:label", "Set or remove labels."),
     "logs": ("podlane.cli.logs:logs", "Print the output of a container."),
     "exec": ("podlane.cli.exec:exec_", "Run a command in a container."),
+    "top": ("podlane.cli.top:top", "Show what pods or nodes use of CPU and memory."),
     "events": ("podlane.cli.events:events", "List events, oldest first."),
     "cordon": ("podlane.cli.nodes:cordon", "Mark nodes unschedulable."),
     "uncordon": ("podlane.cli.nodes:uncordon", "Mark nodes schedulable."),

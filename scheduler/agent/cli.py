@@ -302,6 +302,7 @@ def agent(
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
     from scheduler.agent.server import AgentServer
+    from scheduler.agent.stats import Stats
 
     ip = node_ip or _own_address(store_config)
     clock = SystemClock()
@@ -333,6 +334,7 @@ def agent(
         token=cluster.token,
         certificate=certificate,
         pods=lambda: bindings.snapshot().values(),
+        usage=Stats(runtime, clock).usage,
         clock=clock,
     )
     measures = Measures(partial(measure, state_dir), capacity, system_reserved, eviction_hard)

@@ -383,6 +383,11 @@ def test_logs_and_exec_through_the_agent(rig: Rig) -> None:
         "s.resize(40, 132); s.send(b'\\n'); print(b'40 132' in b''.join(d for _, d in s.output()), s.exit_code())"
     )
     assert rig.client(script) == "True 0\n"
+    script = (
+        "s = c.stats(); (p,) = s['pods']; (w,) = p['containers'];"
+        "print(p['name'], w['name'], w['cpu'] >= 0, 0 < w['memory'] < s['node']['memory'], s['node']['cpu'] > 0)"
+    )
+    assert rig.client(script) == "p web True True True\n"
     for scheme in ("http", "https"):
         argv = [
             "busybox",
