@@ -69,15 +69,13 @@ def top(
     if not is_pods and (containers or all_namespaces):
         raise UsageError("--containers and --all-namespaces: expected pods with them")
     found = fetch(session, target, namespace=None if all_namespaces else session.namespace, selector=selector)
-    nodes = session.registry.list(Node, None).items
-    if is_pods:
-        placed = {p.spec.node_name for p in found.objects if isinstance(p, Pod)}
-        nodes = [n for n in nodes if n.metadata.name in placed]
-    else:
-        nodes = [n for n in found.objects if isinstance(n, Node)]
+    pods = [p for p in found.objects if isinstance(p, Pod)]
+    nodes = [n for n in found.objects if isinstance(n, Node)]
+    if pods:
+        placed = {p.spec.node_name for p in pods}
+        nodes = [n for n in session.registry.list(Node).items if n.metadata.name in placed]
     told, failures = _ask(session, nodes)
     if is_pods:
-        pods = [p for p in found.objects if isinstance(p, Pod)]
         _show_pods(pods, told, sort_by, output, containers=containers, named=all_namespaces, headers=not no_headers)
     else:
         _show_nodes(nodes, told, sort_by, output, headers=not no_headers)
