@@ -146,7 +146,10 @@ def is_pod_ready(pod: Pod) -> bool:
 
 
 def get_condition(conditions: Iterable[Condition], type: str) -> Condition | None:  # noqa: A002 - the field's name
-    return next((condition for condition in conditions if condition.type == type), None)
+    for condition in conditions:  # asked of every pod and node again and again: a generator takes twice as long
+        if condition.type == type:
+            return condition
+    return None
 
 
 def set_condition(conditions: tuple[Condition, ...], condition: Condition) -> tuple[Condition, ...]:

@@ -191,6 +191,13 @@ class Registry:
             )
         return self._replace(old, obj)
 
+    def replace(self, old: O, new: O) -> O:
+        """As `update`, over an object as it was last seen, which is not read again.
+
+        Raises NotFound, Conflict (it has changed since), Invalid, RangeFull.
+        """
+        return self._replace(old, new)
+
     def modify(self, cls: type[O], namespace: str, name: str, change: Callable[[O], O | None]) -> O:
         """Read, change and write, again when another writer was faster, for DEFAULT_TIMEOUT seconds.
 

@@ -94,7 +94,7 @@ class HostPortTable(Protocol):
 class Store(Protocol):
     """podlane.store.registry.Registry, as far as it is used here."""
 
-    def update(self, obj: Pod) -> Pod: ...
+    def replace(self, old: Pod, new: Pod) -> Pod: ...
 
     def remove(self, pod: Pod) -> object: ...
 
@@ -140,7 +140,7 @@ class Agent:
         self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after, pool=pool)
         self._pulls: Workers[str] = Workers("pull", PULLERS, self.runner.trigger_after, pool=pool)
         self._hooks: Workers[tuple[str, str]] = Workers("hook", HOOKS, self.runner.trigger_after, pool=pool)
-        self._statuses = StatusWriter(store.update, self.runner.trigger_after, pool=pool)
+        self._statuses = StatusWriter(store.replace, self.runner.trigger_after, pool=pool)
         self.prober = Prober(
             check or checker(runtime),
             on_change=self.trigger,

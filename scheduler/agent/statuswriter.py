@@ -25,17 +25,17 @@ _FAILURE_PAUSES = (0.5, 5.0)
 
 
 class StatusWriter:
-    """`update` is Registry.update; `look_again(seconds)` asks for another sync."""
+    """`replace` is Registry.replace; `look_again(seconds)` asks for another sync."""
 
     def __init__(
-        self, update: Callable[[Pod], Pod], look_again: Callable[[float], None], *, pool: MakePool = threads
+        self, replace: Callable[[Pod, Pod], Pod], look_again: Callable[[float], None], *, pool: MakePool = threads
     ) -> None:
-        self._update = update
+        self._replace = replace
         self._look_again = look_again
         self._pool = pool(_THREADS, "status")
         self._lock = threading.Lock()
         self._latest: dict[str, Pod] = {}
-        self._pending: dict[str, Pod] = {}
+        self._pending: dict[str, tuple[Pod, PodStatus]] = {}
         self._writing: set[str] = set()
         self._failures = 0
         self._log = get_logger("status")
@@ -52,7 +52,7 @@ class StatusWriter:
             if status == pod.status:
                 self._pending.pop(uid, None)
                 return
-            self._pending[uid] = msgspec.structs.replace(pod, status=status)
+            self._pending[uid] = pod, status
             if uid in self._writing:
                 return
             self._writing.add(uid)
@@ -62,7 +62,7 @@ class StatusWriter:
         """Forget every pod but these."""
         with self._lock:
             self._latest = {uid: pod for uid, pod in self._latest.items() if uid in uids}
-            self._pending = {uid: pod for uid, pod in self._pending.items() if uid in uids}
+            self._pending = {uid: offered for uid, offered in self._pending.items() if uid in uids}
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -70,21 +70,20 @@ class StatusWriter:
     def _run(self, uid: str) -> None:
         while True:
             with self._lock:
-                pod = self._pending.pop(uid, None)
+                offered = self._pending.pop(uid, None)
                 latest = self._latest.get(uid)
-                if pod is None:
+                if offered is None:
                     self._writing.discard(uid)
                     return
-            if latest is not None and _revision(latest) > _revision(pod):
-                if latest.status == pod.status:
-                    continue
-                pod = msgspec.structs.replace(latest, status=pod.status)
-            self._write(uid, pod)
+            pod, status = offered
+            pod = _later(pod, latest)
+            if pod.status != status:
+                self._write(uid, pod, status)
 
-    def _write(self, uid: str, pod: Pod) -> None:
+    def _write(self, uid: str, pod: Pod, status: PodStatus) -> None:
         name = f"{pod.metadata.namespace}/{pod.metadata.name}"
         try:
-            written = self._update(pod)
+            written = self._replace(pod, msgspec.structs.replace(pod, status=status))
         except NotFound:
             return
         except Conflict:
