@@ -6,11 +6,12 @@ Source: Kubernetes' pkg/printers/internalversion/printers.go, printPod.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from podlane.api.meta import is_pod_finished, is_pod_ready
-from podlane.api.types import ContainerState, ContainerStatus, Pod
+from podlane.api.meta import get_condition, is_pod_finished, is_pod_ready
+from podlane.api.types import ContainerState, Pod
 from podlane.runtime.text import age
 
 
@@ -43,32 +44,52 @@ def state_reason(state: ContainerState) -> str:
     return ""
 
 
-def _runs(status: ContainerStatus) -> bool:
-    return status.ready and status.state.running is not None and not state_reason(status.state)
-
-
 def summarize(pod: Pod) -> PodSummary:
-    """The pod in one line. The first container that does not run names the reason."""
-    statuses = pod.status.container_statuses
-    reason = pod.status.reason or pod.status.phase
-    reason = next((word for status in statuses if (word := state_reason(status.state))), reason)
-    ready = sum(map(_runs, statuses))
-    if reason == "Completed" and ready:
-        reason = "Running" if is_pod_ready(pod) else "NotReady"
+    """The pod in one line. The first container that does not run names the reason; while init containers run, the
+    one whose turn it is: `Init:1/2`, `Init:CrashLoopBackOff`.
+    """
+    sidecars = {ct.name for ct in pod.spec.init_containers if ct.restart_policy == "Always"}
+    init, statuses = pod.status.init_container_statuses, pod.status.container_statuses
+    running = [s for s in init if s.name in sidecars and s.started and s.ready]
+    reason = _init_reason(pod, sidecars)
+    if not reason or _is_initialized(pod):
+        reason = next((word for s in statuses if (word := state_reason(s.state))), "")
+        reason = reason or pod.status.reason or pod.status.phase
+        counted = [s for s in init if s.name in sidecars] + list(statuses)
+        serving = [s for s in statuses if s.ready and s.state.running is not None]
+        if reason == "Completed" and serving:
+            reason = "Running" if is_pod_ready(pod) else "NotReady"
+        running += serving
+    else:
+        counted = list(init)
     if pod.metadata.deletion_timestamp is not None:
         if pod.status.reason == "NodeLost":
             reason = "Unknown"
         elif not is_pod_finished(pod):
             reason = "Terminating"
-    ended = [
-        status.last_state.terminated.finished_at
-        for status in statuses
-        if status.last_state.terminated is not None and status.last_state.terminated.finished_at is not None
-    ]
+    ended = [s.last_state.terminated.finished_at for s in counted if s.last_state.terminated is not None]
     return PodSummary(
-        ready=ready,
-        total=len(pod.spec.containers),
+        ready=len(running),
+        total=len(pod.spec.containers) + len(sidecars),
         reason=reason,
-        restarts=sum(status.restart_count for status in statuses),
-        last_restart=max(ended, default=None),
+        restarts=sum(s.restart_count for s in counted),
+        last_restart=max((at for at in ended if at is not None), default=None),
     )
+
+
+def _init_reason(pod: Pod, sidecars: Collection[str]) -> str:
+    """What the first init container that is not done does; "" when all are."""
+    for number, status in enumerate(pod.status.init_container_statuses):
+        ended = status.state.terminated
+        if (ended is not None and ended.exit_code == 0) or (status.name in sidecars and status.started):
+            continue
+        word = state_reason(status.state)
+        if word and word != "PodInitializing":
+            return f"Init:{word}"
+        return f"Init:{number}/{len(pod.spec.init_containers)}"
+    return ""
+
+
+def _is_initialized(pod: Pod) -> bool:
+    condition = get_condition(pod.status.conditions, "Initialized")
+    return condition is not None and condition.status == "True"

@@ -25,7 +25,9 @@ from scheduler.agent.podnet import Plug, is_attached
 from scheduler.agent.podnetfake import FakePodNet
 from scheduler.agent.probestate import Target
 from scheduler.agent.references import Known
+from scheduler.agent.report import health_of
 from scheduler.agent.runtime import Record
+from scheduler.agent.status import compute
 from scheduler.agent.steps import Steps
 from scheduler.agent.volumefiles import MountFailed
 from scheduler.agent.volumes import SubPath, VolumeSetUp
@@ -184,6 +186,17 @@ class Host:
                     self.steps.run_hook(p, hook)
             self.steps.carry_out(p)
         return planned
+
+    def report_all(self) -> None:
+        """Write what the agent would report of its pods."""
+        planned, records = self.look(), self.records()
+        for p in planned.pods:
+            if p.pod is None:
+                continue
+            mine = [r for r in records if c.pod_uid(r) == p.uid]
+            health = health_of(self.seen, p, mine, started=self.started, ready={r.id for r in mine})
+            new = compute(p.pod, mine, health, node_ip="192.168.64.11", now=self.clock.now(), failed=p.failed)
+            self.pods[p.uid] = msgspec.structs.replace(p.pod, status=new)
 
     def settle(self, times: int = 6) -> None:
         for _ in range(times):

@@ -30,6 +30,7 @@ from podlane.api.types import (
     Service,
     ServiceSpec,
 )
+from podlane.cli.podstatus import summarize
 from podlane.errors import NotFound, StoreUnavailable
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
@@ -104,6 +105,8 @@ class World:
         self.told = Told()
         self.serving: Callable[[Target], tuple[bool, str]] = lambda _target: (True, "")
         self.drain_timeout = 10.0
+        self.watched = ""
+        self.seen: list[str] = []
 
     # --- the agent ----------------------------------------------------------------------
 
@@ -152,6 +155,7 @@ class World:
         """Do what is due now; returns the seconds until something else will be."""
         while self.tasks:
             self.tasks.popleft()()
+            self._watch()
         if self.bound.changed():
             self.agent.trigger()
         while not self.heard.queue.empty():
@@ -159,6 +163,19 @@ class World:
                 self.agent.heard(event)
         pause = min(self.agent.prober.step(), self.drainer.runner.step(), self.agent.runner.step())
         return 0.0 if self.tasks else pause
+
+    def watch(self, pod_name: str) -> list[str]:
+        """From now on `get pods -w` of a pod, as "READY STATUS RESTARTS"."""
+        self.watched, self.seen = pod_name, []
+        self._watch()
+        return self.seen
+
+    def _watch(self) -> None:
+        if self.watched and not self.gone(self.watched):
+            told = summarize(self.get(self.watched))
+            line = f"{told.ready}/{told.total} {told.reason} {told.restarts}"
+            if self.seen[-1:] != [line]:
+                self.seen.append(line)
 
     def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Let time pass until the condition holds; it may be looked at between any two things that happen."""

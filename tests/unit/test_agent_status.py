@@ -217,3 +217,60 @@ def test_only_what_others_act_on_is_urgent() -> None:
     obj = msgspec.structs.replace(obj, status=up)
     assert not urgent(obj, report(host, ready=False))
     assert urgent(obj, report(host, ready=True))
+
+
+def test_init_containers_are_told_apart_from_the_others() -> None:
+    inits = (container("fetch"), container("proxy", restart_policy="Always"))
+    host = Host(pod("p", init_containers=inits))
+    host.sync()
+    told = report(host)
+    assert text(told) == (
+        "Pending unready 10.5.3.2 | fetch running x0 | proxy PodInitializing x0 | web PodInitializing x0"
+    )
+    condition = get_condition(told.conditions, "Initialized")
+    assert condition is not None
+    assert (condition.status, condition.reason, condition.message) == (
+        "False",
+        "ContainersNotInitialized",
+        "containers with incomplete status: [fetch proxy]",
+    )
+    host.runtime.end(name("fetch", "p"), 0)
+    host.settle()
+    told = report(host)
+    assert (
+        text(told)
+        == "Running ready 10.5.3.2 | fetch Completed(0) x0 ready | proxy running x0 ready | web running x0 ready"
+    )
+    condition = get_condition(told.conditions, "Initialized")
+    assert condition is not None
+    assert condition.status == "True"
+    adopt(host, told)
+    host.runtime.remove(name("fetch", "p"))  # its end is remembered
+    assert report(host) == told
+    host.runtime.end(name("proxy", "p"), 1)
+    told = report(host)
+    assert text(told).startswith("Running unready")
+    ready = get_condition(told.conditions, "Ready")
+    assert ready is not None
+    assert ready.message == "containers with unready status: [proxy]"
+
+
+@pytest.mark.parametrize(("policy", "phase"), [("Never", "Failed"), ("Always", "Pending")])
+def test_a_failed_init_container_fails_the_pod_only_if_it_is_not_tried_again(policy: str, phase: str) -> None:
+    host = Host(pod("p", init_containers=(container("fetch"),), restart_policy=policy))
+    host.sync()
+    host.runtime.end(name("fetch", "p"), 7)
+    assert text(report(host)) == f"{phase} unready 10.5.3.2 | fetch Error(7) x0 | web PodInitializing x0"
+
+
+def test_a_pod_is_not_finished_while_one_of_its_containers_runs() -> None:
+    host = Host(pod("p", init_containers=(container("proxy", restart_policy="Always"),), restart_policy="Never"))
+    host.settle()
+    adopt(host, report(host))
+    host.runtime.ignores_term = {name("proxy", "p")}
+    host.runtime.end(name("web", "p"), 0)
+    host.settle()
+    assert text(report(host)) == "Running unready 10.5.3.2 | proxy running x0 ready | web Completed(0) x0"
+    host.clock.advance(30)
+    host.settle()
+    assert report(host).phase == "Succeeded"
