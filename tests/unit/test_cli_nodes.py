@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from cli_shell import Shell, lines, owner, pod, rc
+from cli_shell import Shell
 
-from podlane.api.types import Node, ObjectMeta, Pod
+from podlane.api.taints import spelled
+from podlane.api.types import Node, ObjectMeta
 
 pytestmark = pytest.mark.unit
 
@@ -11,13 +12,9 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def shell() -> Shell:
     shell = Shell()
-    controller = rc()
     shell.add(
         Node(metadata=ObjectMeta(name="node1", labels={"rack": "a"})),
         Node(metadata=ObjectMeta(name="node2", labels={"rack": "b"})),
-        pod("web-1", owner=owner(controller)),
-        pod("web-2", owner=owner(controller), labels={"app": "db"}),
-        pod("web-3", node="node2", owner=owner(controller)),
     )
     return shell
 
@@ -26,19 +23,8 @@ def unschedulable(shell: Shell) -> list[bool]:
     return [node.spec.unschedulable for node in shell.registry.list(Node).items]
 
 
-def agents_end_pods(shell: Shell, after: float) -> None:
-    """Every agent removes, at that moment, the pods that are ending."""
-
-    def remove() -> None:
-        for item in shell.registry.list(Pod).items:
-            if item.metadata.deletion_timestamp is not None:
-                shell.registry.remove(item)
-
-    shell.clock.at(shell.clock.monotonic() + after, remove)
-
-
-def names(shell: Shell) -> list[str]:
-    return [item.metadata.name for item in shell.registry.list(Pod).items]
+def taints(shell: Shell, name: str = "node1") -> list[str]:
+    return [spelled(taint) for taint in shell.registry.get(Node, "", name).spec.taints]
 
 
 def test_cordon_and_uncordon(shell):
@@ -61,56 +47,60 @@ def test_a_node_that_is_not_there_stops_all(shell):
     assert shell.fails("cordon", code=2).startswith("error: nodes: expected names or --selector")
 
 
-def test_drain_moves_the_pods_and_waits(shell):
-    agents_end_pods(shell, after=6)
-    assert lines(shell.ok("drain", "node1")) == [
-        "node/node1 cordoned",
-        "evicting pod default/web-1",
-        "evicting pod default/web-2",
-        "pod/web-1 evicted",
-        "pod/web-2 evicted",
-        "node/node1 drained",
-    ]
-    assert 6 <= shell.clock.monotonic() < 8
-    assert names(shell) == ["web-3"]
-    assert unschedulable(shell) == [True, False]
+# --- taints -----------------------------------------------------------------------------------
 
 
-def test_drain_refuses_what_nothing_would_make_anew(shell):
-    shell.add(pod("alone"))
-    before = names(shell)
-    errors = shell.fails("drain", "node1")
-    assert errors == ("error: drain: pods without a controller would be lost: default/alone; --force deletes them\n")
-    assert names(shell) == before
-    agents_end_pods(shell, after=1)
-    result = shell.run("drain", "node1", "--force")
-    assert result.exit_code == 0
-    assert result.stderr == "warning: deleting pods that have no controller: default/alone\n"
-    assert names(shell) == ["web-3"]
+def test_taint_and_untaint(shell):
+    assert shell.ok("taint", "nodes", "node1", "dedicated=db:NoSchedule", "spot:NoExecute") == "node/node1 tainted\n"
+    assert taints(shell) == ["dedicated=db:NoSchedule", "spot:NoExecute"]
+    assert shell.ok("taint", "node", "node1", "dedicated:NoSchedule-") == "node/node1 untainted\n"
+    assert taints(shell) == ["spot:NoExecute"]
+    done = shell.ok("taint", "node/node1", "spot-", "dedicated=db:PreferNoSchedule", "dedicated=db:NoExecute")
+    assert done == "node/node1 modified\n"
+    assert taints(shell) == ["dedicated=db:PreferNoSchedule", "dedicated=db:NoExecute"]
+    assert shell.ok("taint", "nodes", "node1", "dedicated-") == "node/node1 untainted\n"
+    assert taints(shell) == []
 
 
-def test_drain_of_some_pods_with_a_grace_of_its_own(shell):
-    agents_end_pods(shell, after=1)
-    shell.ok("drain", "node1", "--pod-selector", "app=db", "--grace-period=2")
-    assert names(shell) == ["web-1", "web-3"]
-
-
-def test_drain_gives_up(shell):
-    errors = shell.fails("drain", "node1", "--timeout=10s")
-    assert errors == "error: wait for deletion of pod/web-1, pod/web-2: still there after 10 s\n"
-
-
-def test_drain_dry_run(shell):
+def test_a_taint_is_changed_with_overwrite_only(shell):
+    shell.ok("taint", "nodes", "node1", "dedicated=db:NoSchedule")
     before = shell.revision()
-    assert lines(shell.ok("drain", "node1", "--dry-run")) == [
-        "node/node1 cordoned (dry run)",
-        "evicting pod default/web-1 (dry run)",
-        "evicting pod default/web-2 (dry run)",
-        "node/node1 drained (dry run)",
-    ]
+    assert shell.ok("taint", "nodes", "node1", "dedicated=db:NoSchedule") == "node/node1 not changed\n"
+    errors = shell.fails("taint", "nodes", "node1", "dedicated=web:NoSchedule")
+    assert errors == "error: taint node/node1: it has dedicated=db:NoSchedule already; --overwrite changes it\n"
     assert shell.revision() == before
+    shell.ok("taint", "nodes", "node1", "dedicated=web:NoSchedule", "--overwrite")
+    assert taints(shell) == ["dedicated=web:NoSchedule"]
 
 
-def test_an_empty_node_is_drained_at_once(shell):
-    shell.add(Node(metadata=ObjectMeta(name="node3")))
-    assert shell.ok("drain", "node3") == "node/node3 cordoned\nnode/node3 drained\n"
+def test_a_taint_that_is_not_there_is_not_removed(shell):
+    shell.ok("taint", "nodes", "node1", "dedicated=db:NoSchedule")
+    errors = shell.fails("taint", "nodes", "node1", "dedicated:NoExecute-", "spot-")
+    assert errors == "error: taint node/node1: it has no taint dedicated:NoExecute, spot\n"
+
+
+def test_taints_by_label_of_all_and_dry(shell):
+    assert shell.ok("taint", "nodes", "-l", "rack=b", "a:NoSchedule", "--dry-run") == "node/node2 tainted (dry run)\n"
+    assert taints(shell, "node2") == []
+    assert shell.ok("taint", "nodes", "--all", "a:NoSchedule") == "node/node1 tainted\nnode/node2 tainted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("node1", "a=b"), 'taint "a=b": expected an effect of NoSchedule, PreferNoSchedule, NoExecute'),
+        (("node1", "a=b:Never"),
+         'taint "a=b:Never": expected an effect of NoSchedule, PreferNoSchedule, NoExecute, got "Never"'),
+        (("node1", "-a:NoSchedule"), None),
+        (("node1", "a/b/c:NoSchedule"), 'taint "a/b/c:NoSchedule": expected a DNS name before the "/" of the key'),
+        (("node1", "a:NoSchedule", "a-"), 'taint "a": expected to set it or to remove it, got both'),
+        (("node1", "a:NoSchedule", "a=x:NoSchedule"), 'taint "a:NoSchedule": given twice'),
+        (("node1",), "taint: missing; expected KEY=VALUE:EFFECT to set or KEY:EFFECT- to remove"),
+        (("a:NoSchedule",), "nodes: expected names or --selector"),
+        (("node1", "--all", "a:NoSchedule"), "--all: expected no names and no --selector with it"),
+    ],
+)  # fmt: skip
+def test_taints_that_make_no_sense(shell, arguments, error):
+    before = shell.revision()
+    assert (error or "") in shell.fails("taint", "nodes", *arguments, code=2)
+    assert shell.revision() == before
