@@ -15,11 +15,18 @@ from podlane.cli.session import Session
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("podlane.cli.apply:apply", "Create or change objects from manifests."),
-    "create": ("podlane.cli.apply:create", "Create objects from manifests; an existing one is an error."),
+    "create": (
+        "podlane.cli.create:create",
+        "Create objects from manifests or the command line; an existing one is an error.",
+    ),
     "get": ("podlane.cli.get:get", "List objects."),
     "describe": ("podlane.cli.describe:describe", "Show objects in detail, with their events."),
     "delete": ("podlane.cli.delete:delete", "Delete objects by name, label or manifest."),
     "scale": ("podlane.cli.scale:scale", "Change the replicas of a replication controller."),
+    "rolling-update": (
+        "podlane.cli.rollingupdate:rolling_update",
+        "Replace a replication controller's pods by those of a new one, a few at a time.",
+    ),
     "label": ("podlane.cli.label:label", "Set or remove labels."),
     "logs": ("podlane.cli.logs:logs", "Print the output of a container."),
     "exec": ("podlane.cli.exec:exec_", "Run a command in a container."),
