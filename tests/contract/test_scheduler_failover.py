@@ -89,37 +89,46 @@ def leader_of(store: Store) -> str:
     return kv.value.decode() if kv else ""
 
 
-def most_pods_at_once(store: Store, since: int) -> int:
-    """The most active pods there were in any revision."""
-    prefix, active, most = prefix_for(Pod), set(), 0
-    with store.watch(prefix, start_revision=since) as watch:
-        while (batch := watch.next(1.0)) is not None:
-            for event in batch.events:
-                live = event.type == "put" and is_pod_active(decode(Pod, event.kv.value))
-                (active.add if live else active.discard)(event.kv.key)
-            most = max(most, len(active))
-    return most
+def pods_in(registry: Registry) -> list[Pod]:
+    return [p for p in registry.list(Pod).items if is_pod_active(p)]
 
 
-def test_a_frozen_leader_that_goes_on_is_fenced(store, processes):
+class History:
+    """What every revision since `since` showed: the most active pods there were at once, and each pod's nodes."""
+
+    def __init__(self, store: Store, since: int) -> None:
+        self.most = 0
+        self.nodes: dict[str, set[str]] = {}
+        active: set[str] = set()
+        with store.watch(prefix_for(Pod), start_revision=since) as watch:
+            while (batch := watch.next(1.0)) is not None:
+                for event in batch.events:
+                    pod = decode(Pod, event.kv.value) if event.type == "put" else None
+                    (active.add if pod is not None and is_pod_active(pod) else active.discard)(event.kv.key)
+                    if pod is not None and pod.spec.node_name:
+                        self.nodes.setdefault(pod.metadata.uid, set()).add(pod.spec.node_name)
+                self.most = max(self.most, len(active))
+
+
+def test_a_leader_frozen_with_writes_in_its_hands_is_fenced_when_it_goes_on(store, processes):
     registry = Registry(store)
     registry.init_cluster(ClusterConfig())
     status = NodeStatus(
-        allocatable={"cpu": "4", "memory": "8Gi", "pods": "110"},
+        allocatable={"cpu": "100", "memory": "100Gi", "pods": "5000"},
         conditions=(Condition(type="Ready", status="True"),),
     )
-    registry.create(Node(metadata=ObjectMeta(name="n1"), status=status))
-    registry.put_node_lease("n1", 0, 10)
+    for name in ("n1", "n2"):
+        registry.create(Node(metadata=ObjectMeta(name=name), status=status))
+        registry.put_node_lease(name, 0, 10)
     labels = {"app": "web"}
     template = PodTemplateSpec(
         metadata=ObjectMeta(labels=labels), spec=PodSpec(containers=(Container(name="main", image="web:1"),))
     )
     spec = ReplicationControllerSpec(replicas=3, selector=labels, template=template)
     created = registry.create(ReplicationController(metadata=ObjectMeta(name="web", namespace="default"), spec=spec))
-    beginning = int(created.metadata.resource_version)
 
     def bound() -> int:
-        return sum(bool(p.spec.node_name) and is_pod_active(p) for p in registry.list(Pod).items)
+        return sum(bool(p.spec.node_name) for p in pods_in(registry))
 
     def scale(replicas: int) -> None:
         registry.modify(
@@ -129,16 +138,28 @@ def test_a_frozen_leader_that_goes_on_is_fenced(store, processes):
     eventually(lambda: bound() == 3)
     frozen = next(p for p in processes if p.identity == leader_of(store))
     other = next(p for p in processes if p is not frozen)
-    frozen.send(signal.SIGSTOP)
-    # what it finds when it goes on is more to do than it knew of
-    scale(5)
-    eventually(lambda: leader_of(store) == other.identity and bound() == 5)
-    scale(7)
+    wanted = 3
+    while len(pods_in(registry)) == wanted:
+        # freeze it in the middle of making pods: what it has yet to write is decided already
+        wanted += 300
+        with store.watch(prefix_for(Pod), start_revision=store.list(prefix_for(Pod)).revision + 1) as watch:
+            scale(wanted)
+            eventually(lambda watch=watch: (batch := watch.next(1.0)) is not None and bool(batch.events))
+        frozen.send(signal.SIGSTOP)
+        if len(pods_in(registry)) == wanted:  # it was quicker
+            frozen.send(signal.SIGCONT)
+            eventually(lambda wanted=wanted: bound() == wanted)
+    eventually(lambda: leader_of(store) == other.identity and bound() == wanted, 60.0)
+    wanted += 2
+    scale(wanted)
     frozen.send(signal.SIGCONT)
-    eventually(lambda: bound() == 7)
+    eventually(lambda: bound() == wanted)
+    eventually(lambda: "another scheduler leads" in frozen.log.read_text())
     eventually(lambda: "no longer leading" in frozen.log.read_text())
     assert leader_of(store) == other.identity
-    assert most_pods_at_once(store, beginning) == 7
+    history = History(store, int(created.metadata.resource_version))
+    assert history.most == wanted
+    assert [nodes for nodes in history.nodes.values() if len(nodes) > 1] == []
     # and it is of use again: it takes over when the other ends
     assert other.end() == 0
     scale(4)
