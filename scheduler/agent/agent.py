@@ -162,6 +162,10 @@ class Agent:
         """Something changed. Cheap, from any thread."""
         self.runner.trigger()
 
+    def busy(self) -> frozenset[str]:
+        """UIDs of the pods that are being worked on."""
+        return self._workers.busy()
+
     def network_problem(self) -> str | None:
         """Why no pod can be given a network now; None when it can."""
         return self._network.problem or None

@@ -26,12 +26,14 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig, connect
 from podlane.store.options import store_options
+from scheduler.agent.engineoptions import engine_options
 
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
     from scheduler.agent.node import Heartbeat
     from scheduler.agent.pressure import Thresholds
+    from scheduler.agent.prune import Limits
 
 DEFAULT_PORT = 10250
 HEALTHZ_PORT = 10248
@@ -177,15 +179,7 @@ def _beat(cluster: Cluster, clock: Clock, heartbeat: Callable[[int], Heartbeat],
     metavar="IP",
     help="Address of the node, where the agent's API listens.  [default: the one used towards etcd]",
 )
-@click.option(
-    "--docker-host",
-    envvar="DOCKER_HOST",
-    show_envvar=True,
-    default="unix:///run/docker.sock",
-    show_default=True,
-    metavar="URL",
-    help="Docker's API.",
-)
+@engine_options
 @click.option(
     "--subnet-file",
     envvar="AGENT_SUBNET_FILE",
@@ -276,6 +270,8 @@ def agent(
     node_name: str,
     node_ip: str | None,
     docker_host: str,
+    docker_timeout: float,
+    image_limits: Limits,
     subnet_file: Path,
     state_dir: Path,
     agent_port: int,
@@ -301,6 +297,7 @@ def agent(
     from scheduler.agent.node import Facts, Heartbeat, Registrar, node_facts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
+    from scheduler.agent.pruner import Pruner
     from scheduler.agent.server import AgentServer
     from scheduler.agent.stats import Stats
 
@@ -308,7 +305,7 @@ def agent(
     clock = SystemClock()
     daemon = daemon_options.make_daemon("agent", clock=clock)
     lock = _lock(state_dir)
-    runtime = DockerRuntime(docker_host)
+    runtime = DockerRuntime(docker_host, quick=docker_timeout)
     registry = Registry(connect(store_config), clock=clock)
     cluster = Cluster(registry, clock)
     recorder = EventRecorder(registry, "agent", node_name, clock)
@@ -351,6 +348,15 @@ def agent(
         facts, registry=registry, runtime=runtime, network=worker.network, clock=clock, measures=measures
     )
     worker.node = node_facts(facts)
+    pruner = Pruner(
+        node_name,
+        runtime=runtime,
+        pods=lambda: bindings.snapshot().values(),
+        busy=worker.busy,
+        events=recorder,
+        clock=clock,
+        limits=image_limits,
+    )
     worker.on_network_change = registrar.runner.trigger
 
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
@@ -364,6 +370,7 @@ def agent(
         "agent": worker.runner.run,
         "node": registrar.runner.run,
         "heartbeat": partial(_beat, cluster, clock, heartbeat),
+        "prune": pruner.runner.run,
     }
     for name, body in threads.items():
         daemon.add_thread(name, body)

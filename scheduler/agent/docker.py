@@ -22,12 +22,13 @@ from typing import Any
 import docker.utils
 
 from scheduler.agent import containers as c
-from scheduler.agent.dockerapi import QUICK_TIMEOUT, WORK_TIMEOUT, DockerApi, Stream, without_deadline
+from scheduler.agent.dockerapi import WORK_TIMEOUT, DockerApi, Stream, without_deadline
 from scheduler.agent.dockerexec import DockerExec, run_to_end
 from scheduler.agent.dockerforms import container_body, state_of, time_of
 from scheduler.agent.infra import image_archive
 from scheduler.agent.runtime import (
     INFRA_IMAGE,
+    QUICK_TIMEOUT,
     ContainerConfig,
     ExecResult,
     Image,
@@ -293,7 +294,7 @@ class DockerRuntime:
         since: float | None = None,
         timestamps: bool = False,
     ) -> Stream:
-        wanted = {"follow": follow, "tail": "all" if tail is None else tail, "timestamps": timestamps}
+        wanted: dict[str, Any] = {"follow": follow, "tail": "all" if tail is None else tail, "timestamps": timestamps}
         if since is not None and since > 0:
             wanted["since"] = since
         stream = self._api.ask(

@@ -22,12 +22,10 @@ import docker.errors
 import requests.exceptions
 import urllib3.exceptions
 
-from scheduler.agent.runtime import NotRunning, RuntimeRefused, RuntimeUnavailable
+from scheduler.agent.runtime import QUICK_TIMEOUT, NotRunning, RuntimeRefused, RuntimeUnavailable
 
 T = TypeVar("T")
 
-QUICK_TIMEOUT = 15.0
-"""Seconds for questions, which dockerd answers from memory."""
 WORK_TIMEOUT = 120.0
 """Seconds for steps; under load dockerd takes its time to start a container."""
 PULL_TIMEOUT = 60.0

@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 
 from podlane.errors import PodlaneError
 
+QUICK_TIMEOUT = 15.0
+"""Seconds an engine may take to answer a question."""
 INFRA_IMAGE = "podlane/infra:1"
 NO_NETWORK = "none"
 """A network namespace of its own with nothing in it but `lo`: the agent plugs it in (podnet.py)."""

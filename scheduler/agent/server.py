@@ -43,7 +43,8 @@ class AgentServer:
     """Serves from construction on; `close` ends it. Raises PodlaneError when the address cannot be had.
 
     `token` gives the token as of now; while it is empty everything is refused.
-    `pods` are those bound to the node (raising PodlaneError while they are not known); `usage` is what `GET /stats` answers with.
+    `pods` are those bound to the node (raising PodlaneError while they are not
+    known); `usage` is what `GET /stats` answers with.
     """
 
     def __init__(
