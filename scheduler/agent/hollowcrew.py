@@ -32,21 +32,29 @@ class Crew:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._due: list[tuple[float, int, Work]] = []
         self._numbers = itertools.count()
-        self._waits_for_time = False
+        # one thread without work waits for the next moment, all others until they are called: to wake is dear
+        self._moment = threading.Condition(self._lock)
+        self._call = threading.Condition(self._lock)
+        self._waits_for_moment = False
+        self._waiting_for_call = 0
         self._log = get_logger("crew")
 
     def later(self, seconds: float, work: Work) -> None:
         """Do `work` in so many seconds, or soon after."""
-        with self._changed:
-            heapq.heappush(self._due, (self.clock.monotonic() + seconds, next(self._numbers), work))
-            self._changed.notify()
+        with self._lock:
+            entry = (self.clock.monotonic() + seconds, next(self._numbers), work)
+            heapq.heappush(self._due, entry)
+            if seconds <= 0 and self._waiting_for_call:
+                self._call.notify()
+            elif self._due[0] is entry:
+                (self._moment if self._waits_for_moment else self._call).notify()
 
     def step(self) -> float:
         """Do one piece of work that is due; returns the seconds until another will be, 0 after a piece."""
-        with self._changed:
+        with self._lock:
             pause = self._pause()
             if pause > 0:
                 return pause
@@ -62,22 +70,22 @@ class Crew:
                 self._do(work)
 
     def _take(self, stop: threading.Event) -> Work | None:
-        with self._changed:
+        with self._lock:
             while not stop.is_set():
                 pause = self._pause()
                 if pause <= 0:
                     work = heapq.heappop(self._due)[2]
-                    if self._due:
-                        self._changed.notify()  # somebody must wait for the next
+                    if not self._waits_for_moment:
+                        self._call.notify()  # somebody must wait for the next
                     return work
-                if self._waits_for_time:  # one who waits for the time is enough
-                    self._changed.wait(_LOOK)
-                    continue
-                self._waits_for_time = True
-                try:
-                    self._changed.wait(min(pause, _LOOK))
-                finally:
-                    self._waits_for_time = False
+                if self._waits_for_moment:
+                    self._waiting_for_call += 1
+                    self._call.wait(_LOOK)
+                    self._waiting_for_call -= 1
+                else:
+                    self._waits_for_moment = True
+                    self._moment.wait(min(pause, _LOOK))
+                    self._waits_for_moment = False
         return None
 
     def _pause(self) -> float:
