@@ -7,7 +7,7 @@ not waited for; it does not reset the doubling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -43,6 +43,10 @@ class Backoff(Generic[T]):
     def reason(self, key: str) -> T | None:
         known = self._refusals.get(key)
         return None if known is None else known.reason
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys that were refused."""
+        return iter(list(self._refusals))
 
     def due(self, now: float) -> set[str]:
         return {key for key, known in self._refusals.items() if known.again <= now}

@@ -32,9 +32,18 @@ from scheduler.loop import Context, Loop, Recorder
 from scheduler.namespaces_loop import NamespacesLoop
 from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
+from scheduler.quota_loop import QuotaLoop
 from scheduler.replication_loop import ReplicationLoop
 
-LOOPS: tuple[type[Loop], ...] = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop)
+LOOPS: tuple[type[Loop], ...] = (
+    ReplicationLoop,
+    PlacementLoop,
+    EndpointsLoop,
+    NodesLoop,
+    GarbageLoop,
+    NamespacesLoop,
+    QuotaLoop,
+)
 
 JOIN_SECONDS = 6.0
 """How long loops may take to end; a store call in progress ends by its own deadline."""

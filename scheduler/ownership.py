@@ -45,6 +45,9 @@ class Ownership:
     def owner(self, uid: str) -> Owner:
         return self._owners[uid]
 
+    def is_in(self, uid: str, namespaces: Collection[str]) -> bool:
+        return uid in self._owners and self._owners[uid].namespace in namespaces
+
     def touch(self, uids: Iterable[str]) -> None:
         """These are to be decided on, as far as they are known."""
         self.dirty.update(filter(self.knows, uids))

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from podlane.api.meta import controller_of, namespaced_name
-from podlane.api.types import Lease, Node, Object, ObjectReference, Pod
+from podlane.api.types import Lease, Node, Object, ObjectReference, Pod, ResourceQuota
 from podlane.errors import (
     AlreadyExists,
     Conflict,
@@ -44,7 +44,7 @@ class ReplicationLoop(Loop):
 
     name = "replication"
     kinds: tuple[Kind[Any], ...] = KINDS
-    watches = (*(kind.cls for kind in KINDS), Pod, Node, Lease)
+    watches = (*(kind.cls for kind in KINDS), Pod, Node, Lease, ResourceQuota)
     min_interval = 0.01
 
     def __init__(self, context: Context) -> None:
@@ -53,6 +53,7 @@ class ReplicationLoop(Loop):
         self._kinds = {kind.cls.KIND: kind for kind in self.kinds}
         self._owners = {name: self.snapshot.of_kind(kind.cls).feed() for name, kind in self._kinds.items()}
         self._pods = self.snapshot.pods.feed()
+        self._quotas = self.snapshot.of_kind(ResourceQuota).feed()
         self._nodes = (self.snapshot.nodes.feed(), self.snapshot.leases.feed())
         self._unreachable: frozenset[str] = frozenset()
         self._creating: dict[str, Pod] = {}
@@ -116,6 +117,8 @@ class ReplicationLoop(Loop):
             owners = {key: obj and self._kinds[name].owner_of(obj) for key, obj in changes.objects.items()}
             self._index.see_owners(name, Changes(owners, changes.complete))
         self._index.see_pods(self._pods.take())
+        eased = {quota.metadata.namespace for quota in self._quotas.take().objects.values() if quota is not None}
+        self._index.touch(uid for uid in self._trouble if self._index.is_in(uid, eased))
         moved = [feed.take() for feed in self._nodes]
         if any(taken.objects or taken.complete for taken in moved):
             unreachable = self.snapshot.unreachable()

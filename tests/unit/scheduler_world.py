@@ -19,9 +19,10 @@ from scheduler.loop import Context
 from scheduler.namespaces_loop import NamespacesLoop
 from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
+from scheduler.quota_loop import QuotaLoop
 from scheduler.replication_loop import ReplicationLoop
 
-LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop)
+LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop, QuotaLoop)
 KINDS = (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, *FURTHER)
 
 
