@@ -47,7 +47,7 @@ class Hosts:
         self.store = store
         self.nodes = tuple(h for h in topology.hosts if h.role == "node")
         self.etcd: process.Record | None = None
-        self._server = next(h for h in topology.hosts if h.role == "server")
+        self.server = next(h for h in topology.hosts if h.role == "server")
 
     def netns(self, host: Host) -> str:
         return self.topology.netns(host)
@@ -73,12 +73,16 @@ class Hosts:
     def start_proxyd(self, host: Host, *options: str) -> process.Record:
         return self._start(host, "proxyd", *options)
 
+    def start_scheduler(self, *options: str) -> process.Record:
+        """On the server's host, beside etcd."""
+        return self._start(self.server, "scheduler", *options)
+
     def end(self, record: process.Record) -> None:
         process.stop([record], timeout=15)
 
     def start_etcd(self) -> None:
         """Start it on the data there is; returns at the moment it answers."""
-        record = self.etcd = self._start(self._server, "etcd")
+        record = self.etcd = self._start(self.server, "etcd")
         deadline = time.monotonic() + ETCD_START
         while not self.etcd_answers():
             if time.monotonic() > deadline or not process.alive(record):
@@ -100,7 +104,7 @@ class Hosts:
             raise BenchHostsError(f"put {key}: etcd did not take it")
 
     def _ask_etcd(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        with closing(http.client.HTTPConnection(self._server.address, ETCD_CLIENT_PORT, timeout=2)) as connection:
+        with closing(http.client.HTTPConnection(self.server.address, ETCD_CLIENT_PORT, timeout=2)) as connection:
             try:
                 connection.request(method, path, body)
                 return connection.getresponse().read()

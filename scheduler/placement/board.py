@@ -34,6 +34,7 @@ class Board:
         self.keys = keys
         self.groups: dict[Group, list[tuple[Order, str, int]]] = {}
         self._standing: dict[str, tuple[int, tuple[int, int, float] | None]] = {}
+        self._group_of: dict[str, Group] = {}
         self._position = -1
         self._epoch = -1
         self._images: dict[str, float] = {}
@@ -59,6 +60,7 @@ class Board:
 
     def _rebuild(self, state: State, *, keep_standing: bool) -> None:
         self.groups = {}
+        self._group_of = {name: tuple(map(node.labels.get, self.keys)) for name, node in state.nodes.items()}
         self._standing = {n: s for n, s in self._standing.items() if n in state.nodes} if keep_standing else {}
         for node in state.nodes.values():
             entry = self._entry(node)
@@ -70,7 +72,7 @@ class Board:
         self._entries = len(state.nodes)
 
     def group_of(self, node: NodeState) -> Group:
-        return tuple(node.labels.get(key) for key in self.keys)
+        return self._group_of[node.name]
 
     def push(self, node: NodeState) -> None:
         """Put in the node as it is now; earlier entries of it count no more."""

@@ -189,11 +189,11 @@ class ClassRun:
             self._judge_groups([g for g in self._groups if any(map(eq, g, here))])
         if eased.intersection(self._fine_keys):
             self._mark(list(self._shut))
+        concerned = {node.name} & self._marked
         for key in self._fine_keys:
             domain = node.domain(key)
             if domain is not None:
-                self._mark(self._state.domains(key)[domain])
-        if node.name in self._marked:
-            self._mark((node.name,))
-        else:
+                concerned.update(self._state.domains(key)[domain])
+        self._mark(concerned)
+        if not concerned:
             self._board.push(node)

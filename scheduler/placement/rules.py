@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from podlane.api.types import ZONE_LABEL
 from scheduler.placement.counts import Carried, Count, Matching, Siblings, Spreading
@@ -24,13 +25,12 @@ DomainOf = Callable[[str], str | None]
 """The domain of one node for a topology key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How good a domain is: preferred weight (more is better), then pods in the way (fewer), then siblings."""
 
-    preferred: int = 0
-    crowd: float = 0.0
-    siblings: int = 0
+    preferred: int
+    crowd: float
+    siblings: int
 
 
 class Level:
@@ -100,17 +100,25 @@ class Part:
 
     def judge(self, domain: DomainOf, *, alone: bool) -> Verdict | None:
         """None where the class may not be. `alone`: it is the first of a group that wants to be near itself."""
-        if not alone and any(not count.at(domain(count.key)) for count in self.near):
-            return None
-        if any(count.at(domain(count.key)) for count, _, _ in self.apart):
-            return None
-        if any(level.too_many(domain(level.spread.key)) for level in self.levels):
-            return None
-        return Verdict(
-            sum(weight * count.at(domain(count.key)) for weight, count in self.weights),
-            sum(_crowd(factor, spread, count, domain(count.key)) for factor, spread, count in self.crowds),
-            sum(count.at(domain(count.key)) for count in self.siblings),
-        )
+        # loops, not generators: this is done for each domain that a placement concerns
+        if not alone:
+            for count in self.near:
+                if not count.at(domain(count.key)):
+                    return None
+        for count, _, _ in self.apart:
+            if count.at(domain(count.key)):
+                return None
+        for level in self.levels:
+            if level.too_many(domain(level.spread.key)):
+                return None
+        preferred, crowd, siblings = 0, 0.0, 0
+        for weight, count in self.weights:
+            preferred += weight * count.at(domain(count.key))
+        for factor, spread, count in self.crowds:
+            crowd += _crowd(factor, spread, count, domain(count.key))
+        for count in self.siblings:
+            siblings += count.at(domain(count.key))
+        return Verdict(preferred, crowd, siblings)
 
 
 def _crowd(factor: float, spread: Spread, count: Count, domain: str | None) -> float:
