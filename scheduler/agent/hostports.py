@@ -3,8 +3,8 @@
 Owns: the nft table `inet podlane-hostports` (and no other), and what is in it:
 one map element for each port of each pod that is attached here. Invariants: the
 table is loaded as a whole in one transaction, so nobody meets half of it; it
-goes with the last pod that has such a port; it is right again at most CHECK
-seconds after someone deleted it. A pod on the node's own network needs none of
+goes with the last pod that has such a port; where someone deleted it, it is made
+again at the next look. A pod on the node's own network needs none of
 this. Not at the loopback address, which would take `route_localnet`; whoever
 is on the same bridge is answered through netfilter only with
 bridge-nf-call-iptables, which proxyd sets. Source: the portmap plugin of CNI.
@@ -20,12 +20,10 @@ from podlane.api.podresources import is_sidecar
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime import command, nftables
-from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
 
 TABLE = "podlane-hostports"
-CHECK = 30.0
 _OURS = nftables.Table(nftables.NFPROTO_INET, TABLE)
 _TIMEOUT = 15.0
 _RETRY = 5.0
@@ -127,32 +125,29 @@ def _set(what: str, name: str, types: str, elements: list[str]) -> list[str]:
 class HostPorts:
     """The table in the kernel of the network namespace we are in. For one thread."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._loaded: frozenset[HostPort] | None = None
         """What is in the table as far as we know; None: that is not known."""
-        self._due = clock.monotonic()
         self._log = get_logger("hostports")
 
     def sync(self, wanted: frozenset[HostPort]) -> float | None:
         """Make the table right; returns in how many seconds to try again after a failure, None when all is well."""
-        now = self._clock.monotonic()
-        if wanted == self._loaded and now < self._due:
+        if not wanted and self._loaded == wanted:
             return None
         try:
-            self._check()
+            if not _exists():
+                self._loaded = frozenset()
             if wanted != self._loaded:
                 command.run(["nft", "-f", "-"], input=script(wanted), timeout=_TIMEOUT)
                 self._log.info("host ports written", ports=len(wanted))
-            self._loaded, self._due = wanted, now + CHECK
+            self._loaded = wanted
         except (PodlaneError, OSError) as error:
             self._loaded = None
             self._log.warning("host ports not written", error=str(error), retry_in=_RETRY)
             return _RETRY
         return None
 
-    def _check(self) -> None:
-        """Note that there is no table, or that there is one of which nothing is known."""
-        with NetlinkSocket(NETLINK_NETFILTER) as socket:
-            if not nftables.exists(socket, _OURS):
-                self._loaded = frozenset()
+
+def _exists() -> bool:
+    with NetlinkSocket(NETLINK_NETFILTER) as socket:
+        return nftables.exists(socket, _OURS)
