@@ -150,7 +150,7 @@ def _follow_store(worker: Agent, registry: Registry, daemon: Daemon, clock: Cloc
 
     worker.references = references = References(registry.store, worker.trigger, clock)
     worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
-    worker.host_ports = HostPorts(clock)
+    worker.host_ports = HostPorts()
     daemon.add_thread("references", references.run)
     daemon.add_thread("services", services.run)
 
