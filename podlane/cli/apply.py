@@ -1,4 +1,4 @@
-"""`podlane apply` and `podlane create`: from manifests to stored objects.
+"""`podlane apply`: from manifests to stored objects; `create` (create.py) takes the same steps.
 
 Owns: the order of events. Invariant: every manifest of every file is read,
 checked and compared with what is stored before the first write, so bad input
@@ -224,18 +224,4 @@ def apply(session: Session, filenames: tuple[str, ...], output: str | None, dry_
             if step.live is not None and LAST_APPLIED not in step.live.metadata.annotations
         ]
     )
-    write_all(session, steps, output, dry_run=dry_run)
-
-
-@click.command("create", cls=Command)
-@filename_option
-@output_option("json", "yaml", "name")
-@dry_run_option
-@pass_session
-def create(session: Session, filenames: tuple[str, ...], output: str | None, dry_run: bool) -> None:
-    """Create the objects of the manifests. An object that exists is an error."""
-    manifests = read(session, filenames)
-    if errors := check_together(session, manifests):
-        raise UsageError("\n".join(errors))
-    steps = [Step(manifest, None, manifest.obj) for manifest in in_writing_order(manifests)]
     write_all(session, steps, output, dry_run=dry_run)

@@ -153,12 +153,15 @@ class Command(click.Command):
 class LazyGroup(click.Group):
     """A group that knows its commands' names and one-line help without importing them.
 
-    `lazy` maps a name to ("module:attribute", "help").
+    `lazy` maps a name to ("module:attribute", "help"); `aliases` are other names, which are not listed.
     """
 
-    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **attrs: Any) -> None:
+    def __init__(
+        self, *args: Any, lazy: Mapping[str, tuple[str, str]], aliases: Mapping[str, str] | None = None, **attrs: Any
+    ) -> None:
         super().__init__(*args, **attrs)
         self.lazy = dict(lazy)
+        self.aliases = dict(aliases or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -166,6 +169,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
+        cmd_name = self.aliases.get(cmd_name, cmd_name)
         if cmd_name not in self.lazy:
             return None
         module, _, attribute = self.lazy[cmd_name][0].partition(":")
@@ -183,7 +187,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion for a mistyped name."""
         name = args[0]
-        if name not in self.lazy and not name.startswith("-"):
+        if name not in self.lazy and name not in self.aliases and not name.startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(name, self.lazy, n=1)
@@ -203,6 +207,10 @@ class LazyGroup(click.Group):
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
         finally:
             session.close()
+
+
+class CommandGroup(Command, LazyGroup):
+    """A command on a cluster that has sub-commands."""
 
 
 def session_of(ctx: click.Context) -> Session:

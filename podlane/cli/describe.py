@@ -69,14 +69,19 @@ def _events_of(session: Session, obj: Object) -> list[Event]:
 
 
 def _related(session: Session, obj: Object) -> tuple[Object, ...]:
-    """The pods of a controller or a node, the endpoint slices of a service; none if they cannot be read."""
+    """The pods of a controller or a node, the slices of a service, the quotas of a namespace.
+
+    None if they cannot be read.
+    """
     from podlane.api.meta import controller_of
     from podlane.api.types import (
         SERVICE_NAME_LABEL,
         EndpointSlice,
+        Namespace,
         Node,
         Pod,
         ReplicationController,
+        ResourceQuota,
         Service,
     )
 
@@ -89,6 +94,8 @@ def _related(session: Session, obj: Object) -> tuple[Object, ...]:
             pods = session.registry.list(Pod, namespace).items
             owned = ((p, controller_of(p)) for p in pods)
             return tuple(p for p, owner in owned if owner is not None and owner.uid == obj.metadata.uid)
+        if isinstance(obj, Namespace):
+            return session.registry.list(ResourceQuota, obj.metadata.name).items
         if isinstance(obj, Node):
             pods = session.registry.list(Pod).items
             return tuple(p for p in pods if p.spec.node_name == obj.metadata.name)

@@ -42,7 +42,8 @@ from podlane.api.types import (
     SessionAffinityConfig,
     TCPSocketAction,
 )
-from podlane.cli.description import describe_object, probe_text
+from podlane.cli.description import describe_object
+from podlane.cli.description_container import probe_text
 from podlane.runtime.clock import SystemClock
 
 pytestmark = pytest.mark.unit
@@ -84,6 +85,7 @@ def test_a_pod():
         == """\
 Name:             web-1
 Namespace:        default
+Priority:         0
 Node:             node1/192.168.64.11
 Start Time:       Sun, 01 Mar 2026 11:55:00 +0000
 Labels:           app=web
@@ -121,8 +123,11 @@ Conditions:
   Type    Status
   ----    ------
   Ready   True
+Volumes:          <none>
+QoS Class:        Burstable
 Restart Policy:   Always
 Node-Selectors:   disk=ssd
+Tolerations:      <none>
 Events:
   Type      Reason    Age               From           Message
   ----      ------    ---               ----           -------
@@ -161,6 +166,9 @@ Pod Template:
       Image:          web:1
       Port:           <none>
       Environment:    <none>
+  Volumes:          <none>
+  Node-Selectors:   <none>
+  Tolerations:      <none>
 Events:           <none>"""
     )
 
