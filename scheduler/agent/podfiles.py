@@ -4,13 +4,13 @@ Owns: the folder `pods/` of the agent's state, one folder per pod UID, in which
 its volumes are too (volumefiles.py). Docker makes such files only for networks
 of its own. Invariants: a pod's hosts file is there before a container that
 mounts it is made; it is written in place, for a mount follows the file and not
-its name; what a container added to it stays; folders of pods that are not known
-are removed. Source: the kubelet's managed hosts file (pkg/kubelet/kubelet_pods.go), systemd-resolved(8): its stub listens on
+its name; what a container added to it stays. Source: the kubelet's managed hosts file (pkg/kubelet/kubelet_pods.go), systemd-resolved(8): its stub listens on
 the host's loopback, which a pod cannot reach.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from scheduler.agent.volumes import SubPath, VolumeSetUp
 HOSTS = Path("/etc/hosts")
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED_UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
+RETRY = 30.0
+"""Seconds until a folder that could not be removed is tried again."""
 _STUBS = {"127.0.0.53", "127.0.0.54"}
 
 _HOSTS = """\
@@ -53,7 +55,7 @@ class PodFiles:
         self._resolv_conf = resolv_conf
         self._upstream = upstream
         self._hosts = hosts
-        self._told: set[str] = set()
+        self._not_before: dict[str, float] = {}
         self._log = get_logger("agent")
 
     def paths(self) -> Paths:
@@ -90,19 +92,27 @@ class PodFiles:
         """Raises volumefiles.MountFailed."""
         volumefiles.bind(part)
 
-    def keep(self, uids: Collection[str]) -> None:
-        """Remove the folders of all pods but these. What cannot be removed is told, and tried again next time."""
+    def left_over(self, uids: Collection[str]) -> list[str]:
+        """UIDs of the pods but these that have a folder here, without those whose removal has just failed."""
         try:
-            unknown = [entry for entry in self._folder.iterdir() if entry.name not in uids]
+            found = [entry.name for entry in self._folder.iterdir() if entry.name not in uids]
         except FileNotFoundError:
-            return
-        for entry in unknown:
-            try:
-                volumefiles.remove(entry)
-            except OSError as error:
-                if entry.name not in self._told:
-                    self._log.warning("pod folder not removed", folder=str(entry), error=error.strerror or str(error))
-                self._told.add(entry.name)
+            return []
+        now = time.monotonic()
+        return [uid for uid in found if self._not_before.get(uid, now) <= now]
+
+    def remove(self, uid: str) -> float:
+        """Remove a pod's folder; takes as long as its volumes are large. Returns in how many seconds to look again."""
+        try:
+            volumefiles.remove(self._folder / uid)
+        except OSError as error:
+            if uid not in self._not_before:
+                text = error.strerror or str(error)
+                self._log.warning("pod folder not removed", folder=str(self._folder / uid), error=text, retry_in=RETRY)
+            self._not_before[uid] = time.monotonic() + RETRY
+        else:
+            self._not_before.pop(uid, None)
+        return RETRY
 
 
 def _resolv_conf(file: Path, upstream: Path) -> str:

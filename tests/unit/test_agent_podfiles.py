@@ -53,10 +53,11 @@ def test_a_hosts_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None
 
 def test_only_known_pods_keep_their_folder(tmp_path: Path) -> None:
     pods = files(tmp_path)
-    pods.keep(set())
+    assert pods.left_over(set()) == []
     for uid in ("u1", "u2"):
         pods.write_hosts(pods.paths().hosts(uid), "p", ["10.5.3.2"])
-    pods.keep({"u2"})
+    for uid in pods.left_over({"u2"}):
+        pods.remove(uid)
     assert [p.name for p in (tmp_path / "pods").iterdir()] == ["u2"]
 
 
