@@ -272,7 +272,12 @@ class Agent:
 
     def _forget(self, seen: Observed) -> None:
         self.memory.keep(seen.pods.keys(), {r.id for r in seen.records})
-        self._files.keep(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | self._workers.busy())
+        self._remove_left_over(seen.pods.keys() | {c.pod_uid(r) for r in seen.records})
+
+    def _remove_left_over(self, known: Collection[str]) -> None:
+        """Remove the files of pods that are nowhere any more; large volumes take their time."""
+        for uid in self._files.left_over(known | self._workers.busy()):
+            self._workers.submit(uid, lambda uid=uid: self._files.remove(uid), waits=True)
 
     def _answered(self, target: Target, ok: bool, message: str) -> None:
         self._reporter.answered(target, ok, message)

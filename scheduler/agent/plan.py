@@ -96,6 +96,7 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record], free: Iterator[st
     steps: list[Action] = [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA) if r.id != infra.id]
     builder = Builder(seen, pod, infra.name, infra.id, infra.ip or c.pod_ip(infra))
     set_up, builder.blocked = _plan_volumes(seen, pod, begun=begun)
+    builder.wake_at = builder.blocked[1] if builder.blocked is not None else None
     steps += set_up
     if not infra.ip and not c.is_on_host(infra):
         if blocked := _blocked(seen, pod):
