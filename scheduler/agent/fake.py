@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from podlane.runtime.clock import Clock, SystemClock
 from scheduler.agent.runtime import (
+    HOST_NETWORK,
     INFRA_IMAGE,
     NO_NETWORK,
     ContainerConfig,
@@ -231,7 +232,7 @@ class FakeRuntime:
                 joined = config.network.removeprefix("container:")
                 # Docker too resolves what is there, and leaves the rest to the start
                 joined = next((x.record.id for x in self._containers.values() if x.record.name == joined), joined)
-            elif config.network != NO_NETWORK:
+            elif config.network not in {NO_NETWORK, HOST_NETWORK}:
                 raise RuntimeRefused(f"create container {config.name}: no network {config.network}")
             identity = f"{next(self._numbers):011x}{0:053x}"  # as with Docker, the first digits tell them apart
             record = Record(

@@ -16,6 +16,7 @@ from dockerd_process import IMAGE, Dockerd, dockerd, namespace
 from scheduler.agent import containers as c
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.runtime import (
+    HOST_NETWORK,
     INFRA_IMAGE,
     NO_NETWORK,
     ContainerConfig,
@@ -28,6 +29,7 @@ from scheduler.agent.runtime import (
     Runtime,
     RuntimeRefused,
     RuntimeUnavailable,
+    Security,
 )
 
 pytestmark = pytest.mark.contract
@@ -81,6 +83,20 @@ def run(runtime: Runtime, cfg: ContainerConfig) -> str:
     identity = runtime.create(cfg)
     runtime.start(identity)
     return identity
+
+
+def test_a_container_on_the_engines_own_network_and_one_that_joins_it(runtime: Runtime) -> None:
+    runtime.ensure_infra_image()
+    first = run(runtime, config("POD", network=HOST_NETWORK))
+    second = run(runtime, config("web", infra="t-POD", security=Security(user="1000:2000", cap_drop=("ALL",))))
+    states = {record.id: (record.state, record.joined) for record in runtime.list()}
+    assert states == {first: ("running", ""), second: ("running", first)}
+
+
+def test_whom_an_image_runs_as(runtime: Runtime) -> None:
+    assert runtime.image_user(IMAGE) == ""
+    with pytest.raises(NoSuchImage):
+        runtime.image_user("podlane-test/none:1")
 
 
 def infra(runtime: Runtime) -> str:
