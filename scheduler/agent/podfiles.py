@@ -4,7 +4,8 @@ Owns: the folder `pods/` of the agent's state, one folder per pod UID, in which
 its volumes are too (volumefiles.py). Docker makes such files only for networks
 of its own. Invariants: a pod's hosts file is there before a container that
 mounts it is made; it is written in place, for a mount follows the file and not
-its name; what a container added to it stays. Source: the kubelet's managed hosts file (pkg/kubelet/kubelet_pods.go), systemd-resolved(8): its stub listens on
+its name; what a container added to it stays. Source: the kubelet's managed
+hosts file (pkg/kubelet/kubelet_pods.go), systemd-resolved(8): its stub listens on
 the host's loopback, which a pod cannot reach.
 """
 
