@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -274,10 +275,10 @@ class Agent:
         self.memory.keep(seen.pods.keys(), {r.id for r in seen.records})
         self._remove_left_over(seen.pods.keys() | {c.pod_uid(r) for r in seen.records})
 
-    def _remove_left_over(self, known: Collection[str]) -> None:
+    def _remove_left_over(self, known: set[str]) -> None:
         """Remove the files of pods that are nowhere any more; large volumes take their time."""
         for uid in self._files.left_over(known | self._workers.busy()):
-            self._workers.submit(uid, lambda uid=uid: self._files.remove(uid), waits=True)
+            self._workers.submit(uid, partial(self._files.remove, uid), waits=True)
 
     def _answered(self, target: Target, ok: bool, message: str) -> None:
         self._reporter.answered(target, ok, message)
