@@ -31,6 +31,7 @@ from scheduler.agent.security import needs_image_user
 FAILED_MOUNT = "FailedMount: "
 NO_ADDRESS = "FailedCreatePodSandBox: no free address"
 DEADLINE = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+NETWORK_LOST = ("NetworkLost", "The pod's network ended, and with restartPolicy Never it is not made anew")
 
 
 def plan(seen: Observed) -> Plan:
@@ -89,8 +90,11 @@ def _plan_run(seen: Observed, pod: Pod, records: list[Record], free: Iterator[st
     # the namespace died under containers that may not be started a second time
     begun = any(last is not None and last.state != "created" for last in latest.values())
     lost = (infra is None or infra.id in seen.stale) and pod.spec.restart_policy == "Never" and begun
-    if lost or is_over(pod, latest):
-        return plan_finish(seen, pod, records, grace=0 if infra is None or lost else None)
+    if is_over(pod, latest):
+        return plan_finish(seen, pod, records, grace=0 if infra is None else None)
+    if lost:
+        ended = all((last := latest[ct.name]) is not None and last.state != "created" for ct in pod.spec.containers)
+        return plan_finish(seen, pod, records, grace=0, failed=None if ended else NETWORK_LOST)
     if infra is None or infra.id in seen.stale:
         return _plan_rebuild(seen, pod, records, latest, free)
     steps: list[Action] = [Remove(c.INFRA, r.name) for r in attempts(records, c.INFRA) if r.id != infra.id]

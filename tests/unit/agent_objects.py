@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -100,9 +100,11 @@ class HostsFiles:
 class Host:
     """A node without threads: what is bound to it, an engine, and a memory that a restart loses."""
 
-    def __init__(self, *pods: Pod, images: tuple[str, ...] = (IMAGE,)) -> None:
+    def __init__(
+        self, *pods: Pod, images: tuple[str, ...] = (IMAGE,), engine: Callable[[FakeClock], FakeRuntime] = FakeRuntime
+    ) -> None:
         self.clock = FakeClock()
-        self.runtime = FakeRuntime(self.clock)
+        self.runtime = engine(self.clock)
         self.runtime.ensure_infra_image()
         self.podnet = FakePodNet(self.runtime.alive)
         self.spec = SPEC
