@@ -132,7 +132,11 @@ class Leader:
         for cls in LOOPS:
             loop = cls(context)
             runner = Runner(
-                self._until_fenced(loop, over), name=loop.name, clock=self._clock, min_interval=loop.min_interval
+                self._until_fenced(loop, over),
+                name=loop.name,
+                clock=self._clock,
+                min_interval=loop.min_interval,
+                rest=loop.rest,
             )
             runners[loop.name] = runner
             for kind in loop.watches:

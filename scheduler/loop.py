@@ -54,11 +54,16 @@ class Context:
 
 
 class Loop(ABC):
-    """One controller. `watches`: the kinds whose changes make it sync; `min_interval` in seconds."""
+    """One controller. `watches`: the kinds whose changes make it sync; `min_interval` in seconds.
+
+    `rest`: how much longer it pauses after a sync than that took. For loops that look at the whole cluster and
+    can wait: in a large one they would leave little of the processor to those that cannot.
+    """
 
     name: ClassVar[str]
     watches: ClassVar[tuple[type[Object], ...]]
     min_interval: ClassVar[float] = 0.0
+    rest: ClassVar[float] = 0.0
 
     def __init__(self, context: Context) -> None:
         self.context = context

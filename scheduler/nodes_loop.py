@@ -32,6 +32,7 @@ class NodesLoop(Loop):
     name = "nodes"
     watches = (Node, Lease, Pod)
     min_interval = 0.1
+    rest = 4.0
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -4,7 +4,8 @@ Owns: when a sync runs. Callbacks only `trigger`; the runner alone decides.
 Invariants: syncs of one runner never overlap; a trigger that arrives at any
 moment, also in the middle of a sync, is followed by a complete sync that began
 after it; any number of triggers before that sync are one; syncs start at least
-`min_interval` apart; a failed sync is retried after a doubling pause, and
+`min_interval` apart, and after one comes a pause of `rest` times its length, so
+that a loop with much to look at leaves time to the others; a failed sync is retried after a doubling pause, and
 a trigger during that pause may hold the cure, so it shortens the pause to the
 first step but does not reset the doubling; without any trigger a sync runs
 every `resync` seconds. `Schedule` holds the arithmetic without threads.
@@ -38,14 +39,15 @@ class NotReady(PodlaneError):
 class Schedule:
     """When the next sync is due. Times are seconds on one monotonic clock."""
 
-    def __init__(self, *, min_interval: float, resync: float, backoff: tuple[float, float]) -> None:
+    def __init__(self, *, min_interval: float, resync: float, backoff: tuple[float, float], rest: float = 0.0) -> None:
         first, longest = backoff
-        if min_interval < 0 or resync <= 0 or not 0 < first <= longest:
+        if min_interval < 0 or rest < 0 or resync <= 0 or not 0 < first <= longest:
             raise ValueError(
-                "make schedule: expected min_interval ≥ 0, resync > 0 and 0 < backoff[0] ≤ backoff[1], "
-                f"got {min_interval}, {resync}, {backoff}"
+                "make schedule: expected min_interval and rest ≥ 0, resync > 0 and 0 < backoff[0] ≤ backoff[1], "
+                f"got {min_interval}, {rest}, {resync}, {backoff}"
             )
         self._min_interval = min_interval
+        self._rest = rest
         self._resync = resync
         self._first = first
         self._longest = longest
@@ -63,6 +65,10 @@ class Schedule:
         if self._requested <= now:
             self._requested = math.inf
         self._not_before = now + self._min_interval
+
+    def end(self, now: float, took: float) -> None:
+        """Note that a sync of so many seconds ended, whatever came of it."""
+        self._not_before = max(self._not_before, now + self._rest * took)
 
     def succeed(self, now: float) -> None:
         self.failures = 0
@@ -88,7 +94,8 @@ class Schedule:
 class Runner:
     """Runs `sync` when it is needed; see the module for what is promised.
 
-    `min_interval`, `resync` and `backoff` (first, longest pause) are seconds.
+    `min_interval`, `resync` and `backoff` (first, longest pause) are seconds,
+    `rest` is a factor of the time a sync took.
     With `eager` the first sync needs no trigger.
     """
 
@@ -101,6 +108,7 @@ class Runner:
         min_interval: float = 0.0,
         resync: float = 30.0,
         backoff: tuple[float, float] = (0.2, 30.0),
+        rest: float = 0.0,
         eager: bool = True,
     ) -> None:
         self.name = name
@@ -108,7 +116,7 @@ class Runner:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._schedule = Schedule(min_interval=min_interval, resync=resync, backoff=backoff)
+        self._schedule = Schedule(min_interval=min_interval, resync=resync, backoff=backoff, rest=rest)
         self._log = get_logger("runner", runner=name)
         self._error: Exception | None = None
         self._repetition = Repetition()
@@ -173,6 +181,8 @@ class Runner:
         except Exception as raised:
             error = raised
         now = self._clock.monotonic()
+        with self._lock:
+            self._schedule.end(now, now - started)
         if error is None:
             self._succeeded(now)
         elif isinstance(error, NotReady):

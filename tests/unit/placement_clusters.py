@@ -14,6 +14,7 @@ APPS = ("a", "b", "c")
 
 label_selectors = st.one_of(
     st.sampled_from(APPS).map(lambda app: {"matchLabels": {"app": app}}),
+    st.sampled_from(APPS).map(lambda app: {"matchLabels": {"app": app}}),
     st.sampled_from(
         [
             {"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]},
@@ -121,23 +122,56 @@ init_containers = st.builds(
     st.booleans(),
 )
 
-pod_specs = st.builds(
-    lambda base, extra: {**base, **extra},
-    st.fixed_dictionaries({"containers": st.lists(containers, min_size=1, max_size=2)}),
+
+def some(strategy, most=2):
+    return st.lists(strategy, min_size=1, max_size=most)
+
+
+def hard(strategy):
+    return strategy.map(lambda c: {**c, "whenUnsatisfiable": "DoNotSchedule"})
+
+
+def near_and_apart(**fields):
+    return st.fixed_dictionaries({name: st.fixed_dictionaries(parts) for name, parts in fields.items()})
+
+
+# what one template is mostly about: drawn apart, each would be too rare to meet another
+themes = st.one_of(
+    st.fixed_dictionaries({"affinity": near_and_apart(podAffinity={REQUIRED: some(pod_terms)})}),
+    st.fixed_dictionaries({"affinity": near_and_apart(podAntiAffinity={REQUIRED: some(pod_terms, 1)})}),
+    st.fixed_dictionaries(
+        {
+            "affinity": near_and_apart(
+                podAffinity={PREFERRED: few(weighted_terms)}, podAntiAffinity={PREFERRED: some(weighted_terms)}
+            )
+        }
+    ),
+    st.fixed_dictionaries({"topologySpreadConstraints": some(hard(spreads))}),
+    st.fixed_dictionaries({"topologySpreadConstraints": some(spreads)}),
+    st.fixed_dictionaries({"affinity": affinities, "tolerations": few(tolerations)}),
     optional(
         initContainers=few(init_containers),
-        affinity=affinities,
+        nodeSelector=st.just({"disk": "ssd"}),
         tolerations=few(tolerations),
         topologySpreadConstraints=few(spreads),
-        nodeSelector=st.just({"disk": "ssd"}),
-        priority=st.sampled_from([0, 10, 1000]),
-        preemptionPolicy=st.just("Never"),
+        affinity=affinities,
     ),
+    st.fixed_dictionaries({"initContainers": some(init_containers)}),
+)
+priorities = st.sampled_from(
+    [{}, {}, {"priority": 10}, {"priority": 1000}, {"priority": 1000, "preemptionPolicy": "Never"}]
+)
+
+pod_specs = st.builds(
+    lambda base, theme, priority: {**base, **theme, **priority},
+    st.fixed_dictionaries({"containers": st.lists(containers, min_size=1, max_size=2)}),
+    themes,
+    priorities,
 )
 
 templates = st.fixed_dictionaries(
     {
-        "namespace": st.sampled_from(["default", "default", "other"]),
+        "namespace": st.sampled_from(["default", "default", "default", "other"]),
         "owner": st.sampled_from(["", "web", "db"]),
         "labels": st.sampled_from([{"app": app} for app in APPS] + [{"app": "a", "tier": "x"}]),
         "spec": pod_specs,
@@ -170,16 +204,16 @@ def pod_of(template, name: str, *, created: float = 0, node: str = "", ending: b
 def nodes(draw, name: str) -> Node:
     labels = {HOSTNAME_LABEL: name}
     for key, values in ((ZONE_LABEL, ["east", "west"]), ("rack", ["r1", "r2", "r3"]), ("disk", ["ssd", "hdd"])):
-        if (value := draw(st.sampled_from([*values, None]))) is not None:
+        if (value := draw(st.sampled_from([*values, *values, None]))) is not None:
             labels[key] = value
     labels["size"] = draw(st.sampled_from(["1", "3", "5", "big"]))
     made = plain_node(
         name,
-        cpu=draw(st.sampled_from(["1", "2", "4"])),
-        memory=draw(st.sampled_from(["1Gi", "4Gi"])),
-        pods=draw(st.sampled_from(["1", "3", "10"])),
-        ready=draw(st.sampled_from(["True"] * 7 + ["False"])),
-        cordoned=draw(st.sampled_from([False] * 7 + [True])),
+        cpu=draw(st.sampled_from(["1", "4", "8"])),
+        memory=draw(st.sampled_from(["2Gi", "8Gi"])),
+        pods=draw(st.sampled_from(["2", "10", "20"])),
+        ready=draw(st.sampled_from(["True"] * 9 + ["False"])),
+        cordoned=draw(st.sampled_from([False] * 9 + [True])),
         labels=labels,
     )
     taints = draw(
@@ -203,9 +237,13 @@ def clusters(draw, most_nodes: int = 6, most_templates: int = 3, most_pods: int 
     """(nodes, pods that run, templates, pods that wait)."""
     members = [draw(nodes(f"n{i}")) for i in range(draw(st.integers(1, most_nodes)))]
     kinds = draw(st.lists(templates, min_size=1, max_size=most_templates))
+    which, where = st.integers(0, len(kinds) - 1), st.integers(0, len(members) - 1)
     running = [
-        pod_of(draw(st.sampled_from(kinds)), f"r{i}", node=draw(st.sampled_from(members)).metadata.name)
-        for i in range(draw(st.integers(0, most_pods)))
+        pod_of(kinds[kind], f"r{i}", node=members[node].metadata.name)
+        for i, (kind, node) in enumerate(draw(st.lists(st.tuples(which, where), max_size=most_pods)))
     ]
-    waiting = [pod_of(draw(st.sampled_from(kinds)), f"w{i}", created=i) for i in range(draw(st.integers(1, most_pods)))]
+    waiting = [
+        pod_of(kinds[kind], f"w{i}", created=i)
+        for i, kind in enumerate(draw(st.lists(which, min_size=1, max_size=most_pods)))
+    ]
     return members, running, kinds, waiting

@@ -93,6 +93,10 @@ def test_a_sync_longer_than_the_interval_does_not_delay_the_next() -> None:
     assert Play(until=10, takes=2.0, min_interval=0.5).trigger_at(1, 2).syncs() == [1, 3]
 
 
+def test_a_sync_that_took_long_is_followed_by_a_rest():
+    assert Play(until=20, takes=2.0, rest=1.5).trigger_at(1, 2, 3, 12).syncs() == [1, 6, 12]
+
+
 def test_resync_counts_from_the_end_of_the_last_good_sync() -> None:
     assert Play(until=10, takes=1.0, resync=3.0, eager=True).syncs() == [0, 4, 8]
     assert Play(until=10, resync=4.0, eager=True).trigger_at(3).syncs() == [0, 3, 7]
@@ -176,7 +180,13 @@ def test_an_error_that_stays_is_said_once_a_minute_and_at_its_end() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    for bad in ({"min_interval": -1.0}, {"resync": 0.0}, {"backoff": (0.0, 1.0)}, {"backoff": (2.0, 1.0)}):
+    for bad in (
+        {"min_interval": -1.0},
+        {"rest": -1.0},
+        {"resync": 0.0},
+        {"backoff": (0.0, 1.0)},
+        {"backoff": (2.0, 1.0)},
+    ):
         settings = {"min_interval": 0.0, "resync": 1.0, "backoff": (0.1, 1.0), **bad}
         with pytest.raises(ValueError, match="make schedule"):
             Schedule(**settings)  # type: ignore[arg-type]
