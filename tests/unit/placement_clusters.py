@@ -12,8 +12,11 @@ from podlane.api.types import HOSTNAME_LABEL, ZONE_LABEL, Node, ObjectMeta, Pod,
 KEYS = (ZONE_LABEL, HOSTNAME_LABEL, "rack")
 APPS = ("a", "b", "c")
 
+SELF = "$self"  # in a selector: the pod's own app, for pods that have nothing to do with each other show nothing
+
 label_selectors = st.one_of(
-    st.sampled_from(APPS).map(lambda app: {"matchLabels": {"app": app}}),
+    st.just({"matchLabels": {"app": SELF}}),
+    st.just({"matchLabels": {"app": SELF}}),
     st.sampled_from(APPS).map(lambda app: {"matchLabels": {"app": app}}),
     st.sampled_from(
         [
@@ -104,7 +107,9 @@ tolerations = st.sampled_from(
     ]
 )
 
-requests = st.sampled_from([{}, {"cpu": "100m"}, {"cpu": "500m", "memory": "512Mi"}, {"memory": "1Gi"}, {"cpu": "1"}])
+requests = st.sampled_from(
+    [{}, {}, {"cpu": "100m"}, {"cpu": "100m"}, {"cpu": "500m", "memory": "512Mi"}, {"memory": "1Gi"}, {"cpu": "1"}]
+)
 host_ports = st.sampled_from(
     [
         {"containerPort": 80},
@@ -169,6 +174,12 @@ pod_specs = st.builds(
     priorities,
 )
 
+
+def with_self(template):
+    own = template["labels"]["app"].encode()
+    return {**template, "spec": msgspec.json.decode(msgspec.json.encode(template["spec"]).replace(SELF.encode(), own))}
+
+
 templates = st.fixed_dictionaries(
     {
         "namespace": st.sampled_from(["default", "default", "default", "other"]),
@@ -176,7 +187,7 @@ templates = st.fixed_dictionaries(
         "labels": st.sampled_from([{"app": app} for app in APPS] + [{"app": "a", "tier": "x"}]),
         "spec": pod_specs,
     }
-)
+).map(with_self)
 NAMESPACES = {"default": {}, "other": {"t": "x"}}
 
 
@@ -233,8 +244,8 @@ def nodes(draw, name: str) -> Node:
 
 
 @st.composite
-def clusters(draw, most_nodes: int = 6, most_templates: int = 3, most_pods: int = 6):
-    """(nodes, pods that run, templates, pods that wait)."""
+def clusters(draw, most_nodes: int = 7, most_templates: int = 3, most_pods: int = 6):
+    """(nodes, pods that run, templates, pods that wait: some of each template, in turn)."""
     members = [draw(nodes(f"n{i}")) for i in range(draw(st.integers(1, most_nodes)))]
     kinds = draw(st.lists(templates, min_size=1, max_size=most_templates))
     which, where = st.integers(0, len(kinds) - 1), st.integers(0, len(members) - 1)
@@ -243,7 +254,8 @@ def clusters(draw, most_nodes: int = 6, most_templates: int = 3, most_pods: int 
         for i, (kind, node) in enumerate(draw(st.lists(st.tuples(which, where), max_size=most_pods)))
     ]
     waiting = [
-        pod_of(kinds[kind], f"w{i}", created=i)
-        for i, kind in enumerate(draw(st.lists(which, min_size=1, max_size=most_pods)))
+        pod_of(kind, f"w{number}{replica}", created=number)
+        for number, kind in enumerate(kinds)
+        for replica in range(draw(st.integers(0 if number else 1, most_pods)))
     ]
     return members, running, kinds, waiting
