@@ -33,7 +33,7 @@ class Ownership:
         self._pods: dict[str, Pod] = {}
         self._owners: dict[str, Owner] = {}  # by UID
         self._uids: dict[tuple[str, str], str] = {}  # by the owner's kind and name
-        self._owned: dict[str, dict[str, Pod]] = defaultdict(dict)  # by the controller's UID, known or not
+        self._owned: dict[str, dict[str, Pod]] = defaultdict(dict)  # active ones, by the controller's UID, known or not
         self._on: dict[str, set[str]] = defaultdict(set)  # the keys of pods by node
         # an orphan is under each of its labels, an owner under one of its selector's
         self._orphans: dict[Term, dict[str, Pod]] = defaultdict(dict)
@@ -58,10 +58,9 @@ class Ownership:
         return self._pods.keys()
 
     def share(self, uid: str) -> Share:
-        """What this owner is to be decided on. In the order of names, whatever came first."""
+        """What this owner is to be decided on."""
         owner = self._owners[uid]
-        pods = self._owned.get(uid, {})
-        return Share(owner, [pods[key] for key in sorted(pods)], self._claims(owner))
+        return Share(owner, list(self._owned.get(uid, {}).values()), self._claims(owner))
 
     # --- changes -------------------------------------------------------------------
 
@@ -118,11 +117,12 @@ class Ownership:
         if pod.spec.node_name:
             self._on[pod.spec.node_name].add(key)
         controller = controller_of(pod)
-        if controller is not None:
-            self._owned[controller.uid][key] = pod
-        elif is_pod_active(pod):
-            for term in _terms(pod):
-                self._orphans[term][key] = pod
+        if is_pod_active(pod):
+            if controller is not None:
+                self._owned[controller.uid][key] = pod
+            else:
+                for term in _terms(pod):
+                    self._orphans[term][key] = pod
         self._touch(pod)
 
     def _drop_pod(self, key: str) -> None:

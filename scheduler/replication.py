@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from podlane.api.meta import is_pod_active, namespaced_name
+from podlane.api.meta import namespaced_name
 from podlane.api.selectors import matches
 from podlane.api.types import ObjectMeta, OwnerReference, Pod, PodTemplateSpec
 from scheduler.removal import Removal, ready, ready_since, removal_order
@@ -59,7 +59,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """All that concerns one owner: the `pods` it controls, and the `orphans` that are its to adopt."""
+    """All that concerns one owner: the active `pods` it controls, and the `orphans` that are its to adopt."""
 
     owner: Owner
     pods: Sequence[Pod] = ()
@@ -146,14 +146,13 @@ def plan(
     unfinished: set[str] = set()
     named: set[str] = set()
     for share in shares:
-        owner = share.owner
-        mine = [pod for pod in share.pods if is_pod_active(pod)]
+        owner, mine = share.owner, share.pods
         counts[owner.uid], wake = _count(owner, mine, now, unreachable)
         if wake is not None:
             next_at[owner.uid] = wake
         if owner.deleting:
             continue
-        strangers = [pod for pod in mine if not matches(owner.selector, pod.metadata.labels)]
+        strangers = _strangers(owner, mine, counts[owner.uid].fully_labeled)
         if strangers or share.orphans:
             release += (Claim(owner, pod, _released(owner, pod)) for pod in strangers)
             adopt += (Claim(owner, pod, _adopted(owner, pod)) for pod in share.orphans)
@@ -165,6 +164,13 @@ def plan(
         if missing < 0:
             delete += removal_order(mine, unreachable)[: min(-missing, BURST)]
     return Plan(tuple(adopt), tuple(release), tuple(create), tuple(delete), counts, next_at, frozenset(unfinished))
+
+
+def _strangers(owner: Owner, pods: Sequence[Pod], labeled: int) -> list[Pod]:
+    """Those that it does not select. `labeled`: how many have the template's labels, which it does select."""
+    if labeled == len(pods) and matches(owner.selector, owner.template.metadata.labels):
+        return []
+    return sorted((pod for pod in pods if not matches(owner.selector, pod.metadata.labels)), key=namespaced_name)
 
 
 def _adopted(owner: Owner, pod: Pod) -> Pod:

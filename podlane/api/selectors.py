@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"\s*(?P<token>==?|!=|[(),!<>]|[^\s(),!=<>]+)")
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Whether the labels carry every pair of the selector; an empty selector matches everything."""
-    return all(labels.get(key) == value for key, value in selector.items())
+    return selector.items() <= labels.items()
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

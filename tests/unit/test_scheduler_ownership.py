@@ -33,7 +33,7 @@ def shares(index: Ownership) -> str:
 
 
 def _text(share) -> str:
-    pods, orphans = ([p.metadata.name for p in some] for some in (share.pods, share.orphans))
+    pods, orphans = (sorted(p.metadata.name for p in some) for some in (share.pods, share.orphans))
     return f"{share.owner.reference.name}: pods {' '.join(pods)}, orphans {' '.join(orphans)}"
 
 
