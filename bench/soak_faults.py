@@ -21,6 +21,7 @@ from podlane.lab import network
 from podlane.lab.cluster import Lab
 from podlane.lab.topology import Host
 from podlane.runtime.command import run
+from podlane.store import keys
 from podlane.store.registry import Registry
 
 T = TypeVar("T")
@@ -47,8 +48,10 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "scale": (3, 0, 0),
     "delete-pod": (2, 0, 0),
 }
-TWO = 0.35
+TWO = 0.5
 """Share of the steps that have two faults at once."""
+LEADER = 0.7
+"""Share of the faults of a scheduler that hit the leader for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,9 @@ class Faults:
                 return self._kill(_pick(self._nodes, first), drawn.kind, signal.SIGKILL)
             case "scheduler" | "scheduler-pause":
                 number = signal.SIGKILL if drawn.kind == "scheduler" else signal.SIGSTOP
-                return self._kill(_pick(self._schedulers, first), "scheduler", number)
+                return self._kill(
+                    self._leader() if second < LEADER else _pick(self._schedulers, first), "scheduler", number
+                )
             case "dockerd-hang":
                 return self._kill(_pick(self._nodes, first), "dockerd", signal.SIGSTOP)
             case "etcd":
@@ -133,6 +138,11 @@ class Faults:
         name = _pick(self._pods(), first).metadata.name
         lab.podlane("delete", "pod", name, "--wait=false")
         return name, _nothing
+
+    def _leader(self) -> Host:
+        """The scheduler that leads, or the first while none does."""
+        held = self._registry.store.get(keys.ELECTION_SCHEDULER)
+        return next((h for h in self._schedulers if held and h.name == held.value.decode()), self._schedulers[0])
 
     def _kill(self, host: Host, daemon: str, number: signal.Signals) -> tuple[str, Undo]:
         record = self._lab.kill(host, daemon, number)
