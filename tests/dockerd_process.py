@@ -26,21 +26,31 @@ _NAMES = ("sh", "sleep", "cat", "echo", "true", "false", "stty", "httpd", "hostn
 class Dockerd:
     """`url` as the docker package takes it."""
 
-    def __init__(self, folder: Path, netns: str) -> None:
+    def __init__(self, folder: Path, netns: str, *options: str) -> None:
         self.folder = folder
+        self.options = list(options)
         self.url = f"unix://{folder}/docker.sock"
-        self._argv = [
-            # nsenter, for `ip netns exec` hides the cgroup mounts
-            *("nsenter", f"--net=/run/netns/{netns}", "dockerd", f"--data-root={folder}/data"),
-            *(f"--exec-root={folder}/exec", f"--host={self.url}", f"--pidfile={folder}/pid", "--bridge=none"),
-        ]
+        self._netns = netns
         self._process: subprocess.Popen[Any] | None = None
 
+    def _argv(self) -> list[str]:
+        folder = self.folder
+        return [
+            # nsenter, for `ip netns exec` hides the cgroup mounts
+            *("nsenter", f"--net=/run/netns/{self._netns}", "dockerd", f"--data-root={folder}/data"),
+            *(f"--exec-root={folder}/exec", f"--host={self.url}", f"--pidfile={folder}/pid", "--bridge=none"),
+            *self.options,
+        ]
+
     def start(self) -> None:
+        """Start it, or let it go on, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            return
         socket = self.folder / "docker.sock"
         socket.unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._argv, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._argv(), stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not socket.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -54,6 +64,18 @@ class Dockerd:
         tasks = Path(f"/proc/{self._process.pid}/task")
         while number is signal.SIGSTOP and not all(_is_stopped(task) for task in tasks.iterdir()):
             time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it as a crash would, with its containerd; the containers go on."""
+        assert self._process is not None
+        containerd = Path("/proc", (self.folder / "exec/containerd/containerd.pid").read_text().strip())
+        self._process.kill()
+        self._process.wait(10)
+        self._process = None
+        deadline = time.monotonic() + 30
+        while containerd.exists():  # the kernel ends it after dockerd; a new dockerd would take it for its own
+            assert time.monotonic() < deadline, "containerd outlived dockerd"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         if self._process is None:
@@ -74,7 +96,7 @@ class Dockerd:
 
     def clean(self) -> None:
         self.stop()
-        for left in (self.folder / "exec").rglob("*"):
+        for left in [*(self.folder / "exec").rglob("*"), self.folder / "data"]:
             if left.is_mount():
                 subprocess.run(["umount", "-l", str(left)], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -85,11 +107,15 @@ def _is_stopped(task: Path) -> bool:
 
 
 @contextlib.contextmanager
-def dockerd(netns: str) -> Iterator[Dockerd]:
-    """A started dockerd in an existing namespace."""
+def dockerd(netns: str, *options: str, data_size: str = "") -> Iterator[Dockerd]:
+    """A started dockerd in an existing namespace; `data_size` as in "64m" makes its disk a small one."""
     # the path of a unix socket has at most 107 bytes, so not pytest's own folder
-    engine = Dockerd(Path(tempfile.mkdtemp(prefix="plad-")), netns)
+    engine = Dockerd(Path(tempfile.mkdtemp(prefix="plad-")), netns, *options)
     try:
+        if data_size:
+            data = engine.folder / "data"
+            data.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={data_size}", "tmpfs", str(data)], check=True)
         engine.start()
         engine.load_busybox()
         yield engine

@@ -357,7 +357,7 @@ def agent(
         clock=clock,
         limits=image_limits,
     )
-    worker.on_network_change = registrar.runner.trigger
+    worker.on_node_change = registrar.runner.trigger
 
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
     threads: dict[str, Callable[[threading.Event], None]] = {

@@ -85,7 +85,7 @@ class HollowNode:
         self.registrar = Registrar(
             facts, registry=registry, runtime=self._runtime, network=self.agent.network, clock=crew.clock
         )
-        self.agent.on_network_change = self.registrar.runner.trigger
+        self.agent.on_node_change = self.registrar.runner.trigger
 
     def start(self) -> None:
         self._turning.wake()

@@ -19,7 +19,7 @@ from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
-from podlane.runtime.runner import Runner
+from podlane.runtime.runner import NotReady, Runner
 from scheduler.agent.prune import Age, Disk, Limits, Prune, Seen, is_full, note, plan
 from scheduler.agent.runtime import Runtime, RuntimeRefused
 
@@ -36,9 +36,9 @@ class Events(Protocol):
     def event(
         self,
         about: ObjectReference,
-        type: Literal["Normal", "Warning"],
+        type: Literal["Normal", "Warning"],  # noqa: A002 - the field's name
         reason: str,
-        message: str,  # noqa: A002
+        message: str,
     ) -> None: ...
 
 
@@ -79,7 +79,7 @@ class Pruner:
         self.runner = Runner(self.sync, name="prune", clock=clock, resync=RESYNC, backoff=(1.0, RESYNC))
 
     def sync(self) -> None:
-        """Look once, and remove what may go. Raises RuntimeUnavailable."""
+        """Look once, and remove what may go. Raises RuntimeUnavailable, NotReady."""
         disk = self._disk(self._runtime.info().root)
         full = disk is not None and is_full(disk, self._limits)
         if not full:
@@ -88,8 +88,8 @@ class Pruner:
             return
         try:
             pods = list(self._pods())
-        except PodlaneError:
-            return  # it is not known yet what pods want
+        except PodlaneError as error:
+            raise NotReady(f"list pods to keep their images: {error}") from error
         self._images_due = self._clock.monotonic() + IMAGES_EVERY
         busy = self._busy()  # before looking: what is being made then is not in the list
         images, now = self._runtime.list_images(), self._clock.now()

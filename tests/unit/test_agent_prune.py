@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from podlane.api.types import ObjectReference, Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import ScriptedClock
+from podlane.runtime.runner import NotReady
 from scheduler.agent import containers as c
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.prune import Age, Disk, Limits, Seen, note, plan
@@ -192,7 +193,9 @@ def test_an_image_fetched_while_the_disk_is_full_has_its_time() -> None:
 def test_nothing_is_removed_before_it_is_known_what_pods_want() -> None:
     node = Node()
     node.available, node.known = 10, False
-    assert node.sync() == []
+    with pytest.raises(NotReady):
+        node.sync()
+    assert node.runtime.calls == []
     node.known = True
     assert node.sync() != []
 
