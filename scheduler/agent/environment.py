@@ -48,7 +48,11 @@ NO_VARIABLES = Environment({})
 
 def environment(pod: Pod, container: Container, known: Known, node: NodeFacts, ips: tuple[str, ...]) -> Environment:
     """The environment of a container about to be made. Raises ConfigError, NotRead."""
-    return _Maker(pod, container, known, node, ips).make()
+    services = service_links(pod, known)
+    made = _Maker(pod, container, known, node, ips).make(services or {})
+    if services is None:  # not before everything else is right: what is wrong is said at once, and goes on being said
+        raise NotRead("")
+    return made
 
 
 class _Maker:
@@ -58,8 +62,7 @@ class _Maker:
         self._hidden: set[str] = set()
         self._skipped: list[str] = []
 
-    def make(self) -> Environment:
-        services = service_links(self._pod, self._known)
+    def make(self, services: Mapping[str, str]) -> Environment:
         for source in self._container.env_from:
             self._take_all(source)
         for variable in self._container.env:
@@ -165,32 +168,19 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 # --- services --------------------------------------------------------------------------------
 
 
-def services_needed(pods: Iterable[Pod]) -> dict[str, int]:
-    """By namespace, the store revision its services must be known at for these pods to start.
-
-    A pod sees the services that were there when it was bound, so this is its own revision.
-    """
-    needed: dict[str, int] = {}
-    for pod in pods:
-        namespace = pod.metadata.namespace
-        needed[namespace] = max(needed.get(namespace, 0), int(pod.metadata.resource_version or 0))
-    return needed
-
-
-def service_links(pod: Pod, known: Known) -> Mapping[str, str]:
-    """The variables of services that a pod starting now gets. Raises NotRead."""
+def service_links(pod: Pod, known: Known) -> Mapping[str, str] | None:
+    """The variables of services that a pod starting now gets; None: they are not read yet."""
     if known.services is None:
         return {}
     services = known.services.get(pod.metadata.namespace)
-    if services is None or (not known.away and services.revision < int(pod.metadata.resource_version or 0)):
-        raise NotRead("services are not read from the store yet")
+    if services is None:
+        return None
     return {**services.master, **services.links} if pod.spec.enable_service_links else services.master
 
 
-def services_of(listed: Iterable[Service], master: Service | None, revision: int) -> Services:
+def services_of(listed: Iterable[Service], master: Service | None) -> Services:
     """A namespace's services, and the one every pod gets, as variables."""
     return Services(
-        revision,
         links=_variables(sorted(listed, key=lambda service: service.metadata.name)),
         master=_variables([master] if master is not None else []),
     )

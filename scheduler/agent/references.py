@@ -54,7 +54,6 @@ class Ref(NamedTuple):
 class Services:
     """A namespace's services as variables; `master` are those of `kubernetes` in `default`, which every pod gets."""
 
-    revision: int
     links: Mapping[str, str] = field(default_factory=dict)
     master: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,13 +63,12 @@ class Known:
     """What is known of the store's objects. Pure.
 
     An object that is not in `objects` was not read yet, None is not there.
-    `services` by namespace; None where service variables are not wanted at all.
-    `away`: the last attempt to read services failed, so older ones must do.
+    `services` by namespace, if they are as new as they must be; None where
+    service variables are not wanted at all.
     """
 
     objects: Mapping[Ref, Followed | None] = field(default_factory=dict)
     services: Mapping[str, Services] | None = None
-    away: bool = False
 
 
 def refs_of(pod: Pod) -> frozenset[Ref]:

@@ -1,17 +1,18 @@
 """The services of the namespaces whose pods start, as the variables they get.
 
 Owns: when a namespace's services are read. Invariants: a pod gets the services
-that were there when it was bound, so its namespace is read until what was read is
-as new as the pod itself; nothing is read while no pod starts, for pods that run
-do not learn of services any more; `look` never waits; with the store away what
-was last known must do. Source: getServiceEnvVarMap (pkg/kubelet/kubelet_pods.go),
-which waits for its cache of all services instead.
+that were there when it was bound, so what was read is used if it is of that
+revision or a later one, and no older than FRESH seconds; nothing is read while no
+pod starts, for pods that run do not learn of services any more; with the store
+away what was last known must do. Source: getServiceEnvVarMap
+(pkg/kubelet/kubelet_pods.go), which has a copy of all the cluster's services instead.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from podlane.api.codec import DecodeError, decode
 from podlane.api.types import Service
@@ -24,7 +25,19 @@ from podlane.store.interface import Get, KeyValue, Store
 from scheduler.agent.environment import MASTER, services_of
 from scheduler.agent.references import Services
 
+FRESH = 5.0
+PATIENCE = 0.05
+"""Seconds that `look` waits for the store: an answer takes some milliseconds, another look a tenth of a second."""
 _PAUSES = (0.2, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """`at`: when it was asked for, by the monotonic clock."""
+
+    services: Services
+    revision: int
+    at: float
 
 
 class ServiceLists:
@@ -33,61 +46,72 @@ class ServiceLists:
     def __init__(self, store: Store, on_change: Callable[[], None], clock: Clock) -> None:
         self._store = store
         self._on_change = on_change
-        self._lock = threading.Lock()
+        self._clock = clock
+        self._state = threading.Condition()
         self._needed: dict[str, int] = {}
-        self._known: dict[str, Services] = {}
+        self._known: dict[str, _List] = {}
         self._away = False
         self._log = get_logger("services")
         self._runner = Runner(self._sync, name="services", clock=clock, backoff=_PAUSES, eager=False)
 
-    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> tuple[dict[str, Services], bool]:
-        """What is known, and whether the store is away. `needed`: at which revision each namespace must be known;
-        of namespaces other than `namespaces` everything is forgotten.
+    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> dict[str, Services]:
+        """The services of the namespaces that are needed, each at its revision or later, as far as they are known.
+
+        Waits for PATIENCE seconds at most. Of all but `namespaces` everything is forgotten.
         """
-        with self._lock:
+        with self._state:
             self._known = {name: known for name, known in self._known.items() if name in namespaces}
             self._needed = dict(needed)
-            missing = self._missing()
-            known, away = dict(self._known), self._away
-        if missing and not away:  # the runner tries again by itself
-            self._runner.trigger()
-        return known, away
+            if self._missing():
+                if not self._away:  # else the runner tries again by itself
+                    self._runner.trigger()
+                self._state.wait_for(lambda: self._away or not self._missing(), PATIENCE)
+            missing = () if self._away else self._missing()
+            return {ns: self._known[ns].services for ns in needed if ns in self._known and ns not in missing}
 
     def run(self, stop: threading.Event) -> None:
         self._runner.run(stop)
 
     def _missing(self) -> list[str]:
         """The lock is held."""
-        return [ns for ns, at in self._needed.items() if ns not in self._known or self._known[ns].revision < at]
+        oldest = self._clock.monotonic() - FRESH
+        return [
+            namespace
+            for namespace, revision in self._needed.items()
+            if (known := self._known.get(namespace)) is None or known.revision < revision or known.at < oldest
+        ]
 
     def _sync(self) -> None:
-        with self._lock:
+        with self._state:
             missing = self._missing()
         for namespace in missing:
             try:
                 read = self._read(namespace)
             except PodlaneError:
-                self._went_away()
+                self._note(away=True)
                 raise
-            with self._lock:
-                self._known[namespace], self._away = read, False
+            with self._state:
+                self._known[namespace] = read
+            self._note(away=False)
             self._on_change()
 
-    def _went_away(self) -> None:
-        with self._lock:
-            news, self._away = not self._away, True
-        if news:
+    def _note(self, *, away: bool) -> None:
+        with self._state:
+            news, self._away = self._away != away, away
+            self._state.notify_all()
+        if news and away:
             self._on_change()
 
-    def _read(self, namespace: str) -> Services:
+    def _read(self, namespace: str) -> _List:
+        at = self._clock.monotonic()
         wanted = [Get(keys.prefix_for(Service, namespace), prefix=True), Get(keys.key_for(Service, *MASTER))]
         result = self._store.txn([], wanted)
         listed, master = result.reads
-        return services_of(
+        services = services_of(
             [service for service in map(self._decode, listed) if service is not None],
             self._decode(master[0]) if master else None,
-            result.revision,
         )
+        return _List(services, result.revision, at)
 
     def _decode(self, kv: KeyValue) -> Service | None:
         try:

@@ -267,8 +267,8 @@ LINKS = {
 }
 
 
-def links(*services: Service, master: Service | None = None, revision: int = 1, away: bool = False) -> Known:
-    return Known(services={"default": services_of(services, master, revision)}, away=away)
+def links(*services: Service, master: Service | None = None) -> Known:
+    return Known(services={"default": services_of(services, master)})
 
 
 def test_services_as_variables_and_docker_links() -> None:
@@ -305,15 +305,11 @@ def test_own_variables_win_over_services_and_may_refer_to_them() -> None:
     assert found["URL"] == "http://10.96.0.7:80"
 
 
-def test_services_must_be_known_as_new_as_the_pod_unless_the_store_is_away() -> None:
-    plain = pod("p")
-    newer = msgspec.structs.replace(plain, metadata=msgspec.structs.replace(plain.metadata, resource_version="5"))
+def test_services_must_be_known_but_what_is_wrong_is_said_before() -> None:
     with pytest.raises(NotRead):
-        env(of=newer, knows=links(WEB, revision=4))
-    assert env(of=newer, knows=links(WEB, revision=5)) == LINKS
-    assert env(of=newer, knows=links(WEB, revision=4, away=True)) == LINKS
-    with pytest.raises(NotRead):
-        env(of=newer, knows=Known(services={}, away=True))
+        env(knows=Known(services={}))
+    with pytest.raises(ConfigError):
+        env(from_config("k"), knows=known(missing=(NO_CM,), services={}))
 
 
 def test_the_kind_of_container_does_not_matter() -> None:

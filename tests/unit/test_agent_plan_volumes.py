@@ -55,7 +55,7 @@ def test_volumes_are_set_up_before_anything_is_made() -> None:
     host = Host(mounting())
     host.known = Known({CM: config_map(a="1")})
     assert steps(host) == [
-        "write", "docker create", "docker start", "ip", "echo", "docker create", "docker start",
+        "write", "docker create", "docker start", "ip", "echo", "install", "docker create", "docker start",
     ]  # fmt: skip
     host.settle()
     assert host.running() == ["web/p#0"]
@@ -67,7 +67,7 @@ def test_a_part_of_a_volume_is_bound_before_each_attempt() -> None:
     host.known = Known({CM: config_map(a="1")})
     host.sync()
     host.runtime.end(name("web", "p"), 1)
-    assert steps(host) == ["echo", "mount", "docker create", "docker start"]
+    assert steps(host) == ["echo", "install", "mount", "docker create", "docker start"]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_a_changed_config_map_changes_no_hash() -> None:
 def test_services_must_be_known_before_a_container_is_made() -> None:
     host = Host(pod("p"))
     host.known = Known(services={})
-    assert host.look().pods[0].waiting["web"] == ("ContainerCreating", "services are not read from the store yet")
-    host.known = Known(services={"default": Services(1, links={"WEB_SERVICE_HOST": "10.96.0.7"})})
+    assert host.look().pods[0].waiting["web"] == ("ContainerCreating", "")
+    host.known = Known(services={"default": Services(links={"WEB_SERVICE_HOST": "10.96.0.7"})})
     assert "--env WEB_SERVICE_HOST=10.96.0.7" in str(host.look())
 
 

@@ -27,11 +27,11 @@ from podlane.api.types import (
     ServiceSpec,
     Volume,
 )
-from podlane.runtime.clock import SystemClock
+from podlane.runtime.clock import FakeClock, SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.agent.references import Followed, Ref, References, refs_of
-from scheduler.agent.servicelists import ServiceLists
+from scheduler.agent.servicelists import FRESH, ServiceLists
 
 pytestmark = pytest.mark.unit
 
@@ -184,28 +184,38 @@ def test_services_are_read_until_they_are_as_new_as_the_pod(rig: Rig) -> None:
     put(rig, web("10.96.0.1", "kubernetes"))
     put(rig, web("10.96.0.8", "foreign", "elsewhere"))
     look = rig.services.look
-    eventually(lambda: "default" in look({"default": first}, {"default"})[0])
-    known, away = look({}, {"default"})
-    assert not away
-    assert {name for name in known["default"].links if name.endswith("HOST")} == {
-        "KUBERNETES_SERVICE_HOST",
-        "WEB_SERVICE_HOST",
-    }
-    assert known["default"].master["KUBERNETES_SERVICE_HOST"] == "10.96.0.1"
+    eventually(lambda: "default" in look({"default": first}, {"default"}))
+    known = look({"default": first}, {"default"})["default"]
+    assert {name for name in known.links if name.endswith("HOST")} == {"KUBERNETES_SERVICE_HOST", "WEB_SERVICE_HOST"}
+    assert known.master["KUBERNETES_SERVICE_HOST"] == "10.96.0.1"
     newer = put(rig, web("10.96.0.9", "later"))
-    assert look({}, {"default"})[0]["default"].revision < newer  # nobody needs it to be newer
-    eventually(lambda: "LATER_PORT" in look({"default": newer}, {"default"})[0]["default"].links)
-    assert look({}, set())[0] == {}
+    eventually(lambda: "default" in look({"default": newer}, {"default"}))
+    assert "LATER_PORT" in look({"default": newer}, {"default"})["default"].links
+    assert look({}, {"default"}) == {}
 
 
 def test_services_known_last_must_do_while_the_store_is_away(rig: Rig) -> None:
     at = put(rig, web())
     look = rig.services.look
-    eventually(lambda: "default" in look({"default": at}, {"default"})[0])
+    eventually(lambda: "default" in look({"default": at}, {"default"}))
     rig.store.faults.set_down(True)
-    eventually(lambda: look({"default": at + 5}, {"default"})[1])
-    assert "WEB_PORT" in look({"default": at + 5}, {"default"})[0]["default"].links
+    assert look({"default": at + 5}, {"default"}).keys() <= {"default"}
+    eventually(lambda: "default" in look({"default": at + 5}, {"default"}))
+    assert "elsewhere" not in look({"elsewhere": 1}, {"default", "elsewhere"})
     rig.store.faults.set_down(False)
     newer = put(rig, web("10.96.0.9", "later"))
-    eventually(lambda: "LATER_PORT" in look({"default": newer}, {"default"})[0]["default"].links)
-    assert not look({"default": newer}, {"default"})[1]
+    eventually(lambda: "LATER_PORT" in look({"default": newer}, {"default"})["default"].links)
+
+
+def test_old_lists_are_read_again_for_a_pod_that_starts(rig: Rig) -> None:
+    at = put(rig, web())
+    clock = FakeClock()
+    lists = ServiceLists(rig.store, lambda: None, clock)
+    lists.look({"default": at}, {"default"})
+    lists._sync()
+    put(rig, web("10.96.0.9", "later"))
+    assert "LATER_PORT" not in lists.look({"default": at}, {"default"})["default"].links
+    clock.advance(FRESH + 1)
+    assert lists.look({"default": at}, {"default"}) == {}
+    lists._sync()
+    assert "LATER_PORT" in lists.look({"default": at}, {"default"})["default"].links
