@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import msgspec
 
@@ -19,12 +19,12 @@ from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import set_condition, short_name, utcnow_from
 from podlane.api.types import Condition, Object, Pod, Service
 from podlane.errors import AlreadyExists, Conflict, Fenced, NotFound, PodlaneError, StoreUnavailable
-from podlane.store import keys
+from podlane.store import admission, keys, quota
 from podlane.store.deletion import is_over
 from podlane.store.interface import Get
 from podlane.store.namespaces import Admission
 from podlane.store.rules import at_revision, change, creation, key_of, removal, replacement, unchanged
-from podlane.store.writes import MAX_OPS, Lost, Write, commit_all
+from podlane.store.writes import MAX_OPS, Lost, Outcome, Write, Written, commit_all
 
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
@@ -82,29 +82,54 @@ def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | No
 
 def create_many(registry: Registry, objs: Sequence[O]) -> list[O | Exception]:
     """See Registry.create_many. Services one by one, for their addresses."""
-    prepared = [registry.prepared(obj) for obj in objs]
+    prepared = {i: registry.prepared(obj) for i, obj in enumerate(objs) if not isinstance(obj, Service)}
     answers: dict[int, O | Exception] = {}
-    writes: dict[int, Write] = {}
-    admission = Admission(registry)
-    for i, new in enumerate(prepared):
-        if not isinstance(new, Service):
-            admitted = admission.outcome(new)
-            if isinstance(admitted, Exception):
-                answers[i] = admitted
-            else:
-                writes[i] = creation(new).resting_on(admitted)
-    outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
-    for i, outcome in zip(writes, outcomes, strict=True):
-        if isinstance(outcome, StoreUnavailable):
+    for i, outcome in zip(prepared, created(registry, list(prepared.values())), strict=True):
+        if not isinstance(outcome, Lost):
             answers[i] = outcome
-        elif not isinstance(outcome, Lost):
-            answers[i] = at_revision(prepared[i], outcome.revision)
         elif objs[i].metadata.name and outcome.found[key_of(prepared[i])] is not None:
             answers[i] = AlreadyExists(f"create {short_name(objs[i])}: already exists")
     for i, obj in enumerate(objs):
         if i not in answers:  # a service, a generated name that is taken, or a namespace that has changed
             answers[i] = _outcome_of(partial(registry.create, obj))
     return [answers[i] for i in range(len(objs))]
+
+
+def created(registry: Registry, prepared: Sequence[O]) -> list[O | PodlaneError | Lost]:
+    """Store new objects, no services, as the cluster's policies have them, within its quotas.
+
+    Lost is one whose name is taken or whose namespace has changed. Raises Fenced.
+    """
+    try:
+        policies = admission.read(registry, prepared)
+    except PodlaneError as error:
+        return [error for _ in prepared]
+    outcomes: dict[int, Outcome | PodlaneError] = {}
+    admitted: dict[int, O] = {}
+    free: dict[int, Write] = {}
+    limited: dict[str, dict[int, quota.Candidate]] = {}
+    namespaces = Admission(registry)
+    for i, new in enumerate(prepared):
+        try:
+            admission.check_default_class(registry, new)
+            admitted[i] = policies.admitted(new)
+            write = creation(admitted[i]).resting_on(namespaces.compares(new))
+        except PodlaneError as error:
+            outcomes[i] = error
+            continue
+        if isinstance(new, Pod) and new.metadata.namespace in policies.quotas:
+            candidates = limited.setdefault(new.metadata.namespace, {})
+            candidates[i] = quota.Candidate(cast(Pod, admitted[i]), write)
+        else:
+            free[i] = write
+    outcomes.update(zip(free, commit_all(registry.store, list(free.values()), registry.fence), strict=True))
+    for namespace, candidates in limited.items():
+        outcomes.update(quota.create(registry, namespace, candidates, policies.quotas[namespace]))
+    return [_as_stored(admitted.get(i), outcomes[i]) for i in range(len(prepared))]
+
+
+def _as_stored(new: O | None, outcome: Outcome | PodlaneError) -> O | PodlaneError | Lost:
+    return at_revision(cast(O, new), outcome.revision) if isinstance(outcome, Written) else outcome
 
 
 def update_many(registry: Registry, changes: Sequence[Change[O]]) -> list[O | Exception]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from podlane.api.codec import decode
 from podlane.api.meta import short_name
 from podlane.api.types import NODE_LEASE_NAMESPACE, Event, Lease, Namespace, Object
-from podlane.errors import NamespaceTerminating, NotFound, PodlaneError
+from podlane.errors import NamespaceTerminating, NotFound
 from podlane.store import keys
 from podlane.store.interface import Compare
 
@@ -46,10 +46,3 @@ class Admission:
             raise NamespaceTerminating(f'create {short_name(new)}: namespace "{name}" is being deleted')
         key = keys.key_for(Namespace, "", name)
         return (Compare.modified_at(key, int(namespace.metadata.resource_version)),)
-
-    def outcome(self, new: Object) -> tuple[Compare, ...] | PodlaneError:
-        """As `compares`, but what it raises is returned."""
-        try:
-            return self.compares(new)
-        except PodlaneError as error:
-            return error

@@ -41,15 +41,13 @@ from podlane.api.types import (
 from podlane.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
-from podlane.store import bulk, keys, services
+from podlane.store import admission, bulk, keys, services
 from podlane.store.deletion import NAMESPACE_FINALIZER, Propagation, grace_of, is_over, remainder
 from podlane.store.interface import DEFAULT_TIMEOUT, Compare, KeyValue, Put, Store
 from podlane.store.mirror import Mirror
-from podlane.store.namespaces import Admission
 from podlane.store.rules import (
     at_revision,
     change,
-    creation,
     key_of,
     named,
     removal,
@@ -347,9 +345,11 @@ class Registry:
     def _create(self, new: O) -> O:
         deadline = self.deadline()
         while True:
-            outcome = commit(self.store, creation(new).resting_on(Admission(self).compares(new)), self.fence)
+            (outcome,) = bulk.created(self, [new])
+            if isinstance(outcome, Exception):
+                raise outcome
             if not isinstance(outcome, Lost):
-                return at_revision(new, outcome.revision)
+                return outcome
             if outcome.found[key_of(new)] is not None:
                 raise AlreadyExists(f"create {short_name(new)}: already exists")
             self.check(deadline)  # its namespace has changed
@@ -357,6 +357,7 @@ class Registry:
     def _replace(self, old: O, new: O) -> O:
         """Write `new` over `old`, which was read at its resourceVersion."""
         new = replacement(old, new)
+        admission.check_default_class(self, new)
         if is_over(new):
             self._write(old, removal(old), "delete")
             return new

@@ -17,7 +17,9 @@ from podlane.api.defaults import service_spec
 from podlane.api.fields import Errors
 from podlane.api.meta import short_name
 from podlane.api.service_update import carry_over
-from podlane.api.types import Event, Lease, Object, Pod, Service
+from podlane.api.types import ConfigMap, Event, Lease, Object, Pod, PriorityClass, Secret, Service
+from podlane.api.validation_config import check_config_map_update, check_secret_update
+from podlane.api.validation_policy import check_priority_class_update
 from podlane.api.validation_service_update import check_service_update
 from podlane.errors import Conflict, FieldError, Invalid, UsageError
 from podlane.store import keys
@@ -76,6 +78,7 @@ def replacement(old: O, new: O) -> O:
     check_finalizers(old, new)
     if isinstance(old, Service) and isinstance(new, Service):
         new = cast(O, _service_replacement(old, new))
+    _check_fixed_fields(old, new)
     if isinstance(old, Pod) and isinstance(new, Pod) and old.spec.node_name not in {"", new.spec.node_name}:
         raise _immutable(old, "spec.nodeName", old.spec.node_name, new.spec.node_name)
     ends, grace = wanted.deletion_timestamp, wanted.deletion_grace_period_seconds
@@ -92,6 +95,21 @@ def replacement(old: O, new: O) -> O:
         deletion_grace_period_seconds=grace,
     )
     return msgspec.structs.replace(new, kind=old.kind, api_version=old.api_version, metadata=metadata)
+
+
+def _check_fixed_fields(old: Object, new: Object) -> None:
+    errors = Errors()
+    match old, new:
+        case ConfigMap(), ConfigMap():
+            check_config_map_update(old, new, errors)
+        case Secret(), Secret():
+            check_secret_update(old, new, errors)
+        case PriorityClass(), PriorityClass():
+            check_priority_class_update(old, new, errors)
+        case _:
+            return
+    if errors.found:
+        raise Invalid(short_name(old), errors.found)
 
 
 def _service_replacement(old: Service, new: Service) -> Service:
