@@ -99,11 +99,12 @@ def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
 
     def ask() -> list[str]:
         from podlane.api.types import Pod
+        from podlane.cli.podtarget import container_names
 
         session = ctx.ensure_object(Session)
         # while -c has no value yet, click leaves the words before it unassigned
         name = str(ctx.params.get("pod") or ctx.args[0]).removeprefix("pod/")
         pod = session.registry.get(Pod, session.namespace, name)
-        return [c.name for c in pod.spec.containers if c.name.startswith(incomplete)]
+        return [name for name in container_names(pod) if name.startswith(incomplete)]
 
     return _silently(ask)

@@ -35,12 +35,13 @@ _SELECTED_TAIL = 10
 @click.argument("pod", required=False, metavar="[POD | TYPE/NAME]", shell_complete=complete_pods)
 @click.argument("container_word", required=False, metavar="[CONTAINER]")
 @click.option("-c", "--container", metavar="NAME", shell_complete=complete_containers, help="Default: the first.")
-@click.option("--all-containers", is_flag=True, help="Every container of the pod.")
+@click.option("--all-containers", is_flag=True, help="Every container of the pod, those of its start too.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed from now on.")
 @click.option("-p", "--previous", is_flag=True, help="Of the container before the last restart.")
 @click.option("--tail", type=int, metavar="LINES", help="Only the last lines; -1: all.")
 @click.option("--since", type=DURATION, metavar="DURATION", help="Only what is younger, e.g. 5m.")
 @click.option("--since-time", metavar="TIME", help="Only what is later than this, e.g. 2026-01-02T15:04:05Z.")
+@click.option("--limit-bytes", type=click.IntRange(min=0), metavar="N", help="No more than so many bytes of each.")
 @click.option("--timestamps", is_flag=True, help="Put the time before each line.")
 @click.option("--prefix", is_flag=True, help="Put pod and container before each line.")
 @selector_option
@@ -57,6 +58,7 @@ def logs(
     tail: int | None,
     since: float | None,
     since_time: str | None,
+    limit_bytes: int | None,
     timestamps: bool,
     prefix: bool,
     selector: Selector | None,
@@ -82,7 +84,9 @@ def logs(
         "previous": previous,
         "timestamps": timestamps,
         "tail": tail if tail is not None and tail >= 0 else None,
-        "since": _since(session, since, since_time),
+        "since": _moment(since_time),
+        "since_seconds": since,
+        "limit_bytes": limit_bytes,
     }
     if follow and len(targets) > 1:
         failures = _together(session, targets, wanted)
@@ -95,7 +99,7 @@ def logs(
 def _targets(
     session: Session, pod: str | None, container: str | None, selector: Selector | None, *, all_containers: bool
 ) -> list[ContainerTarget]:
-    from podlane.cli.podtarget import ContainerTarget, container_of, find_pod, find_pods
+    from podlane.cli.podtarget import ContainerTarget, container_names, container_of, find_pod, find_pods
 
     if (pod is None) == (selector is None):
         raise UsageError("pod: expected a name or --selector")
@@ -105,14 +109,12 @@ def _targets(
     if not pods:
         note(f"No resources found in {session.namespace} namespace.")
     if all_containers:
-        return [ContainerTarget(p, c.name) for p in pods for c in p.spec.containers]
+        return [ContainerTarget(p, name) for p in pods for name in container_names(p)]
     return [container_of(p, container) for p in pods]
 
 
-def _since(session: Session, since: float | None, since_time: str | None) -> float | None:
+def _moment(since_time: str | None) -> float | None:
     """Unix seconds."""
-    if since is not None:
-        return session.wall.now() - since
     if since_time is None:
         return None
     try:

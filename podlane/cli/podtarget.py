@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scheduler.agent.client import AgentClient
 
 DEFAULT_AGENT_PORT = 10250
+DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,17 @@ def find_pods(session: Session, selector: Selector) -> list[Pod]:
     return sorted(chosen, key=lambda pod: pod.metadata.name)
 
 
+def container_names(pod: Pod) -> list[str]:
+    """In the order they start."""
+    return [container.name for container in (*pod.spec.init_containers, *pod.spec.containers)]
+
+
 def container_of(pod: Pod, name: str | None) -> ContainerTarget:
-    """The container called `name`, else the first one. Raises UsageError naming those there are."""
-    names = [container.name for container in pod.spec.containers]
+    """The container called `name`, else the default one. Raises UsageError naming those there are."""
+    names = container_names(pod)
     if name is None:
-        return ContainerTarget(pod, names[0])
+        chosen = pod.metadata.annotations.get(DEFAULT_CONTAINER_ANNOTATION)
+        return ContainerTarget(pod, chosen if chosen in names else pod.spec.containers[0].name)
     if name not in names:
         raise UsageError(f'pod {pod.metadata.name}: no container "{name}"; it has {", ".join(names)}')
     return ContainerTarget(pod, name)
@@ -123,9 +130,11 @@ def agent_at(session: Session, node: Node) -> AgentClient:
 
 def why_not_started(target: ContainerTarget) -> str | None:
     """`ContainerCreating` for a container that has never run; None for one that has."""
-    status = next((s for s in target.pod.status.container_statuses if s.name == target.container), None)
+    told = target.pod.status
+    statuses = (*told.init_container_statuses, *told.container_statuses)
+    status = next((s for s in statuses if s.name == target.container), None)
     if status is None:
-        return target.pod.status.reason or target.pod.status.phase
+        return told.reason or told.phase
     if status.state.waiting is not None and not status.restart_count:
         return status.state.waiting.reason or "Waiting"
     return None

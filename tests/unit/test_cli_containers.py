@@ -75,7 +75,7 @@ class World:
             self.runtime.add_image(infra.image)
             self.runtime.create(infra)
             self.runtime.start(infra.name)
-        for container in stored.spec.containers:
+        for container in (*stored.spec.init_containers, *stored.spec.containers):
             self.runtime.add_image(container.image)
             config = c.container_config(stored, container, c.name_of(stored, c.INFRA, 0), attempt, 0)
             self.runtime.create(config)
@@ -122,6 +122,25 @@ def test_logs_since(world):
     assert world.shell.ok("logs", "web-1", "--since=30s") == "young\n"
     assert world.shell.ok("logs", "web-1", "--since-time", "2026-03-01T12:01:00Z") == "young\n"
     assert "expected a time as" in world.shell.fails("logs", "web-1", "--since-time", "noon", code=2)
+
+
+def test_logs_up_to_a_number_of_bytes(world):
+    assert world.shell.ok("logs", "web-1", "--limit-bytes=6") == "one\ntw"
+    assert world.shell.ok("logs", "web-1", "--all-containers", "--limit-bytes=2") == "onsi"
+    assert "--limit-bytes" in world.shell.run("logs", "web-1", "--limit-bytes=-1").stderr
+
+
+def test_logs_of_init_containers_and_of_the_default_container(world):
+    first = pod("staged", labels={"app": "staged"}, containers=2)
+    spec = replace(first.spec, init_containers=(replace(first.spec.containers[0], name="setup"),))
+    annotations = {"kubectl.kubernetes.io/default-container": "log"}
+    world.run_pod(replace(first, spec=spec, metadata=replace(first.metadata, annotations=annotations)))
+    for container in ("setup", "web", "log"):
+        world.writes("staged", f"{container}\n".encode(), container=container)
+    assert world.shell.ok("logs", "staged") == "log\n"
+    assert world.shell.ok("logs", "staged", "-c", "setup") == "setup\n"
+    assert world.shell.ok("logs", "-l", "app=staged", "--all-containers") == "setup\nweb\nlog\n"
+    assert "it has setup, web, log" in world.shell.fails("logs", "staged", "-c", "nope", code=2)
 
 
 def test_logs_of_many(world):
