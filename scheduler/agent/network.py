@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from podlane.errors import PodlaneError
 
 Interface = IPv4Interface | IPv6Interface
 
+REMEMBERED = 4096
+"""Answers kept: each sync asks the same of each pod, and reading addresses was a sixth of it."""
 IPV6_MIN_MTU = 1280
 """Below it the kernel takes IPv6 off a link (RFC 8200)."""
 
@@ -59,19 +62,24 @@ class NetworkSpec:
 
         The second is left out where the subnet has none of that number, or it is the gateway's.
         """
-        network = ip_network(self.subnet)
-        first = ip_interface((ip, network.prefixlen))
-        number = int(first.ip) - int(network.network_address)
-        if self.second is None or first.ip not in network:
-            return (first,)
-        other = ip_network(self.second.subnet)
-        if number >= other.num_addresses or other[number] in {other[0], ip_address(self.second.gateway)}:
-            return (first,)
-        return first, ip_interface((other[number], other.prefixlen))
+        return _interfaces(self, ip)
 
     def ips(self, ip: str) -> tuple[str, ...]:
         """`interfaces` without their prefix lengths."""
         return tuple(str(interface.ip) for interface in self.interfaces(ip))
+
+
+@lru_cache(REMEMBERED)
+def _interfaces(spec: NetworkSpec, ip: str) -> tuple[Interface, ...]:
+    network = ip_network(spec.subnet)
+    first = ip_interface((ip, network.prefixlen))
+    number = int(first.ip) - int(network.network_address)
+    if spec.second is None or first.ip not in network:
+        return (first,)
+    other = ip_network(spec.second.subnet)
+    if number >= other.num_addresses or other[number] in {other[0], ip_address(spec.second.gateway)}:
+        return (first,)
+    return first, ip_interface((other[number], other.prefixlen))
 
 
 class NoSubnet(PodlaneError):
@@ -87,6 +95,7 @@ def read_subnet_file(path: Path) -> NetworkSpec:
     return parse(text, str(path))
 
 
+@lru_cache(REMEMBERED)
 def parse(text: str, where: str = "subnet.env") -> NetworkSpec:
     """The network an environment file's text describes. Raises NoSubnet."""
     pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
@@ -122,4 +131,9 @@ def _segment(values: Mapping[str, str], name: str, kind: type[Interface]) -> Seg
 
 def contains(spec: NetworkSpec, ip: str) -> bool:
     """Whether a pod's first address belongs to the network; an empty one does not."""
-    return bool(ip) and ip_address(ip) in ip_network(spec.subnet)
+    return bool(ip) and ip_address(ip) in _network(spec.subnet)
+
+
+@lru_cache(REMEMBERED)
+def _network(subnet: str) -> IPv4Network | IPv6Network:
+    return ip_network(subnet)
