@@ -45,11 +45,14 @@ class Patience:
     """Seconds a pod without a toleration stays on a node that is unreachable, and on one that is not ready.
 
     `share`: of all nodes, those that may be given up within PACE seconds; always at least one.
+    `recovery`: seconds that nodes are given to come back, before anything counts, when an
+    outage of most of them ends: an agent notices, tries again, and gets another lease.
     """
 
     grace: float = 5.0
     not_ready: float = 300.0
     share: float = 0.25
+    recovery: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +167,8 @@ def plan(
     memory = {name: _look(seen.get(name), known.get(name), name in alive, now) for name in sorted({*known, *pods})}
     held, hushed = _hold(known, memory)
     for name in (*held, *hushed):
-        # what a pod tolerates counts again when the outage ends: nodes do not all come back in one instant
-        memory[name] = replace(memory[name], evict_from=now)
+        # what a pod tolerates counts again when the outage ends, and later: nodes do not all come back in one instant
+        memory[name] = replace(memory[name], evict_from=now + patience.recovery)
     wakes: list[float] = []
     unknown, ready = _marks(known, memory, now, wakes)
     stays = {

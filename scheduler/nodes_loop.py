@@ -58,6 +58,7 @@ class NodesLoop(Loop):
                 grace=config.node_grace_seconds,
                 not_ready=config.node_not_ready_seconds,
                 share=config.node_eviction_share,
+                recovery=config.node_lease_seconds,
             ),
         )
         self._seen = dict(plan.seen)

@@ -199,12 +199,12 @@ def test_most_of_the_cluster_gone_gives_up_nothing():
     assert c.at(1) == "mark node n2 unknown\nmark node n3 unknown\nhold 2/3 nodes: n2 n3"
     assert c.taints("n2") == ["unreachable:NoSchedule"]
     assert c.at(1000) == "hold 2/3 nodes: n2 n3"
-    # one is back: the other gets the whole grace period again, for it may be on its way
+    # one is back: the other gets time to come too, and then the whole grace period again
     c.alive.add("n2")
     c.at(1001)
     assert c.taints("n3") == GONE
-    assert "evict" not in c.at(1004.9)
-    assert "evict pod default/on-n3" in c.at(1005)
+    assert "evict" not in c.at(1014.9)
+    assert "evict pod default/on-n3" in c.at(1015)
 
 
 def test_most_of_the_cluster_not_ready_gives_up_nothing_either():

@@ -32,28 +32,35 @@ class RandomNodes:
         patient = Toleration(key=UNREACHABLE, operator="Exists", toleration_seconds=int(TOLERATED))
         self.world.pods += [tolerant(pod(f"patient-{name}", node=name), patient) for name in self.names]
         self.silent_since: dict[str, float] = {}
+        self.broken: set[str] = set()
         self.broken_since: dict[str, float] = {}
         self.at_once = max(1, int(share * size))
         self.given_up: list[tuple[float, str]] = []
         self.evicted: set[str] = set()
 
-    def do(self, index: int, what: str, now: float) -> None:
+    def do(self, index: int, what: str) -> None:
         name = self.names[index % len(self.names)]
-        if what == "goes":
-            self.world.alive.discard(name)
-            self.silent_since.setdefault(name, now)
-        elif what == "comes":
-            self.world.alive.add(name)
-            self.silent_since.pop(name, None)
-            self.world.says(name, "False" if name in self.broken_since else "True")
-        elif name not in self.silent_since:
-            if what == "breaks":
-                self.broken_since.setdefault(name, now)
-            else:
-                self.broken_since.pop(name, None)
-            self.world.says(name, "False" if name in self.broken_since else "True")
+        alive = self.world.alive
+        (alive.discard if what == "goes" else alive.add if what == "comes" else lambda _: None)(name)
+        if name in alive and what in {"breaks", "recovers"}:
+            self.broken = (self.broken | {name}) if what == "breaks" else (self.broken - {name})
+        if name in alive:
+            self.world.says(name, "False" if name in self.broken else "True")
+
+    def look(self, now: float) -> None:
+        """What nobody looked at in between did not happen."""
+        for name in self.names:
+            for since, is_so in (
+                (self.silent_since, name not in self.world.alive),
+                (self.broken_since, name in self.broken),
+            ):
+                if is_so:
+                    since.setdefault(name, now)
+                else:
+                    since.pop(name, None)
 
     def decide(self, now: float) -> None:
+        self.look(now)
         size = len(self.names)
         silent, troubled = len(self.silent_since), len(self.silent_since.keys() | self.broken_since.keys())
         self.world.at(now)
@@ -61,9 +68,8 @@ class RandomNodes:
         for eviction in plan.evict:
             name = eviction.node
             since = self.silent_since if eviction.lost else self.broken_since
-            allowed = (
-                NOT_READY if not eviction.lost else TOLERATED if "patient" in eviction.pod.metadata.name else GRACE
-            )
+            silently = TOLERATED if eviction.pod.metadata.name.startswith("patient") else GRACE
+            allowed = silently if eviction.lost else NOT_READY
             assert now - since[name] >= allowed - 1e-6, "a pod went before its time"
             assert eviction.pod.metadata.name not in self.evicted, "a pod went twice"
             self.evicted.add(eviction.pod.metadata.name)
@@ -90,7 +96,7 @@ def test_random_comings_and_goings(size, share, history):
     for step, changes, new_leader in history:
         now += step
         for index, what in changes:
-            run.do(index, what, now)
+            run.do(index, what)
         if new_leader and not changes:
             run.world.seen = {}
             run.given_up.clear()
