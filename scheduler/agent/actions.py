@@ -126,6 +126,17 @@ class WriteHosts:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeEmpty:
+    """Make the file of a container's last words."""
+
+    container: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"install -m 666 /dev/null {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class SetUpVolumes:
     """Make the pod's volumes be as they should; `stamp` is what they are made from."""
 
@@ -220,4 +231,5 @@ class Release:
         return f"podlane delete pod {self.name} --namespace {self.namespace} --force"
 
 
-Action = Create | Start | Attach | WriteHosts | SetUpVolumes | BindParts | Signal | RunHook | Remove | Pull | Release
+Files = WriteHosts | MakeEmpty | SetUpVolumes | BindParts
+Action = Create | Start | Attach | Files | Signal | RunHook | Remove | Pull | Release

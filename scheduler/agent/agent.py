@@ -29,8 +29,8 @@ from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
 from scheduler.agent.actions import Create, Pull, Release, RunHook
 from scheduler.agent.downward import NodeFacts
-from scheduler.agent.environment import services_needed
 from scheduler.agent.hostports import HostPort, host_ports
+from scheduler.agent.lastwords import LastWords
 from scheduler.agent.memory import Memory
 from scheduler.agent.model import Drain, Observed, Plan, PodPlan
 from scheduler.agent.nodenetwork import NodeNetwork
@@ -83,7 +83,7 @@ class Referenced(Protocol):
 class ServiceVariables(Protocol):
     """servicelists.ServiceLists, as far as it is used here."""
 
-    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> tuple[dict[str, Services], bool]: ...
+    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> dict[str, Services]: ...
 
 
 class HostPortTable(Protocol):
@@ -125,6 +125,7 @@ class Agent:
         self.drains: Drains | None = None
         self.references: Referenced | None = None
         self.services: ServiceVariables | None = None
+        self._starting: dict[str, int] = {}
         self.host_ports: HostPortTable | None = None
         self.node = NodeFacts((node_ip,))
         self._node_ip = node_ip
@@ -149,8 +150,14 @@ class Agent:
             clock=self.clock,
             pool=pool,
         )
+        self._words = LastWords(runtime, files.paths, self.runner.trigger_after, pool=pool)
         self._reporter = Reporter(
-            prober=self.prober, statuses=self._statuses, events=events, node_ip=node_ip, clock=self.clock
+            prober=self.prober,
+            words=self._words,
+            statuses=self._statuses,
+            events=events,
+            node_ip=node_ip,
+            clock=self.clock,
         )
         self._network = NodeNetwork(
             podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock, node_ips=(node_ip,)
@@ -181,6 +188,7 @@ class Agent:
         self._workers.close()
         self._pulls.close()
         self._hooks.close()
+        self._words.close()
         self._statuses.close()
 
     # --- the sync ------------------------------------------------------------------------
@@ -239,11 +247,17 @@ class Agent:
         if self.services is None:
             return Known(objects)
         running = {(c.pod_uid(r), c.container_name(r)) for r in records if r.running}
-        needed = services_needed(
-            pod for pod in alive if any((pod.metadata.uid, ct.name) not in running for ct in pod.spec.containers)
-        )
-        services, away = self.services.look(needed, {pod.metadata.namespace for pod in alive})
-        return Known(objects, services, away)
+        starting = [p for p in alive if any((p.metadata.uid, ct.name) not in running for ct in p.spec.containers)]
+        # as it was when it was first seen: its status, which we write, must not make it wait again
+        self._starting = {
+            uid: self._starting.get(uid, int(pod.metadata.resource_version or 0))
+            for uid, pod in ((pod.metadata.uid, pod) for pod in starting)
+        }
+        needed: dict[str, int] = {}
+        for pod in starting:
+            namespace = pod.metadata.namespace
+            needed[namespace] = max(needed.get(namespace, 0), self._starting[pod.metadata.uid])
+        return Known(objects, self.services.look(needed, {pod.metadata.namespace for pod in alive}))
 
     def _write_host_ports(self, pods: Mapping[str, Pod], records: Collection[Record]) -> None:
         if self.host_ports is None:

@@ -14,12 +14,23 @@ from __future__ import annotations
 from podlane.api.types import Container, Pod
 from scheduler.agent import containers as c
 from scheduler.agent import volumes as v
-from scheduler.agent.actions import Action, BindParts, Create, Pull, Remove, RunHook, Signal, Start, WriteHosts
+from scheduler.agent.actions import (
+    Action,
+    BindParts,
+    Create,
+    MakeEmpty,
+    Pull,
+    Remove,
+    RunHook,
+    Signal,
+    Start,
+    WriteHosts,
+)
 from scheduler.agent.environment import ConfigError, NotRead, environment
 from scheduler.agent.history import is_due, is_sidecar, next_start
 from scheduler.agent.model import Observed
 from scheduler.agent.planstop import Stops
-from scheduler.agent.runtime import Record
+from scheduler.agent.runtime import Mount, Record
 from scheduler.agent.security import needs_image_user, security
 
 CONFIG_ERROR = "CreateContainerConfigError"
@@ -198,6 +209,9 @@ class Builder:
         if needs_image_user(pod, ct) and ct.image not in seen.users:
             raise NotRead(f"it is not known yet whom image {ct.image} runs as")
         env = environment(pod, ct, seen.known, seen.node, ips)
+        words, mounts = self._last_words(ct, number), v.mounts(pod, ct, seen.files)
+        if words and ct.termination_message_path not in {mount.target for mount in mounts}:
+            mounts = (*mounts, Mount(words, ct.termination_message_path))
         config = c.container_config(
             pod,
             ct,
@@ -205,7 +219,7 @@ class Builder:
             number,
             wait,
             env=env,
-            mounts=v.mounts(pod, ct, seen.files),
+            mounts=mounts,
             security=security(pod, ct, seen.users.get(ct.image, "")),
             node_memory=seen.node.memory,
         )
@@ -214,10 +228,15 @@ class Builder:
         parts = v.sub_paths(pod, ct, seen.files)
         return [
             WriteHosts(ct.name, hosts, c.hostname_of(pod), ips, aliases, pod.spec.host_network),
+            *([MakeEmpty(ct.name, words)] if words else []),
             *([BindParts(ct.name, parts)] if parts else []),
             Create(ct.name, config, env.skipped),
             Start(ct.name, config.name),
         ]
+
+    def _last_words(self, ct: Container, number: int) -> str:
+        """The file for an attempt's termination message; "" when there is to be none."""
+        return self.seen.files.last_words(self.pod.metadata.uid, ct.name, number) if ct.termination_message_path else ""
 
     def _ips(self) -> tuple[str, ...]:
         if self.pod.spec.host_network:

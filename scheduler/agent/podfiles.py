@@ -85,6 +85,17 @@ class PodFiles:
         except OSError as error:
             raise PodlaneError(f"write {path}: {error.strerror or error}") from error
 
+    def make_empty(self, path: str) -> None:
+        """Make a file that a container may write whoever it runs as. Raises PodlaneError."""
+        file = Path(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)  # an earlier attempt's: whoever has it mounted keeps it
+            file.touch()
+            file.chmod(0o666)
+        except OSError as error:
+            raise PodlaneError(f"make {path}: {error.strerror or error}") from error
+
     def set_up(self, volume: VolumeSetUp) -> None:
         """Raises volumefiles.MountFailed."""
         volumefiles.set_up(volume)

@@ -1,7 +1,7 @@
 """Where on the node a pod's files are. Pure.
 
 Owns: the layout below the folder `pods/` of the agent's state: `UID/hosts`,
-`UID/volumes/NAME`, `UID/subpaths/CONTAINER/INDEX`.
+`UID/volumes/NAME`, `UID/subpaths/CONTAINER/INDEX`, `UID/last-words/CONTAINER/0` and `1`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class Paths:
     def sub_path(self, uid: str, container: str, index: int) -> str:
         """Where a part of a volume is bound for the container's volume mount of that index."""
         return f"{self.folder}/{uid}/subpaths/{container}/{index}"
+
+    def last_words(self, uid: str, container: str, attempt: int) -> str:
+        """What an attempt has at its terminationMessagePath: as many as attempts are kept take turns."""
+        return f"{self.folder}/{uid}/last-words/{container}/{attempt % 2}"
 
     def mounts(self, uid: str) -> tuple[Mount, ...]:
         """What each container of a pod has mounted."""

@@ -7,6 +7,7 @@ changes what runs. What a status says is status.py's.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import msgspec
 
@@ -18,6 +19,7 @@ from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
 from scheduler.agent import status
 from scheduler.agent.history import all_containers, attempts, is_sidecar, live_infra
+from scheduler.agent.lastwords import LastWords
 from scheduler.agent.model import Observed, Plan, PodPlan
 from scheduler.agent.plan import FAILED_MOUNT, NO_ADDRESS
 from scheduler.agent.planstart import CONFIG_ERROR, is_held
@@ -37,7 +39,17 @@ _START = metrics.histogram(
 
 
 class Reporter:
-    def __init__(self, *, prober: Prober, statuses: StatusWriter, events: Events, node_ip: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        prober: Prober,
+        words: LastWords,
+        statuses: StatusWriter,
+        events: Events,
+        node_ip: str,
+        clock: Clock,
+    ) -> None:
+        self._words = words
         self._prober = prober
         self._statuses = statuses
         self._events = events
@@ -67,6 +79,7 @@ class Reporter:
             records = by_pod.get(pod_plan.uid, [])
             self._tell(pod, pod_plan, records)
             health = health_of(seen, pod_plan, records, started=started, ready=ready)
+            health = replace(health, messages=self._words.look(pod, records))
             new = status.compute(pod, records, health, node_ip=self._node_ip, now=seen.now, failed=pod_plan.failed)
             self._measure(pod, ready=is_pod_ready(msgspec.structs.replace(pod, status=new)))
             # while it is being worked on, a status nobody acts on is only one write more
@@ -166,6 +179,7 @@ class Reporter:
 
     def _forget(self, seen: Observed) -> None:
         pods = seen.pods
+        self._words.keep({r.id for r in seen.records})
         self._statuses.keep(pods.keys())
         self._backed_off &= {r.id for r in seen.records}
         self._failed &= pods.keys()

@@ -22,6 +22,8 @@ from scheduler.agent.actions import (
     Attach,
     BindParts,
     Create,
+    Files,
+    MakeEmpty,
     Pull,
     Release,
     Remove,
@@ -61,6 +63,8 @@ class HostsFiles(Protocol):
     def write_hosts(
         self, path: str, hostname: str, ips: Sequence[str], *, aliases: Sequence[str] = (), on_host: bool = False
     ) -> None: ...
+
+    def make_empty(self, path: str) -> None: ...
 
     def set_up(self, volume: VolumeSetUp) -> None: ...
 
@@ -152,7 +156,7 @@ class Steps:
                 identity, pid = runtime.process(step.name)
                 self._podnet.attach(Plug(identity, step.ip, step.network), pid)
                 self._memory.succeeded(plan.uid, step.container)
-            case WriteHosts() | SetUpVolumes() | BindParts():
+            case WriteHosts() | MakeEmpty() | SetUpVolumes() | BindParts():
                 self._prepare(plan, step)
             case Signal():
                 self._signal(plan, step)
@@ -165,10 +169,12 @@ class Steps:
             case Pull() | RunHook():
                 raise AssertionError("pulls and hooks go beside the steps")
 
-    def _prepare(self, plan: PodPlan, step: WriteHosts | SetUpVolumes | BindParts) -> None:
+    def _prepare(self, plan: PodPlan, step: Files) -> None:
         match step:
             case WriteHosts():
                 self._files.write_hosts(step.path, step.hostname, step.ips, aliases=step.aliases, on_host=step.on_host)
+            case MakeEmpty():
+                self._files.make_empty(step.path)
             case SetUpVolumes():
                 for volume in step.volumes:
                     self._files.set_up(volume)

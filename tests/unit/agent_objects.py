@@ -80,6 +80,7 @@ class HostsFiles:
 
     def __init__(self) -> None:
         self.written: dict[str, str] = {}
+        self.made: set[str] = set()
         self.unmountable: dict[str, str] = {}
 
     def write_hosts(
@@ -87,6 +88,9 @@ class HostsFiles:
     ) -> None:
         del on_host
         self.written[path] = " ".join([*ips, hostname, *aliases])
+
+    def make_empty(self, path: str) -> None:
+        self.made.add(path)
 
     def set_up(self, volume: VolumeSetUp) -> None:
         if error := self.unmountable.get(volume.name):

@@ -213,3 +213,38 @@ def test_a_bad_image_keeps_no_other_pod_waiting(world: World) -> None:
     assert len(hanging) == 5
     pulls = [call for call in world.runtime.calls if call == "docker pull none:0"]
     assert len(pulls) == 3  # at 0, 10 and 30 s
+
+
+def message(world: World, *, last: bool = False) -> str:
+    status = world.get("p").status.container_statuses[0]
+    ended = status.last_state.terminated if last else status.state.terminated
+    return ended.message if ended is not None else "not ended"
+
+
+def test_the_last_words_of_a_container_are_in_its_status(world: World) -> None:
+    pod = world.bind("p", container(), restart_policy="OnFailure")
+    world.until(lambda: world.ready("p"))
+    words = world.folder / "pods" / pod.metadata.uid / "last-words" / "web"
+    (words / "0").write_text("no such table")
+    world.runtime.end(named(pod), 1)
+    world.until(lambda: named(pod, 1) in world.runtime.running())
+    world.run(1)
+    assert message(world, last=True) == "no such table"
+    assert (words / "1").read_text() == ""
+    world.kill()
+    world.start()
+    (words / "1").write_text("x" * 5000 + "done")
+    world.runtime.end(named(pod, 1), 0)
+    world.run(1)
+    assert message(world) == "x" * 4092 + "done"
+
+
+def test_without_last_words_the_end_of_the_log_is_told_of_a_failure_if_the_manifest_says_so(world: World) -> None:
+    fallback = container(termination_message_policy="FallbackToLogsOnError")
+    pod = world.bind("p", fallback, restart_policy="Never")
+    world.until(lambda: world.ready("p"))
+    for line in (b"y" * 3000, b"\ntraceback\n"):
+        world.runtime.write(named(pod), line)
+    world.runtime.end(named(pod), 1)
+    world.run(1)
+    assert message(world) == "y" * 2037 + "\ntraceback\n"

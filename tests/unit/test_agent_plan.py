@@ -23,7 +23,8 @@ pytestmark = pytest.mark.unit
 
 MOUNTS = (
     "--mount type=bind,source=FILES/hosts,target=/etc/hosts "
-    "--mount type=bind,source=/etc/resolv.conf,target=/etc/resolv.conf,readonly"
+    "--mount type=bind,source=/etc/resolv.conf,target=/etc/resolv.conf,readonly "
+    "--mount type=bind,source=FILES/last-words/CT/0,target=/dev/termination-log"
 )
 
 
@@ -39,7 +40,9 @@ def test_a_new_pod_gets_its_network_then_its_containers() -> None:
     hashes = [word.split("=")[1] for line in text for word in line.split() if word.startswith("podlane.io/spec")]
     assert len(set(hashes)) == 2
     shown = "\n".join(text).replace(hashes[0], "HASH1").replace(hashes[1], "HASH2")
-    shown = shown.replace("/var/lib/podlane/agent/pods/uid-p", "FILES").replace(MOUNTS, "MOUNTS")
+    shown = shown.replace("/var/lib/podlane/agent/pods/uid-p", "FILES")
+    for ct in ("web", "side"):
+        shown = shown.replace(MOUNTS.replace("CT", ct), "MOUNTS")
     assert shown == (
         "# start default/p\n"
         "docker create --name podlane_POD_p_default_uid-p_0 --network none --hostname p "
@@ -49,11 +52,13 @@ def test_a_new_pod_gets_its_network_then_its_containers() -> None:
         "ip -n podlane_POD_p_default_uid-p_0 address add 10.5.3.2/24 dev eth0 && "
         "ip -n podlane_POD_p_default_uid-p_0 route add default via 10.5.3.1\n"
         "echo '10.5.3.2 p' >> FILES/hosts\n"
+        "install -m 666 /dev/null FILES/last-words/web/0\n"
         "docker create --name podlane_web_p_default_uid-p_0 --network container:podlane_POD_p_default_uid-p_0 "
         "--label podlane.io/spec-hash=HASH1 --cpu-shares 2 MOUNTS "
         "--env PORT=80 --entrypoint sh web:1 -c 'serve 80'\n"
         "docker start podlane_web_p_default_uid-p_0\n"
         "echo '10.5.3.2 p' >> FILES/hosts\n"
+        "install -m 666 /dev/null FILES/last-words/side/0\n"
         "docker create --name podlane_side_p_default_uid-p_0 --network container:podlane_POD_p_default_uid-p_0 "
         "--label podlane.io/spec-hash=HASH2 --cpu-shares 102 --cpu-quota 100000 --memory 67108864 "
         "--workdir /srv MOUNTS web:1\n"
