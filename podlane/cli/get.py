@@ -42,7 +42,8 @@ def get(
     ignore_not_found: bool,
 ) -> None:
     """List objects: pods, replicationcontrollers (rc), services (svc), nodes (no), namespaces (ns),
-    events (ev), endpointslices, leases; or all, which is pods, rc and svc.
+    events (ev), configmaps (cm), secrets, resourcequotas (quota), priorityclasses (pc), endpointslices,
+    leases; or all, which is pods, rc and svc.
 
     \b
     podlane get pods -o wide

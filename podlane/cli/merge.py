@@ -17,8 +17,13 @@ LAST_APPLIED = "podlane.io/last-applied-configuration"
 
 _MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),
+    "initContainers": ("name",),
     "env": ("name",),
+    "hostAliases": ("ip",),
     "ports": ("containerPort", "port"),
+    "taints": ("key",),
+    "topologySpreadConstraints": ("topologyKey",),
+    "volumeMounts": ("mountPath",),
 }
 """Lists whose elements are objects with an identity: the first of these fields that they have."""
 

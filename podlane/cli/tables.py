@@ -2,8 +2,7 @@
 
 Owns: headers and cells. Pure: an object and the time in, strings out. The
 columns are kubectl's (Kubernetes' pkg/printers/internalversion/printers.go),
-without those of features Podlane does not have (NOMINATED NODE, READINESS
-GATES).
+without those of features Podlane does not have (READINESS GATES).
 """
 
 from __future__ import annotations
@@ -76,6 +75,7 @@ def _pod(pod: Pod, now: datetime) -> Sequence[str]:
         age(pod.metadata.creation_timestamp, now),
         pod.status.pod_ip or NONE,
         pod.spec.node_name or NONE,
+        pod.status.nominated_node_name or NONE,
     )
 
 
@@ -275,7 +275,7 @@ def _table(
 
 
 TABLES: dict[type[Object], Table] = {
-    Pod: _table("NAME|READY|STATUS|RESTARTS|AGE|IP|NODE", "IP|NODE", _pod),
+    Pod: _table("NAME|READY|STATUS|RESTARTS|AGE|IP|NODE|NOMINATED NODE", "IP|NODE|NOMINATED NODE", _pod),
     ReplicationController: _table(
         "NAME|DESIRED|CURRENT|READY|AGE|CONTAINERS|IMAGES|SELECTOR", "CONTAINERS|IMAGES|SELECTOR", _controller
     ),

@@ -28,6 +28,7 @@ import msgspec
 
 from podlane.api.codec import DecodeError, decode, encode
 from podlane.api.meta import new_uid, short_name, utcnow_from
+from podlane.api.priority import SYSTEM_CLASSES
 from podlane.api.types import (
     NODE_LEASE_NAMESPACE,
     ClusterConfig,
@@ -307,6 +308,7 @@ class Registry:
         write = Write(compare, (Put(keys.CLUSTER_CONFIG, encode(config)),))
         if isinstance(commit(self.store, write, self.fence), Lost):
             raise AlreadyExists(f"init cluster: {keys.CLUSTER_CONFIG} is in the store already")
+        self.create_many(list(SYSTEM_CLASSES.values()))  # those that are there already stay
 
     # --- inside --------------------------------------------------------------------
 

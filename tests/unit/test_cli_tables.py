@@ -108,9 +108,9 @@ def test_pods(capsys):
         "web-alone   0/1     ContainerCreating   0          5m3s\n"
     )
     assert show(capsys, pods, wide=True) == (
-        "NAME        READY   STATUS              RESTARTS   AGE    IP           NODE\n"
-        "web-1       1/1     Running             0          5m3s   10.244.1.2   node1\n"
-        "web-alone   0/1     ContainerCreating   0          5m3s   <none>       <none>\n"
+        "NAME        READY   STATUS              RESTARTS   AGE    IP           NODE     NOMINATED NODE\n"
+        "web-1       1/1     Running             0          5m3s   10.244.1.2   node1    <none>\n"
+        "web-alone   0/1     ContainerCreating   0          5m3s   <none>       <none>   <none>\n"
     )
 
 

@@ -34,7 +34,7 @@ class ResourceQuota(Object, frozen=True, kw_only=True):
 
 
 class PriorityClass(Object, frozen=True, kw_only=True):
-    """scheduling.k8s.io/v1. `system-node-critical` and `system-cluster-critical` are there without being stored."""
+    """scheduling.k8s.io/v1. `system-node-critical` and `system-cluster-critical` are always there."""
 
     KIND: ClassVar[str] = "PriorityClass"
     API_VERSION: ClassVar[str] = "scheduling.k8s.io/v1"
