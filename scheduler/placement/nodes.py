@@ -167,7 +167,7 @@ class NodeState:
             wanted = ",".join(f"{key}={value}" for key, value in profile.selector)
             return Reason("label", f"without label {wanted}")
         if profile.terms is not None and not any(term.matches(self.name, self.labels) for term in profile.terms):
-            wanted = " or ".join(map(str, profile.terms)) or "no node"
+            wanted = " or ".join(str(term) or "(empty)" for term in profile.terms)
             return Reason("label", f"outside node affinity {wanted}")
         for key in profile.keys:
             if key not in self.labels:

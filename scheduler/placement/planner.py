@@ -194,7 +194,8 @@ class Planner:
             node = pod.status.nominated_node_name if self._is_making_room(pod, shape) else ""
             if not node and choice is not None and (chosen := choice.take()) is not None:
                 node = chosen.node
-                plan.preempt.append(Preemption(pod, node, tuple(victim.pod for victim in chosen.victims)))
+                if chosen.victims:  # none, when enough end already
+                    plan.preempt.append(Preemption(pod, node, tuple(victim.pod for victim in chosen.victims)))
                 for victim in chosen.victims:
                     state.end(victim)
             if node:
