@@ -45,6 +45,7 @@ class NodeNetwork:
         self._look_again = look_again
         self._clock = clock
         self._ports: dict[str, Port] = {}
+        self._plugs: frozenset[str] = frozenset()
         self._live: frozenset[str] = frozenset()
         self._reserved: dict[str, str] = {}
         self._last = ""
@@ -70,6 +71,8 @@ class NodeNetwork:
         if self.spec is not None:
             self._make_bridge(self.spec)
         self._ports = self._podnet.ports()
+        if self._clock.monotonic() >= self._sweep_at:
+            self._plugs = self._podnet.plugs()
 
     def _make_bridge(self, spec: NetworkSpec) -> None:
         try:
@@ -139,20 +142,20 @@ class NodeNetwork:
         self._reserved[uid] = self._last = ip
 
     def sweep(self, records: Collection[Record]) -> None:
-        """Now and then, delete the ports of containers that run no more. (The kernel does, but for held namespaces.)"""
+        """Now and then, delete the links of containers that run no more. (The kernel does, but for held namespaces.)"""
         now = self._clock.monotonic()
         if now < self._sweep_at:
             return
         self._sweep_at = now + _SWEEP
-        unknown = strays(self._ports, [r.id for r in records if _is_live_infra(r)])
+        unknown = strays(self._plugs, [r.id for r in records if _is_live_infra(r)])
         if not unknown:
             return
         try:
             self._podnet.detach(unknown)
         except PodNetError as error:
-            self._log.warning("stray ports not deleted", error=str(error), retry_in=_SWEEP)
+            self._log.warning("stray links not deleted", error=str(error), retry_in=_SWEEP)
             return
-        self._log.info("stray ports deleted", ports=sorted(unknown))
+        self._log.info("stray links deleted", links=sorted(unknown))
 
 
 def _is_live_infra(record: Record) -> bool:

@@ -16,9 +16,10 @@ bridge plugin; linux/drivers/net/veth.c, net/bridge/br_stp_if.c
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -34,6 +35,7 @@ BRIDGE = "podlane0"
 INSIDE = "eth0"
 """The pod's side of its veth pair."""
 PREFIX = "pl"
+_OURS = re.compile(rf"{PREFIX}[0-9a-f]{{11}}")
 TIMEOUT = 10.0
 """Seconds the kernel may take for one answer; it is milliseconds unless many namespaces are being taken apart."""
 _DUMP_TRIES = 5
@@ -126,6 +128,10 @@ class PodNet(Protocol):
         """The bridge's ports by name; none without a bridge."""
         ...
 
+    def plugs(self) -> frozenset[str]:
+        """The links that `attach` made, on the bridge or not."""
+        ...
+
     def attach(self, plug: Plug, pid: int) -> None:
         """Attach the network namespace of a process, or complete what is missing of it."""
         ...
@@ -160,10 +166,10 @@ def is_attached(plug: Plug, ports: Mapping[str, Port]) -> bool:
     return port == Port(plug.link, plug.alias, plug.network.mtu, up=True, hairpin=True)
 
 
-def strays(ports: Mapping[str, Port], containers: Collection[str]) -> frozenset[str]:
-    """Ports of ours that belong to none of the running containers (ids)."""
+def strays(links: Iterable[str], containers: Collection[str]) -> frozenset[str]:
+    """Links of ours that belong to none of the running containers (ids)."""
     known = {link_of(identity) for identity in containers}
-    return frozenset(link for link in ports if link.startswith(PREFIX) and link not in known)
+    return frozenset(link for link in links if _OURS.fullmatch(link) and link not in known)
 
 
 def plan_bridge(network: NetworkSpec, seen: Bridge | None) -> tuple[Change, ...]:
@@ -223,10 +229,19 @@ class KernelPodNet:
         try:
             with self._open() as here:
                 bridge = _find(here, BRIDGE)
-                links = _ports(here, bridge.index) if bridge else []
+                found = _dump(here, rtnl.get_ports(bridge.index)) if bridge else []
+                links = [link for link in found if bridge and link.master == bridge.index]
         except (NetlinkError, OSError) as error:
             raise PodNetError(f"list ports of {BRIDGE}: {error}") from error
         return {x.name: Port(x.name, x.alias, x.mtu, x.up, x.hairpin) for x in links}
+
+    def plugs(self) -> frozenset[str]:
+        try:
+            with self._open() as here:
+                links = _dump(here, rtnl.get_veths())
+        except (NetlinkError, OSError) as error:
+            raise PodNetError(f"list links: {error}") from error
+        return frozenset(x.name for x in links if x.kind == "veth" and _OURS.fullmatch(x.name))
 
     def attach(self, plug: Plug, pid: int) -> None:
         try:
@@ -349,11 +364,10 @@ def _find(at: NetlinkSocket, name: str) -> rtnl.Link | None:
         raise
 
 
-def _ports(at: NetlinkSocket, bridge: int) -> list[rtnl.Link]:
+def _dump(at: NetlinkSocket, request: Message) -> list[rtnl.Link]:
     for left in reversed(range(_DUMP_TRIES)):
         try:
-            found = [rtnl.parse_link(body) for _, body in at.dump(rtnl.get_ports(bridge))]
-            return [link for link in found if link.master == bridge]
+            return [rtnl.parse_link(body) for _, body in at.dump(request)]
         except DumpInterrupted:
             if not left:
                 raise

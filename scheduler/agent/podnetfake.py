@@ -63,6 +63,11 @@ class FakePodNet:
             self._bury()
             return {link: pair.port for link, pair in self._pairs.items() if pair.joined and self.bridge}
 
+    def plugs(self) -> frozenset[str]:
+        with self._lock:
+            self._bury()
+            return frozenset(self._pairs)
+
     def attach(self, plug: Plug, pid: int) -> None:
         with self._lock:
             self._bury()

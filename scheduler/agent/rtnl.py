@@ -84,6 +84,12 @@ def get_ports(bridge: int) -> Message:
     return Message(RTM_GETLINK, 0, body)
 
 
+def get_veths() -> Message:
+    """To be dumped: the links of kind veth."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + nest(_IFLA_LINKINFO, text(_INFO_KIND, "veth"))
+    return Message(RTM_GETLINK, 0, body + u32(_IFLA_EXT_MASK, _SKIP_STATS))
+
+
 def parse_link(body: bytes | memoryview) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(body)
     found = attribute_map(body[_IFINFO.size :])

@@ -235,6 +235,19 @@ def test_a_container_is_attached_with_its_address(world: World) -> None:
     assert strays(ports, {one.id}) == {two.plug("").link}
 
 
+def test_links_of_containers_that_are_gone_are_found_also_off_the_bridge(world: World) -> None:
+    commands(world)
+    one, two = world.container(), world.container()
+    for number, each in enumerate((one, two), 5):
+        world.net.attach(each.plug(f"10.99.7.{number}"), each.pid)
+    world.unplug(two.plug("").link)
+    assert set(world.net.ports()) == {one.plug("").link}
+    assert strays(world.net.plugs(), {one.id}) == {two.plug("").link}
+    world.net.detach(strays(world.net.plugs(), {one.id}))
+    assert world.net.plugs() == {one.plug("").link}
+    assert world.look(two.pid) is None
+
+
 def test_attaching_again_changes_nothing(world: World) -> None:
     commands(world)
     one = world.container()
