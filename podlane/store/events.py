@@ -3,8 +3,9 @@
 Owns: writing them. Invariant: an event never costs a daemon anything: `event`
 does not block, does not raise, and what cannot be written soon is dropped and
 counted. The same event again within its lifetime is one object with a higher
-count. Source: client-go's EventRecorder and its correlator; one etcd lease for
-the events of several minutes, as kube-apiserver's lease manager does it, for a
+count. Those that wait are written in one transaction, for they come in bursts.
+Source: client-go's EventRecorder and its correlator; one etcd lease for the
+events of several minutes, as kube-apiserver's lease manager does it, for a
 lease for each would be more work for etcd than the events.
 """
 
@@ -13,24 +14,29 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from podlane.api.codec import encode
 from podlane.api.meta import new_uid, reference_to, utcnow_from
 from podlane.api.types import Event, EventSource, Object, ObjectMeta, ObjectReference
 from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
-from podlane.store.interface import LeaseNotFound
+from podlane.store.interface import LeaseNotFound, Put
 from podlane.store.registry import DEFAULT_NAMESPACE, Registry
+from podlane.store.rules import key_of
+from podlane.store.writes import Write, Written, commit_all
 
 LIFETIME = 3600  # seconds an event is kept after it last happened
 SHARED = 300  # seconds for which new events share a lease
 BACKLOG = 1000  # events waiting to be written
+AT_ONCE = 100  # events written together
 REMEMBERED = 4096  # different events whose repeats are counted
 NAME_LIMIT = 200  # characters of the object's name in the event's name
 
@@ -48,7 +54,7 @@ class _Happening:
 class EventRecorder:
     """Thread-safe. `component` and `host` say who saw it; `close` when the daemon ends.
 
-    A thread of its own writes, from the first event on; unless `threaded`, whoever calls `write_one` does.
+    A thread of its own writes, from the first event on; unless `threaded`, whoever calls `write_waiting` does.
     """
 
     def __init__(
@@ -101,41 +107,61 @@ class EventRecorder:
         if self._thread is not None:
             self._thread.join(timeout)
 
-    def write_one(self, *, wait: bool = False) -> bool:
-        """Write the next event, if there is one or after waiting for it; False once closed."""
+    def write_waiting(self, *, wait: bool = False) -> bool:
+        """Write the events that wait, many to a transaction, or with `wait` the next there are; False once closed."""
+        items = self._take(wait)
+        happened = [item for item in items if item is not None]
         try:
-            item = self._queue.get(block=wait)
-        except queue.Empty:
-            return True
-        if item is None:
-            return False
-        try:
-            self._write(*item)
+            written = self._write(happened)
         except PodlaneError as error:
-            _EVENTS.labels("dropped").inc()
-            self._log.debug("event dropped", reason=item[0].reason, error=str(error))
-        else:
-            _EVENTS.labels("written").inc()
-        return True
+            written = 0
+            self._log.debug("events dropped", events=len(happened), error=str(error))
+        _EVENTS.labels("written").inc(written)
+        _EVENTS.labels("dropped").inc(len(happened) - written)
+        return None not in items
+
+    def _take(self, wait: bool) -> list[tuple[_Happening, datetime] | None]:
+        items: list[tuple[_Happening, datetime] | None] = []
+        try:
+            items.append(self._queue.get(block=wait))
+            while items[-1] is not None and len(items) < AT_ONCE:
+                items.append(self._queue.get_nowait())
+        except queue.Empty:
+            pass
+        return items
 
     def _run(self) -> None:
-        while self.write_one(wait=True):
+        while self.write_waiting(wait=True):
             pass
 
-    def _write(self, happening: _Happening, when: datetime) -> None:
-        event = self._counted(happening, when)
+    def _write(self, items: Sequence[tuple[_Happening, datetime]]) -> int:
+        """Returns how many of the happenings are written now."""
+        events: dict[_Happening, Event] = {}
+        for happening, when in items:
+            events[happening] = self._counted(happening, when, events.get(happening) or self._known.get(happening))
+        if not events:
+            return 0
         try:
-            self._registry.put_leased(event, self._current_lease())
+            done = self._commit(list(events.values()))
         except LeaseNotFound:
             self._lease = 0
-            self._registry.put_leased(event, self._current_lease())
-        self._known[happening] = event
-        self._known.move_to_end(happening)
-        if len(self._known) > REMEMBERED:
+            done = self._commit(list(events.values()))
+        for (happening, event), is_done in zip(events.items(), done, strict=True):
+            if is_done:
+                self._known[happening] = event
+                self._known.move_to_end(happening)
+        while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
+        written = {happening for happening, is_done in zip(events, done, strict=True) if is_done}
+        return sum(happening in written for happening, _ in items)
 
-    def _counted(self, happening: _Happening, when: datetime) -> Event:
-        known = self._known.get(happening)
+    def _commit(self, events: Sequence[Event]) -> list[bool]:
+        lease = self._current_lease()
+        writes = [Write((), (Put(key_of(event), encode(event), lease),)) for event in events]
+        outcomes = commit_all(self._registry.store, writes, self._registry.fence)
+        return [isinstance(outcome, Written) for outcome in outcomes]
+
+    def _counted(self, happening: _Happening, when: datetime, known: Event | None) -> Event:
         if known is not None and known.last_timestamp and (when - known.last_timestamp).total_seconds() < LIFETIME:
             return msgspec.structs.replace(known, count=known.count + 1, last_timestamp=when)
         about = happening.about

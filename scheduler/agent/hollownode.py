@@ -107,7 +107,7 @@ class HollowNode:
     ) -> None:
         """Record an event, as an EventRecorder with a thread does."""
         self._recorder.event(about, type, reason, message)
-        self._events.submit(self._recorder.write_one)
+        self._events.submit(self._recorder.write_waiting)
 
     def _turn(self) -> float:
         """Do what is due on this node; returns the seconds until something else will be."""

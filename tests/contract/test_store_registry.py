@@ -564,6 +564,21 @@ def test_events_are_counted_and_never_in_the_way(registry: Registry, clock: Fake
     assert registry.store.time_to_live(kv.lease) > 3600 - 60
 
 
+def test_events_that_wait_are_written_together(registry: Registry, clock: FakeClock) -> None:
+    recorder = EventRecorder(registry, "agent", "n1", clock, threaded=False)
+    assert recorder.write_waiting()  # nothing waits
+    for n in range(30):
+        recorder.event(pod(f"{n % 10}"), "Normal", "Started", "Started container main")
+    assert recorder.write_waiting()
+    listed = registry.list(Event, "default").items
+    assert sorted(e.count for e in listed) == [3] * 10
+    assert len({e.metadata.resource_version for e in listed}) == 1
+    recorder.event(pod("0"), "Normal", "Started", "Started container main")
+    recorder.close(0)
+    assert not recorder.write_waiting()
+    assert max(e.count for e in registry.list(Event, "default").items) == 4
+
+
 def test_events_are_lost_in_silence_when_the_store_is_away(clock: FakeClock) -> None:
     memory = MemoryStore()
     registry = Registry(memory, clock=clock)
