@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from agent_rig import Rig, begin, eventually, one_node
 from dockerd_process import IMAGE
-from test_agent_docker import Rig, begin, eventually
-from test_agent_docker import rig as rig_
 
 from podlane.api.types import (
     Capabilities,
@@ -48,8 +47,6 @@ from podlane.api.types import (
 )
 from scheduler.agent import mounts
 
-__all__ = ["rig_"]
-
 pytestmark = pytest.mark.kernel
 
 SLEEP = ("sleep", "1000")
@@ -57,10 +54,11 @@ SERVE = ("httpd", "-f", "-p", "8080", "-h", "/")
 
 
 @pytest.fixture
-def rig(rig_: Rig) -> Iterator[Rig]:
+def rig(netns: Any, netns_etcd: Any, tmp_path: Path) -> Iterator[Rig]:
     """A node of which no mount stays."""
-    yield rig_
-    for point in mounts.mount_points(str(rig_.folder)):
+    with one_node(netns, netns_etcd, tmp_path) as rig:
+        yield rig
+    for point in mounts.mount_points(str(tmp_path)):
         mounts.unmount(point)
 
 
