@@ -58,7 +58,7 @@ class Change(Generic[O]):
 def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | None]:
     """None for each pod bound, else why not: Conflict (it changed, is bound, or ends), NotFound, StoreUnavailable.
 
-    Sets spec.nodeName and the condition PodScheduled. Raises Fenced.
+    Sets spec.nodeName and the condition PodScheduled, and takes back a nomination. Raises Fenced.
     """
     answers: list[Exception | None] = [None] * len(bindings)
     writes: dict[int, Write] = {}
@@ -207,7 +207,8 @@ def _bound(registry: Registry, pod: Pod, binding: Binding) -> Pod:
     if pod.metadata.deletion_timestamp is not None:
         raise Conflict(f"{what}: it is being deleted")
     scheduled = Condition(type="PodScheduled", status="True", last_transition_time=utcnow_from(registry.clock.now()))
-    status = msgspec.structs.replace(pod.status, conditions=set_condition(pod.status.conditions, scheduled))
+    conditions = set_condition(pod.status.conditions, scheduled)
+    status = msgspec.structs.replace(pod.status, conditions=conditions, nominated_node_name="")
     return msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, node_name=binding.node), status=status)
 
 
