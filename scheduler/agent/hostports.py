@@ -4,10 +4,12 @@ Owns: the nft table `inet podlane-hostports` (and no other), and what is in it:
 one map element for each port of each pod that is attached here. Invariants: the
 table is loaded as a whole in one transaction, so nobody meets half of it; it
 goes with the last pod that has such a port; where someone deleted it, it is made
-again at the next look. A pod on the node's own network needs none of
-this. Not at the loopback address, which would take `route_localnet`; whoever
-is on the same bridge is answered through netfilter only with
-bridge-nf-call-iptables, which proxyd sets. Source: the portmap plugin of CNI.
+again at the next look. A pod on the node's own network needs none of this.
+127.0.0.1 leads to pods too, for the node itself: that takes `route_localnet` on
+the bridge, which is on only while the table is there, and the table keeps pods
+from the node's loopback meanwhile. Whoever is on the same bridge is answered
+through netfilter only with bridge-nf-call-iptables, which proxyd sets. Source:
+the portmap plugin of CNI.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 from podlane.api.podresources import is_sidecar
 from podlane.api.types import Pod
@@ -22,9 +25,11 @@ from podlane.errors import PodlaneError
 from podlane.runtime import command, nftables
 from podlane.runtime.log import get_logger
 from podlane.runtime.netlink import NETLINK_NETFILTER, NetlinkSocket
+from scheduler.agent.podnet import BRIDGE
 
 TABLE = "podlane-hostports"
 _OURS = nftables.Table(nftables.NFPROTO_INET, TABLE)
+_ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet")
 _TIMEOUT = 15.0
 _RETRY = 5.0
 _ANY = {"", "0.0.0.0", "::"}
@@ -77,7 +82,7 @@ def script(ports: Collection[HostPort]) -> str:
     if not ports:
         return begin
     lines = [f"table inet {TABLE} {{"]
-    rules = ["    ip daddr 127.0.0.0/8 return", "    ip6 daddr ::1 return"]
+    rules = ["    ip6 daddr ::1 return"]
     for version, family in ((4, "ip"), (6, "ip6")):
         mine = sorted(port for port in ports if port.version == version)
         lines += _sets(mine, version)
@@ -95,8 +100,13 @@ def script(ports: Collection[HostPort]) -> str:
             "  }",
         ]
     lines += [
+        "  chain guard {",
+        "    type filter hook prerouting priority raw; policy accept;",
+        f'    iifname "{BRIDGE}" ip daddr 127.0.0.0/8 drop',
+        "  }",
         "  chain postrouting {",
         "    type nat hook postrouting priority srcnat; policy accept;",
+        f'    ct status dnat oifname "{BRIDGE}" ip saddr 127.0.0.0/8 masquerade',
         "    ct status dnat ip saddr . ip daddr @self4 masquerade",
         "    ct status dnat ip6 saddr . ip6 daddr @self6 masquerade",
         "  }",
@@ -137,9 +147,13 @@ class HostPorts:
         try:
             if not _exists():
                 self._loaded = frozenset()
+            if not wanted:
+                _set_route_localnet(on=False)
             if wanted != self._loaded:
                 command.run(["nft", "-f", "-"], input=script(wanted), timeout=_TIMEOUT)
                 self._log.info("host ports written", ports=len(wanted))
+            if wanted:
+                _set_route_localnet(on=True)
             self._loaded = wanted
         except (PodlaneError, OSError) as error:
             self._loaded = None
@@ -151,3 +165,12 @@ class HostPorts:
 def _exists() -> bool:
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
         return nftables.exists(socket, _OURS)
+
+
+def _set_route_localnet(*, on: bool) -> None:
+    wanted = "1" if on else "0"
+    try:
+        if _ROUTE_LOCALNET.read_text().strip() != wanted:
+            _ROUTE_LOCALNET.write_text(wanted)
+    except FileNotFoundError:
+        return  # no bridge (any more): whoever makes it anew looks again

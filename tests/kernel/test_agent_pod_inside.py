@@ -273,12 +273,14 @@ def test_ports_of_the_node_and_pods_on_its_network(rig: Rig) -> None:
     eventually(lambda: running(rig, "led") and running(rig, "own"))
     node = rig.netns.address
 
-    def answers(number: int) -> bool:
-        url = f"http://{node}:{number}/bin/sh"
+    def answers(number: int, address: str = node) -> bool:
+        url = f"http://{address}:{number}/bin/sh"
         return bool(rig.netns.ok(["timeout", "3", "busybox", "wget", "-q", "-O", "/dev/null", url]))
 
     eventually(lambda: answers(18080))
+    assert answers(18080, "127.0.0.1")
     assert answers(18081)
+    assert "drop" in rig.netns.run("nft list chain inet podlane-hostports guard")
     inside(rig, "led", f"wget -q -O /dev/null http://{node}:18080/bin/sh")  # a pod to its own port
     assert rig.get("own").status.pod_ip == "127.0.0.1"  # the node's, in this test
     assert "Podlane-managed hosts file (host network)" in inside(rig, "own", "cat /etc/hosts")
@@ -290,3 +292,4 @@ def test_ports_of_the_node_and_pods_on_its_network(rig: Rig) -> None:
     rig.registry.delete(Pod, "default", "led")
     eventually(lambda: rig.gone("led") and "podlane-hostports" not in rig.netns.run("nft list tables"))
     assert not answers(18080)
+    assert rig.netns.run("sysctl -n net.ipv4.conf.podlane0.route_localnet").strip() == "0"
