@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from driven_lab import Cluster
 
+from podlane.api.types import Node
 from podlane.lab import network, process, traffic
 from podlane.runtime.command import run
 
@@ -93,6 +95,11 @@ def test_etcd_stopped_for_30_s_disturbs_nothing_and_everything_catches_up(web: C
     assert all(s.state == "running" for s in web.lab.status())
 
 
+def taints(cluster: Cluster, node: str) -> set[str]:
+    listed = msgspec.json.decode(cluster.podlane("get", "node", node, "-o", "json"))
+    return {taint.key for taint in msgspec.convert(listed, Node).spec.taints}
+
+
 def test_a_cut_host_is_replaced_and_joins_again_without_its_old_pods(web: Cluster) -> None:
     lost = next(p.spec.node_name for p in web.ready())
     host = web.topology.host(lost)
@@ -101,6 +108,7 @@ def test_a_cut_host_is_replaced_and_joins_again_without_its_old_pods(web: Cluste
         network.cut(web.topology, host)
         try:
             web.wait("four ready elsewhere", lambda: len([p for p in web.ready() if p.spec.node_name != lost]) == 4, 60)
+            assert taints(web, lost) == {"node.kubernetes.io/unreachable"}
             requests.mark()
             time.sleep(2)
             summary = requests.stop()
@@ -116,11 +124,17 @@ def test_a_cut_host_is_replaced_and_joins_again_without_its_old_pods(web: Cluste
 
     web.wait("its old containers are gone", lambda: not old & set(containers().split()))
     assert len(web.pods()) == 4
+    web.wait("it is as any other node", lambda: not taints(web, lost))
     web.wait("every node reaches all four", lambda: web.reaches_all(4))
+    emptied = web.ready()[0].spec.node_name
     with web.traffic() as requests:  # connections that hung on the lost pods must not haunt their source ports
-        time.sleep(5)
+        web.podlane("drain", emptied)
+        time.sleep(2)
         summary = requests.stop()
     assert (summary.failed, summary.retried) == (0, 0), summary.late
+    assert emptied not in {p.spec.node_name for p in web.ready()}
+    assert len(web.ready()) >= 3
+    web.podlane("uncordon", emptied)
 
 
 def test_no_answer_when_no_pod_is_left_and_answers_as_soon_as_there_is_one(web: Cluster) -> None:
