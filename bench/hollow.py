@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bench.lab import BenchLabError
+from bench.machine import take_precedence
 from bench.pods import controller
 from bench.rows import Benchmark, Declared, Measured, Progress, percentile
 from podlane.api.codec import decode
@@ -190,6 +191,7 @@ def hollow_lab(say: Progress, nodes: int = NODES) -> Iterator[Cluster]:
 
 
 def measure(say: Progress) -> Iterable[Measured]:
+    take_precedence()
     with hollow_lab(say) as cluster:
         cluster.apply([controller(app(number), 0) for number in range(CONTROLLERS)])
         cluster.tell_load()
