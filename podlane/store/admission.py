@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from msgspec.structs import replace
 
 from podlane.api.codec import decode
-from podlane.api.meta import short_name
+from podlane.api.meta import resource_of, short_name
 from podlane.api.podcreation import completed
 from podlane.api.podresources import QOSClass, qos_class
 from podlane.api.priority import prioritized
@@ -49,7 +49,7 @@ class Policies:
     def _prioritized(self, pod: Pod) -> Pod:
         spec = prioritized(pod.spec, self.classes)
         if isinstance(spec, FieldError):
-            raise Invalid(f"create {short_name(pod)}", [spec])
+            raise Invalid(f"create {asked_name(pod)}", [spec])
         return replace(pod, spec=spec)
 
     def _qos_of(self, spec: PodSpec) -> QOSClass:
@@ -58,6 +58,12 @@ class Policies:
         if key not in self._qos:
             self._qos[key] = qos_class(spec)
         return self._qos[key]
+
+
+def asked_name(obj: Object) -> str:
+    """`pod/web-*` where a name was made up: the next try has another, and the same refusal should be the same text."""
+    generated = obj.metadata.generate_name
+    return f"{resource_of(type(obj)).singular}/{generated}*" if generated else short_name(obj)
 
 
 def read(registry: Registry, objs: Sequence[Object]) -> Policies:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from podlane.api import quota
-from podlane.api.meta import short_name, utcnow_from
+from podlane.api.meta import utcnow_from
 from podlane.api.types import Pod, ResourceQuota
 from podlane.errors import Conflict, Forbidden, NotFound, StoreUnavailable
+from podlane.store.admission import asked_name
 from podlane.store.rules import at_revision, change
 from podlane.store.writes import MAX_BYTES, MAX_OPS, Lost, Outcome, Write, Written, commit
 
@@ -84,7 +85,7 @@ def _attempt(candidates: Mapping[int, Candidate], waiting: Sequence[int], before
         pod, write = candidates[i].pod, candidates[i].write
         charged = _charged(attempt.quotas, pod)
         if isinstance(charged, str):
-            attempt.refused[i] = Forbidden(f"create {short_name(pod)}: {charged}")
+            attempt.refused[i] = Forbidden(f"create {asked_name(pod)}: {charged}")
             continue
         size += write.size
         if attempt.placed and (len(attempt.write.ops) + len(write.ops) > room or size > MAX_BYTES):
