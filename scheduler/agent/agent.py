@@ -39,11 +39,12 @@ from scheduler.agent.planend import to_drain
 from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnet import PodNet
 from scheduler.agent.probes import Prober, Target, checker
-from scheduler.agent.references import Followed, Known, Ref, Services
+from scheduler.agent.references import Known
 from scheduler.agent.report import Reporter
 from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeEvent, RuntimeRefused
 from scheduler.agent.statuswriter import StatusWriter
 from scheduler.agent.steps import Events, Steps
+from scheduler.agent.storeview import StoreView
 from scheduler.agent.workers import MakePool, Workers, threads
 
 WORKERS = max(2, min(6, os.cpu_count() or 1))
@@ -72,18 +73,6 @@ class Drains(Protocol):
     """scheduler.agent.drain.Drainer, as far as it is used here."""
 
     def look(self, pods: Mapping[str, Pod]) -> dict[str, Drain]: ...
-
-
-class Referenced(Protocol):
-    """references.References, as far as it is used here."""
-
-    def look(self, pods: Iterable[Pod]) -> dict[Ref, Followed | None]: ...
-
-
-class ServiceVariables(Protocol):
-    """servicelists.ServiceLists, as far as it is used here."""
-
-    def look(self, needed: Mapping[str, int], namespaces: Collection[str]) -> dict[str, Services]: ...
 
 
 class HostPortTable(Protocol):
@@ -123,9 +112,7 @@ class Agent:
         self.runtime = runtime
         self.bindings: Bindings | None = None
         self.drains: Drains | None = None
-        self.references: Referenced | None = None
-        self.services: ServiceVariables | None = None
-        self._starting: dict[str, int] = {}
+        self.store_view: StoreView | None = None
         self.host_ports: HostPortTable | None = None
         self.node = NodeFacts((node_ip,))
         self._node_ip = node_ip
@@ -219,7 +206,7 @@ class Agent:
             addresses=self._network.addresses(records, busy),
             stale=self._network.stale(records),
             files=self._files.paths(),
-            known=self._known(pods, records),
+            known=self.store_view.look(pods, records) if self.store_view is not None else Known(),
             node=self.node,
             users=self.memory.image_users(self.runtime, wanted_users(pods.values())),
             set_up=self.memory.volumes(),
@@ -232,6 +219,8 @@ class Agent:
             drain_timeout=self._drain_timeout,
         )
         planned = plan(seen)
+        if self.store_view is not None:
+            self.store_view.note(planned)
         self._apply(planned)
         self._write_host_ports(pods, records)
         self._reporter.report(seen, planned, self._workers.busy())
@@ -239,25 +228,6 @@ class Agent:
         self._network.sweep(records)
         if planned.wake_at is not None:
             self.runner.trigger_after(max(0.0, planned.wake_at - self.clock.now()))
-
-    def _known(self, pods: Mapping[str, Pod], records: Collection[Record]) -> Known:
-        """What is known in the store of what pods name; without `references` and `services` that is nothing."""
-        alive = [pod for pod in pods.values() if is_pod_active(pod)]
-        objects = self.references.look(alive) if self.references is not None else {}
-        if self.services is None:
-            return Known(objects)
-        running = {(c.pod_uid(r), c.container_name(r)) for r in records if r.running}
-        starting = [p for p in alive if any((p.metadata.uid, ct.name) not in running for ct in p.spec.containers)]
-        # as it was when it was first seen: its status, which we write, must not make it wait again
-        self._starting = {
-            uid: self._starting.get(uid, int(pod.metadata.resource_version or 0))
-            for uid, pod in ((pod.metadata.uid, pod) for pod in starting)
-        }
-        needed: dict[str, int] = {}
-        for pod in starting:
-            namespace = pod.metadata.namespace
-            needed[namespace] = max(needed.get(namespace, 0), self._starting[pod.metadata.uid])
-        return Known(objects, self.services.look(needed, {pod.metadata.namespace for pod in alive}))
 
     def _write_host_ports(self, pods: Mapping[str, Pod], records: Collection[Record]) -> None:
         if self.host_ports is None:

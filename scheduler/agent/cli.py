@@ -147,9 +147,11 @@ def _follow_store(worker: Agent, registry: Registry, daemon: Daemon, clock: Cloc
     from scheduler.agent.hostports import HostPorts
     from scheduler.agent.references import References
     from scheduler.agent.servicelists import ServiceLists
+    from scheduler.agent.storeview import StoreView
 
-    worker.references = references = References(registry.store, worker.trigger, clock)
-    worker.services = services = ServiceLists(registry.store, worker.trigger, clock)
+    references = References(registry.store, worker.trigger, clock)
+    services = ServiceLists(registry.store, worker.trigger, clock)
+    worker.store_view = StoreView(references, services)
     worker.host_ports = HostPorts()
     daemon.add_thread("references", references.run)
     daemon.add_thread("services", services.run)

@@ -34,6 +34,10 @@ class NotRead(PodlaneError):
     """Something it depends on has not been read from the store yet."""
 
 
+class ServicesNotRead(NotRead):
+    """Nothing is missing but the services of its namespace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """`hidden` are variables with a secret's value; `skipped` says, for an event, which names could not be used."""
@@ -51,7 +55,7 @@ def environment(pod: Pod, container: Container, known: Known, node: NodeFacts, i
     services = service_links(pod, known)
     made = _Maker(pod, container, known, node, ips).make(services or {})
     if services is None:  # not before everything else is right: what is wrong is said at once, and goes on being said
-        raise NotRead("")
+        raise ServicesNotRead("services are not read from the store yet")
     return made
 
 

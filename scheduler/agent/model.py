@@ -122,7 +122,8 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """`waiting` has a (reason, message) for each container that should run and does not; `pulls` and `hooks` go
+    """`waiting` has a (reason, message) for each container that should run and does not, `wants_services` is that
+    one of them lacks nothing but `Observed.known.services`; `pulls` and `hooks` go
     beside the steps, since they may take minutes; `wake_at` is when to look again if nothing happens before;
     `undrained` is what was waited for in vain before a pod is told to end; `failed` is why (reason, message) a pod
     fails for another cause than its containers.
@@ -136,6 +137,7 @@ class PodPlan:
     pulls: tuple[Pull, ...] = ()
     hooks: tuple[RunHook, ...] = ()
     waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    wants_services: bool = False
     wake_at: float | None = None
     undrained: str = ""
     failed: tuple[str, str] | None = None

@@ -207,6 +207,7 @@ def _result(builder: Builder, bucket: Bucket, why: str, steps: list[Action]) -> 
         pulls=tuple(builder.pulls),
         hooks=tuple(stops.hooks),
         waiting=builder.waiting,
+        wants_services=builder.wants_services,
         wake_at=min((at for at in (builder.wake_at, stops.wake_at) if at is not None), default=None),
     )
 

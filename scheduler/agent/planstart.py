@@ -26,7 +26,7 @@ from scheduler.agent.actions import (
     Start,
     WriteHosts,
 )
-from scheduler.agent.environment import ConfigError, NotRead, environment
+from scheduler.agent.environment import ConfigError, NotRead, ServicesNotRead, environment
 from scheduler.agent.history import is_due, is_sidecar, next_start
 from scheduler.agent.model import Observed
 from scheduler.agent.planstop import Stops
@@ -73,6 +73,7 @@ class Builder:
         self.held = False
         self.stops = Stops(seen, pod, ip)
         self.waiting: dict[str, tuple[str, str]] = {}
+        self.wants_services = False
         self.why: list[str] = []
         self.wake_at: float | None = None
 
@@ -198,6 +199,8 @@ class Builder:
         try:
             self.steps += self._make(ct, number, wait)
             self._hold_for(ct)
+        except ServicesNotRead:
+            self.wants_services = True
         except NotRead as error:
             self.waiting[ct.name] = (CREATING, str(error))
         except ConfigError as error:
