@@ -1,17 +1,14 @@
 """Carries endpoint plans out.
 
-Invariants: only slices that differ are written; nothing is looked at when only
-pods changed that have no address yet. There is no minimum interval: a pod that
-becomes ready waits for two round trips to the store and nothing else, but where
-there are so many that a look takes long, for as long as that.
+Invariant: only slices that differ are written. There is no minimum interval:
+a pod that becomes ready waits for two round trips to the store and nothing else.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from podlane.api.meta import namespaced_name
 from podlane.api.types import (
+    SERVICE_NAME_LABEL,
     EndpointSlice,
     Lease,
     Node,
@@ -21,7 +18,7 @@ from podlane.api.types import (
 from podlane.errors import NotFound, PodlaneError
 from scheduler import endpoints
 from scheduler.loop import Context, Loop
-from scheduler.view import Changes
+from scheduler.serving import Serving
 
 
 class EndpointsLoop(Loop):
@@ -29,52 +26,48 @@ class EndpointsLoop(Loop):
 
     name = "endpoints"
     watches = (Service, Pod, EndpointSlice, Node, Lease)
-    rest = 1.0
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        # the services first: pods that are newer than their service do no harm
-        self._feeds = [self.snapshot.of_kind(cls).feed() for cls in (Service, EndpointSlice)]
-        self._of_nodes = [self.snapshot.of_kind(cls).feed() for cls in (Node, Lease)]
-        self._changes = self.snapshot.pods.feed()
-        self._pods: dict[str, Pod] = {}
+        snapshot = self.snapshot
+        self._index = Serving()
+        self._services, self._pods, self._slices = (
+            snapshot.services.feed(),
+            snapshot.pods.feed(),
+            snapshot.slices.feed(),
+        )
+        self._nodes = (snapshot.nodes.feed(), snapshot.leases.feed())
         self._unreachable: frozenset[str] = frozenset()
         self._zones: dict[str, str] = {}
-        self._due = True
+        self._failed: set[str] = set()  # services, in this sync
 
     def decide(self) -> None:
-        for feed in self._feeds:
-            self._due |= _news(feed.take())
-        if sum(_news(feed.take()) for feed in self._of_nodes):  # each is to be taken
-            self._due = True
-            self._unreachable, self._zones = self.snapshot.unreachable(), self.snapshot.zones()
-        self._observe_pods()
-        if self._due:
-            self._write()
-            self._due = bool(self._failures)
-
-    def _observe_pods(self) -> None:
-        """Take in the pods that have an address: the others are nobody's endpoints, and thousands may be waiting."""
-        changes = self._changes.take()
-        if changes.complete:
-            self._pods.clear()
-            self._due = True
-        for key, pod in changes.objects.items():
-            before = self._pods.pop(key, None)
-            if pod is not None and pod.status.pod_ip:
-                self._pods[key] = pod
-            self._due = self._due or before is not None or key in self._pods
-
-    def _write(self) -> None:
+        self._observe()
+        index = self._index
         plan = endpoints.plan(
-            self.snapshot.services.snapshot().values(),
-            self._pods.values(),
-            self.snapshot.slices.snapshot().values(),
-            unreachable=self._unreachable,
-            zones=self._zones,
+            index.services(), index.pods(), index.slices(), unreachable=self._unreachable, zones=self._zones
         )
-        if plan.empty:
-            return
+        self._failed = set()
+        if not plan.empty:
+            self._carry_out(plan)
+            self.tell(plan.lines(), plan.sizes())
+        # an error that was not foreseen leaves them all to be decided on once more
+        index.dirty.clear()
+        index.dirty |= self._failed
+
+    def _observe(self) -> None:
+        # the services first: pods that are newer than their service do no harm
+        self._index.see_services(self._services.take())
+        self._index.see_pods(self._pods.take())
+        self._index.see_slices(self._slices.take())
+        moved = [feed.take() for feed in self._nodes]
+        if any(taken.objects or taken.complete for taken in moved):
+            nodes = (self.snapshot.unreachable(), self.snapshot.zones())
+            if nodes != (self._unreachable, self._zones):
+                self._unreachable, self._zones = nodes
+                self._index.all_dirty()
+
+    def _carry_out(self, plan: endpoints.Plan) -> None:
         for item in plan.delete:
             try:
                 self.registry.delete(EndpointSlice, item.metadata.namespace, item.metadata.name, uid=item.metadata.uid)
@@ -82,15 +75,14 @@ class EndpointsLoop(Loop):
             except NotFound:
                 self.snapshot.slices.deleted(item)
             except PodlaneError as error:
-                self.failed(f"delete endpoint slice {namespaced_name(item)}", error)
+                self._note(item, f"delete endpoint slice {namespaced_name(item)}", error)
         for write, items in ((self.registry.create, plan.create), (self.registry.update, plan.update)):
             for item in items:
                 try:
                     self.snapshot.slices.wrote(write(item))
                 except PodlaneError as error:
-                    self.failed(f"write endpoint slice {namespaced_name(item)}", error)
-        self.tell(plan.lines(), plan.sizes())
+                    self._note(item, f"write endpoint slice {namespaced_name(item)}", error)
 
-
-def _news(changes: Changes[Any]) -> bool:
-    return changes.complete or bool(changes.objects)
+    def _note(self, item: EndpointSlice, step: str, error: PodlaneError) -> None:
+        self._failed.add(f"{item.metadata.namespace}/{item.metadata.labels[SERVICE_NAME_LABEL]}")
+        self.failed(step, error)

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from podlane.api.meta import controller_of, is_pod_active
 from podlane.api.selectors import selects
 from podlane.api.types import Pod
 from scheduler.replication import Owner, Share
+from scheduler.terms import Term, discard, term_of, terms_of
 from scheduler.view import Changes
-
-Term = tuple[str, str, str]
-"""Namespace, label, value."""
 
 
 class Ownership:
@@ -96,19 +93,19 @@ class Ownership:
             return
         if old is not None:
             del self._uids[key], self._owners[old.uid]
-            _discard(self._seekers, _term_of(old), old.uid)
+            discard(self._seekers, term_of(old.namespace, old.selector), old.uid)
             self.dirty.discard(old.uid)
             self._touch_rivals(old)
         if owner is not None:
             self._uids[key] = owner.uid
             self._owners[owner.uid] = owner
-            self._seekers[_term_of(owner)].add(owner.uid)
+            self._seekers[term_of(owner.namespace, owner.selector)].add(owner.uid)
             self.dirty.add(owner.uid)
             self._touch_rivals(owner)
 
     def _touch_rivals(self, owner: Owner) -> None:
         """Who wants the same orphans may get them now, or no more."""
-        for key, pod in self._orphans.get(_term_of(owner), {}).items():
+        for key, pod in self._orphans.get(term_of(owner.namespace, owner.selector), {}).items():
             if selects(owner.selector, pod.metadata.labels):
                 self.dirty.update(rival.uid for rival in self._seekers_of(self._pods[key]))
 
@@ -121,7 +118,7 @@ class Ownership:
             if controller is not None:
                 self._owned[controller.uid][key] = pod
             else:
-                for term in _terms(pod):
+                for term in terms_of(pod):
                     self._orphans[term][key] = pod
         self._touch(pod)
 
@@ -130,13 +127,13 @@ class Ownership:
         if pod is None:
             return
         if pod.spec.node_name:
-            _discard(self._on, pod.spec.node_name, key)
+            discard(self._on, pod.spec.node_name, key)
         controller = controller_of(pod)
         if controller is not None:
-            _discard(self._owned, controller.uid, key)
+            discard(self._owned, controller.uid, key)
         else:
-            for term in _terms(pod):
-                _discard(self._orphans, term, key)
+            for term in terms_of(pod):
+                discard(self._orphans, term, key)
         self._touch(pod)
 
     def _touch(self, pod: Pod) -> None:
@@ -149,37 +146,16 @@ class Ownership:
 
     def _seekers_of(self, pod: Pod) -> list[Owner]:
         """The owners that would adopt it."""
-        near = (self._owners[uid] for term in _terms(pod) for uid in self._seekers.get(term, ()))
+        near = (self._owners[uid] for term in terms_of(pod) for uid in self._seekers.get(term, ()))
         return [owner for owner in near if not owner.deleting and selects(owner.selector, pod.metadata.labels)]
 
     def _claims(self, owner: Owner) -> list[Pod]:
         if owner.deleting:
             return []
-        near = self._orphans.get(_term_of(owner), {})
+        near = self._orphans.get(term_of(owner.namespace, owner.selector), {})
         wanted = [near[key] for key in sorted(near) if selects(owner.selector, near[key].metadata.labels)]
         return [pod for pod in wanted if min(self._seekers_of(pod), key=_precedence) is owner]
 
 
 def _precedence(owner: Owner) -> tuple[str, str]:
     return owner.reference.name, owner.uid
-
-
-def _terms(pod: Pod) -> list[Term]:
-    return [(pod.metadata.namespace, label, value) for label, value in pod.metadata.labels.items()]
-
-
-def _term_of(owner: Owner) -> Term:
-    """One that every pod it selects must have; an empty selector selects nothing."""
-    return (owner.namespace, *max(owner.selector.items(), default=("", "")))
-
-
-def _discard(index: dict[Any, Any], place: Any, key: str) -> None:
-    """Take a key out of a place (a set or a dict of keys), and the place away when it is empty."""
-    entries = index.get(place)
-    if entries is not None:
-        if isinstance(entries, dict):
-            entries.pop(key, None)
-        else:
-            entries.discard(key)
-        if not entries:
-            del index[place]
