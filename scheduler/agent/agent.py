@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from podlane.api.meta import is_pod_active, is_pod_ready
+from podlane.api.meta import is_pod_ready
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
