@@ -58,7 +58,7 @@ class StoreView:
     def note(self, plan: Plan) -> None:
         """What was made of the last look."""
         done = {p.uid for p in plan.pods if p.bucket != "busy"}
-        held = {p.uid for p in plan.pods if p.waiting and not p.wants_services}
+        held = {p.uid for p in plan.pods if p.waiting and not p.steps and not p.wants_services}
         self._held = frozenset((self._held - done) | (held & done))
 
 
