@@ -19,8 +19,10 @@ from podlane.api.types import Node, Pod
 from scheduler.placement import preemption
 from scheduler.placement.board import Board
 from scheduler.placement.classes import FEW_DOMAINS, ClassRun, coarse_keys
+from scheduler.placement.counts import Count
 from scheduler.placement.explain import explain
 from scheduler.placement.model import Placement, Plan, Preemption, Unplaced
+from scheduler.placement.nodes import NodeState
 from scheduler.placement.rules import Rules, refuses
 from scheduler.placement.shape import Profile, Shape
 from scheduler.placement.state import NOTHING, Members, State
@@ -35,14 +37,27 @@ Keyed = tuple[str, Pod]
 
 @dataclass(slots=True)
 class _Asleep:
-    """What was when a class fitted nowhere: it waits for something beyond this. `position` is of State's journal."""
+    """What was when a class fitted nowhere: it waits for something beyond this.
+
+    `counts` are those its rules depend on, `position` is of State's journal.
+    """
 
     why: str
+    counts: tuple[Count, ...]
     position: int = 0
     epoch: int = 0
     changes: int = 0
     counts_version: int = 0
     outdated: bool = False
+
+    def note(self, state: State) -> None:
+        """Remember how things are."""
+        self.position, self.epoch, self.counts_version = state.position, state.epoch, state.counts_version
+        self.changes = self.changes_now
+
+    @property
+    def changes_now(self) -> int:
+        return sum(count.changes for count in self.counts)
 
 
 class _Turn:
@@ -108,19 +123,19 @@ class Planner:
     # --- one class ------------------------------------------------------------------------
 
     def _take_turn(self, turn: _Turn, plan: _Draft) -> None:
-        rules = Rules(self.state, turn.members.shape)
-        at_home, pods = self._nominated_that_fit(turn, rules)
-        plan.bind += at_home
-        if not pods:
-            return
-        if not self._still_asleep(turn, pods, rules):
+        pods = turn.pods
+        if any(pod.status.nominated_node_name for _, pod in pods):
+            at_home, pods = self._nominated_that_fit(turn)
+            plan.bind += at_home
+        if pods and not self._still_asleep(turn, pods):
             plan.tried += 1
             pods = self._place(turn, pods, plan)
         if pods:
             self._leave(turn, pods, plan)
 
-    def _nominated_that_fit(self, turn: _Turn, rules: Rules) -> tuple[list[Placement], list[Keyed]]:
+    def _nominated_that_fit(self, turn: _Turn) -> tuple[list[Placement], list[Keyed]]:
         """Bind the pods whose room has become free; the others are to be placed."""
+        rules = Rules(self.state, turn.members.shape)
         bound: list[Placement] = []
         left: list[Keyed] = []
         for key, pod in turn.pods:
@@ -156,40 +171,45 @@ class Planner:
 
     # --- classes that fit nowhere ------------------------------------------------------------
 
-    def _still_asleep(self, turn: _Turn, pods: Sequence[Keyed], rules: Rules) -> bool:
+    def _still_asleep(self, turn: _Turn, pods: Sequence[Keyed]) -> bool:
         """Whether nothing has changed since the class fitted nowhere that could let one of the pods fit."""
         state, shape = self.state, turn.members.shape
         asleep = self._asleep.get(shape.key)
         if (
             asleep is None
             or asleep.counts_version != state.counts_version
-            or asleep.changes != rules.changes()
-            or (asleep.epoch != state.epoch and any(rules.hard.counts()))
+            or asleep.changes != asleep.changes_now
+            or (asleep.counts and asleep.epoch != state.epoch)
             or any(pod.status.nominated_node_name and not self._is_making_room(pod, shape) for _, pod in pods)
         ):
             return False
         touched = state.touched_since(asleep.position)
-        if touched is None:
+        if touched is None or self._any_fits(shape, [state.nodes[name] for name in touched if name in state.nodes]):
             return False
-        able = self._may_preempt(shape)
-        for node in (state.nodes[name] for name in touched if name in state.nodes):
-            if refuses(node, shape, rules) is None:
-                return False
-            if able and preemption.candidate_on(node, state, shape, rules) is not None:
-                return False
         asleep.outdated = asleep.outdated or bool(touched)
         asleep.position = state.position
         return True
+
+    def _any_fits(self, shape: Shape, nodes: Sequence[NodeState]) -> bool:
+        """Whether a pod fits on one of the nodes now, or would without pods of lower priority."""
+        free = [node for node in nodes if node.has_room(shape.profile)]
+        if not free and not self._may_preempt(shape):
+            return False
+        rules = Rules(self.state, shape)
+        return any(refuses(node, shape, rules) is None for node in free) or (
+            self._may_preempt(shape)
+            and any(preemption.candidate_on(node, self.state, shape, rules) is not None for node in nodes)
+        )
 
     def _leave(self, turn: _Turn, pods: Sequence[Keyed], plan: _Draft) -> None:
         """Say why; keep the room that is being made for some, and make room for others if the class is not asleep."""
         state, members, shape = self.state, turn.members, turn.members.shape
         asleep = self._asleep.get(shape.key)
-        rules = Rules(state, shape)
-        makes_room = asleep is None and self._may_preempt(shape)
+        choice = None
         if asleep is None:
-            asleep = self._asleep[shape.key] = _Asleep(explain(state, shape, rules))
-        choice = preemption.Choice(state, shape, rules) if makes_room else None
+            rules = Rules(state, shape)
+            asleep = self._asleep[shape.key] = _Asleep(explain(state, shape, rules), tuple(rules.hard.counts()))
+            choice = preemption.Choice(state, shape, rules) if self._may_preempt(shape) else None
         for key, pod in pods:
             node = pod.status.nominated_node_name if self._is_making_room(pod, shape) else ""
             if not node and choice is not None and (chosen := choice.take()) is not None:
@@ -200,11 +220,8 @@ class Planner:
                     state.end(victim)
             if node:
                 state.hold(key, pod, members, node)
-                if choice is not None:
-                    choice.held(node)
             plan.unschedulable.append(Unplaced(pod, asleep.why, node, asleep.outdated))
-        asleep.position, asleep.epoch = state.position, state.epoch
-        asleep.changes, asleep.counts_version = rules.changes(), state.counts_version
+        asleep.note(state)
 
     def _may_preempt(self, shape: Shape) -> bool:
         return shape.preempts and any(priority < shape.priority for priority in self.state.priorities)

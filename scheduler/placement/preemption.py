@@ -46,22 +46,27 @@ class Choice:
         self._state = state
         self._shape = shape
         self._rules = rules
-        self._found = self._candidates()
+        self._found: dict[str, Candidate] = {}
+        self._exhausted = False
 
     def take(self) -> Candidate | None:
-        """The node whose victims matter least, or None."""
-        return min(self._found.values(), key=lambda candidate: candidate.cost, default=None)
-
-    def held(self, name: str) -> None:
-        """Room on this node is kept for a pod of the class, and what had to go for it is about to."""
-        self._rules.recount()
-        candidate = candidate_on(self._state.nodes[name], self._state, self._shape, self._rules)
-        if candidate is not None:
-            self._found[name] = candidate
-        else:
-            self._found.pop(name, None)
-        if not self._found or any(self._rules.hard.counts()):
+        """The node whose victims matter least, or None. What was taken before is to be laid on the state."""
+        if not self._found and not self._exhausted:
             self._found = self._candidates()
+            self._exhausted = not self._found
+        while self._found:
+            best = min(self._found.values(), key=lambda candidate: candidate.cost)
+            # what it took then may not be what it takes now
+            now = candidate_on(self._state.nodes[best.node], self._state, self._shape, self._rules)
+            if now == best:
+                return best
+            if now is None:
+                del self._found[best.node]
+                if not self._found:
+                    return self.take()
+            else:
+                self._found[best.node] = now
+        return None
 
     def _candidates(self) -> dict[str, Candidate]:
         most = max(MOST_CANDIDATES, len(self._state.nodes) // 10)

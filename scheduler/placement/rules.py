@@ -175,10 +175,6 @@ class Rules:
         """What can rule a node out."""
         return Part(near=self.all.near, apart=self.all.apart, levels=self.all.levels)
 
-    def changes(self) -> int:
-        """Grows when a count does on which it depends whether a node is ruled out."""
-        return sum(count.changes for count in self.hard.counts())
-
     @property
     def alone(self) -> bool:
         """The first of its group may go anywhere: no pod anywhere matches its affinity, but it would itself."""

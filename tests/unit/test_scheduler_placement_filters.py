@@ -251,6 +251,12 @@ class TestSpread:
         plan = decide(nodes, *(pod(f"p{i}", spread(HOSTNAME_LABEL, nodeTaintsPolicy="Honor")) for i in range(2)))
         assert len(plan.bind) == 2
 
+    def test_a_pod_that_its_own_constraint_does_not_select_adds_nothing(self):
+        nodes = [node("n1", zone="east"), node("n2", zone="west", cordoned=True)]
+        databases = [pod(f"x{i}", app="db", node="n1") for i in range(2)]
+        assert where(nodes, pod("p", spread(app="db")), databases[0]) == "n1"
+        assert "too many alike" in where(nodes, pod("p", spread(app="db")), *databases)
+
     def test_anyway_is_a_wish(self):
         wanted = spread(when="ScheduleAnyway")
         nodes = [node("n1", zone="east"), node("n2", zone="west")]

@@ -16,7 +16,7 @@ from scheduler.view import Changes
 
 pytestmark = pytest.mark.unit
 
-EXAMPLES = 150
+EXAMPLES = 60
 
 
 def on(pod: Pod, node: str) -> Pod:
