@@ -20,6 +20,14 @@ from tests.kernel.agent_rig import Rig, begin, eventually, node_condition, node_
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 
+# once told to, says more than a pipe holds
+TALKER = """
+trap 'i=0; while [ $i -lt 4000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done
+echo all > /dev/shm/said' USR1
+while true; do sleep 0.1; done
+"""
+
+
 def status(rig: Rig, pod: str) -> ContainerStatus:
     return rig.get(pod).status.container_statuses[0]
 
@@ -139,7 +147,7 @@ def test_with_live_restore_dockerd_may_go_and_come(netns: Any, netns_etcd: Any, 
 def test_a_full_disk_is_said_and_emptied_of_what_nobody_needs(netns: Any, netns_etcd: Any, tmp_path: Path) -> None:
     with one_node(netns, netns_etcd, tmp_path, data_size="64m") as rig:
         begin(rig)
-        rig.bind("p", web())
+        rig.bind("p", web(), web(name="talker", command=("sh", "-c", TALKER), readiness_probe=None))
         eventually(lambda: rig.ready("p"))
         filler = rig.engine.folder / "data" / "filler"
         fill(filler)
@@ -149,6 +157,9 @@ def test_a_full_disk_is_said_and_emptied_of_what_nobody_needs(netns: Any, netns_
         assert eventually(lambda: "no space left on device" in waits_for(rig, "q")[1])
         assert rig.ready("p")
         assert served(rig, "p")
+        talker = container(rig, "p", name="talker")
+        rig.docker("kill", "--signal=USR1", talker)  # its output is lost and does not hold it up
+        eventually(lambda: rig.docker("exec", talker, "cat", "/dev/shm/said", check=False) == ["all"])
         filler.unlink()
         eventually(lambda: rig.ready("q"))
         rig.end_agent()  # what is there when it starts counts as old

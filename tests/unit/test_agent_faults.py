@@ -117,3 +117,13 @@ def test_an_engine_that_is_away_fails_nothing_and_is_asked_again() -> None:
     host.runtime.down = False
     host.settle()
     assert host.running() == ["web/p#0"]
+
+
+def test_a_registry_that_is_away_keeps_a_container_that_is_always_pulled_from_starting() -> None:
+    host = Host(pod("p", container("web", image_pull_policy="Always")))
+    host.settle()
+    assert waits(host)["web"][0] == "ErrImagePull"
+    host.runtime.registry.add(IMAGE)
+    host.clock.advance(10)
+    host.settle()
+    assert host.running() == ["web/p#0"]
