@@ -47,7 +47,8 @@ def unmount(path: str) -> None:
 
 
 def mount_points(folder: str, mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
-    """Where something is mounted at or below a folder, the last mounted first."""
+    """Where something is mounted at or below a folder, the last mounted first; links in its path are followed."""
+    folder = os.path.realpath(folder)
     text = mountinfo.read_bytes().decode(errors="surrogateescape")
     points = [_unescaped(line.split(" ")[4]) for line in text.split("\n") if line]
     return [point for point in reversed(points) if point == folder or point.startswith(f"{folder}/")]

@@ -242,7 +242,11 @@ def test_links_within_a_volume_may_be_followed(pod: Path) -> None:
 # --- the end -------------------------------------------------------------------------------------------
 
 
-def test_the_end_of_a_pod_leaves_the_nodes_folders_alone(pod: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_the_end_of_a_pod_leaves_the_nodes_folders_alone(pod: Path, tmp_path: Path, through_a_link: bool) -> None:
+    if through_a_link:  # as /var/run is one
+        (tmp_path / "link").symlink_to(tmp_path)
+        pod = tmp_path / "link" / "pod"
     node = tmp_path / "srv"
     (node / "data").mkdir(parents=True)
     (node / "data" / "precious").write_text("kept")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from podlane.errors import PodlaneError
-from scheduler.agent.podfiles import PodFiles
+from scheduler.agent.podfiles import RETRY, PodFiles
 from scheduler.agent.runtime import Mount
 
 pytestmark = pytest.mark.unit
@@ -59,6 +59,15 @@ def test_only_known_pods_keep_their_folder(tmp_path: Path) -> None:
     for uid in pods.left_over({"u2"}):
         pods.remove(uid)
     assert [p.name for p in (tmp_path / "pods").iterdir()] == ["u2"]
+
+
+def test_what_cannot_be_removed_is_not_tried_at_once_again(tmp_path: Path) -> None:
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods" / "u1").write_text("no folder, so no pod's")
+    pods = files(tmp_path)
+    assert pods.left_over({"u2"}) == ["u1"]
+    assert pods.remove("u1") == RETRY
+    assert pods.left_over({"u2"}) == []
 
 
 def test_mounts(tmp_path: Path) -> None:
