@@ -22,7 +22,7 @@ from podlane.errors import UsageError
 
 if TYPE_CHECKING:
     from podlane.api.types import ReplicationController
-    from podlane.cli.updating import Show
+    from podlane.cli.updating import Progress
 
 
 @click.command("rolling-update", cls=Command)
@@ -88,8 +88,8 @@ def rolling_update(
     _check(old, new, filenames, image)
     wanted = Wanted(old, new, image=image, container=container, label=label, surge=surge, unavailable=unavailable)
     manifest, counted = _manifest(session, filenames)
-    with shown() as show:
-        update = Update(session, wanted, period=update_period, timeout=timeout or math.inf, show=show)
+    with shown() as progress:
+        update = Update(session, wanted, period=update_period, timeout=timeout or math.inf, progress=progress)
         if rollback:
             course = update.rollback_course(manifest.metadata.name if manifest else "")
         else:
@@ -144,25 +144,30 @@ def _manifest(session: Session, filenames: tuple[str, ...]) -> tuple[Replication
 
 
 @contextmanager
-def shown() -> Iterator[Show]:
+def shown() -> Iterator[Progress]:
     """On a terminal a table of both controllers that follows them, below the lines; else nothing but the lines."""
-    from podlane.cli.updating import silent
+    from podlane.cli.updating import Progress
 
     if not sys.stderr.isatty():
-        yield silent
+        yield Progress()
         return
     from rich.console import Console  # not before it is needed: it takes a while
     from rich.live import Live
     from rich.table import Table
 
-    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+    console = Console(stderr=True)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
 
-        def show(growing: ReplicationController, shrinking: ReplicationController) -> None:
-            table = Table("CONTROLLER", "WANTED", "PODS", "READY", "AVAILABLE", box=None, pad_edge=False)
-            for rc in (shrinking, growing):
-                status = rc.status
-                numbers = (rc.spec.replicas, status.replicas, status.ready_replicas, status.available_replicas)
-                table.add_row(rc.metadata.name, *map(str, numbers))
-            live.update(table)
+        class Shown(Progress):
+            def say(self, line: str) -> None:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        yield show
+            def look(self, growing: ReplicationController, shrinking: ReplicationController) -> None:
+                table = Table("CONTROLLER", "WANTED", "PODS", "READY", "AVAILABLE", box=None, pad_edge=False)
+                for rc in (shrinking, growing):
+                    status = rc.status
+                    numbers = (rc.spec.replicas, status.replicas, status.ready_replicas, status.available_replicas)
+                    table.add_row(rc.metadata.name, *map(str, numbers))
+                live.update(table)
+
+        yield Shown()

@@ -29,12 +29,14 @@ from podlane.errors import NotFound, PodlaneError, UsageError
 POLL = 0.25  # seconds between two looks at the controllers
 
 
-Show = Callable[[ReplicationController, ReplicationController], None]
-"""Told the growing and the shrinking controller at every look."""
+class Progress:
+    """What is shown of it: a line for each step; more than that is for others to make of it."""
 
+    def say(self, line: str) -> None:
+        note(line)
 
-def silent(*_: ReplicationController) -> None:
-    """Shows nothing."""
+    def look(self, growing: ReplicationController, shrinking: ReplicationController) -> None:
+        """The two controllers as they are now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,14 @@ class Update:
         *,
         period: float,
         timeout: float,
-        show: Show = silent,
+        progress: Progress,
     ) -> None:
         self._session = session
         self._registry = session.registry
         self._wanted = wanted
         self._period = period
         self._timeout = timeout
-        self._show = show
+        self._progress = progress
 
     # --- finding out what is to be done ----------------------------------------------
 
@@ -205,11 +207,11 @@ class Update:
             self._label_pods(name, *course.label.split("="))
         if course.create:
             self._registry.create(rollout.begun(course.growing, old))
-            note(f"Created {course.growing.metadata.name}")
+            self._progress.say(f"Created {course.growing.metadata.name}")
         remembered = {ORIGINAL: str(course.original), NEXT: course.growing.metadata.name}
         self._modify(name, lambda live: rollout.annotated(live, remembered))
         target, limits = course.limits.target, course.limits
-        note(
+        self._progress.say(
             f"Scaling up {course.growing.metadata.name} from {0 if course.create else course.growing.spec.replicas} "
             f"to {target}, scaling down {name} from {old.spec.replicas} to 0 "
             f"(keep {limits.least} pods available, don't exceed {limits.most} pods)"
@@ -243,7 +245,7 @@ class Update:
         since = clock.monotonic()
         while True:
             grows, shrinks = self._live(growing), self._live(shrinking)
-            self._show(grows, shrinks)
+            self._progress.look(grows, shrinks)
             sides = (Side.of(grows), Side.of(shrinks))
             step = rollout.step(*sides, limits)
             if step.done:
@@ -267,8 +269,7 @@ class Update:
     def _paused(self, growing: ReplicationController, limits: Limits, why: str) -> PodlaneError:
         return PodlaneError(
             f"rolling update of {self._wanted.old}: paused with {growing.status.available_replicas} of {limits.target} "
-            f"pods of {growing.metadata.name} available: {why}\n"
-            "the same command goes on, with --rollback it goes back"
+            f"pods of {growing.metadata.name} available: {why}; the same command goes on, with --rollback it goes back"
         )
 
     def _pause(self, seconds: float) -> None:
@@ -282,7 +283,7 @@ class Update:
             return replace(live, spec=replace(live.spec, replicas=replicas))
 
         self._modify(seen.metadata.name, change)
-        note(f"Scaling {seen.metadata.name} {way} to {replicas}")
+        self._progress.say(f"Scaling {seen.metadata.name} {way} to {replicas}")
 
     # --- the end -----------------------------------------------------------------------
 
@@ -290,12 +291,12 @@ class Update:
         old, new = self._wanted.old, course.growing.metadata.name
         if course.back:
             if course.shrinking is not None:
-                note(f"Rolled back. Deleting {course.shrinking.metadata.name}")
+                self._progress.say(f"Rolled back. Deleting {course.shrinking.metadata.name}")
                 self._delete(course.shrinking)
             return self._modify(old, rollout.cleaned)
         if course.shrinking is None or KEEP_NAME not in course.growing.metadata.annotations:
             if course.shrinking is not None:
-                note(f"Update succeeded. Deleting {old}")
+                self._progress.say(f"Update succeeded. Deleting {old}")
                 self._delete(course.shrinking)
             return self._modify(new, rollout.cleaned)
         return self._take_over(old, new)
@@ -305,7 +306,7 @@ class Update:
 
         Between the new one's end and that they are nobody's: what serves goes on serving.
         """
-        note(f"Update succeeded. {old} takes over from {new}")
+        self._progress.say(f"Update succeeded. {old} takes over from {new}")
         found = self._find(new)
         if found is not None:
             spec = encode(found.spec).decode()
