@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from podlane.api.types import (
     VolumeMount,
 )
 from podlane.cli.podstatus import summarize
-from tests.kernel.agent_rig import Rig, begin, eventually, one_node
+from tests.kernel import agent_rig
+from tests.kernel.agent_rig import Rig, begin, one_node
 
 pytestmark = pytest.mark.kernel
 
@@ -34,6 +35,11 @@ pytestmark = pytest.mark.kernel
 def rig(netns: Any, netns_etcd: Any, tmp_path: Path) -> Iterator[Rig]:
     with one_node(netns, netns_etcd, tmp_path) as rig:
         yield rig
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """It is a long life, on a machine that may have much else to do."""
+    agent_rig.eventually(condition, 120)
 
 
 def shell(name: str, script: str, **changes: Any) -> Container:
@@ -67,14 +73,14 @@ def test_a_pods_life(rig: Rig) -> None:
         return (trace / "log").read_text().split()[after:] if (trace / "log").exists() else []
 
     again = "test -e /trace/again || { touch /trace/again; echo not yet > /dev/termination-log; exit 3; }"
-    up = Probe(exec=ExecAction(command=("cat", "/up")), period_seconds=1, failure_threshold=60)
+    up = Probe(exec=ExecAction(command=("cat", "/up")), period_seconds=1, failure_threshold=60, timeout_seconds=20)
     proxy = shell("proxy", f"(sleep 0.5; touch /up) & {until_term('proxy')}", restart_policy="Always", startup_probe=up)
     ask = ExecAction(command=("sh", "-c", "read x < /trace/health; test $x = well"))
     web = shell(
         "web",
         f"httpd -p 8080 -h /trace; {until_term('web')}",
         ports=(ContainerPort(name="http", container_port=8080),),
-        readiness_probe=Probe(http_get=HTTPGetAction(port="http", path="/log"), period_seconds=1),
+        readiness_probe=Probe(http_get=HTTPGetAction(port="http", path="/log"), period_seconds=1, timeout_seconds=20),
         liveness_probe=Probe(exec=ask, period_seconds=1, failure_threshold=1, timeout_seconds=20),
         lifecycle=Lifecycle(post_start=note("post-start"), pre_stop=note("pre-stop; echo well > /trace/health")),
     )
