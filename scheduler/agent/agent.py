@@ -57,6 +57,8 @@ HOOKS = 32
 """Lifecycle hooks carried out at once; a thread is made when it is needed."""
 MIN_INTERVAL = 0.1
 """Seconds between syncs, each of which lists the containers; the first of a burst is not delayed."""
+ENGINE_BACKOFF = (0.2, 5.0)
+"""Seconds before an engine that failed is asked again; one that hung and goes on tells nobody."""
 _INFRA_IMAGE_CHECK = 30.0
 _RECONNECT = 1.0
 
@@ -121,7 +123,9 @@ class Agent:
         self._drain_delay, self._drain_timeout = drain_delay, drain_timeout
         self._events = events
         self._log = get_logger("agent")
-        self.runner = Runner(self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL)
+        self.runner = Runner(
+            self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL, backoff=ENGINE_BACKOFF
+        )
         self.memory = Memory(self.clock)
         self._steps = Steps(
             runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=store.remove
