@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bench.lab import BenchLabError
-from bench.machine import take_precedence
+from bench.machine import give_precedence, take_precedence
 from bench.pods import controller
 from bench.rows import Benchmark, Declared, Measured, Progress, percentile
 from podlane.api.codec import decode
@@ -193,6 +193,7 @@ def hollow_lab(say: Progress, nodes: int = NODES) -> Iterator[Cluster]:
 def measure(say: Progress) -> Iterable[Measured]:
     take_precedence()
     with hollow_lab(say) as cluster:
+        give_precedence(record.pid for record in cluster.daemons.values() if record)
         cluster.apply([controller(app(number), 0) for number in range(CONTROLLERS)])
         cluster.tell_load()
         seconds = cluster.run("paced", PACE)
