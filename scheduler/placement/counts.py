@@ -151,12 +151,12 @@ def _label_token(term: Term) -> Token:
 
 @dataclass(eq=False, slots=True)
 class Count:
-    """`values` by domain of the topology key `key`; `changes` grows with each change."""
+    """`values` by domain of the topology key `key`; as long as `mark` is the same, so are they."""
 
     key: str
     selection: Selection
     values: dict[str, int] = field(default_factory=dict)
-    changes: int = 0
+    mark: int = 0
 
     def add(self, node: NodeState, weight: int) -> None:
         domain, eligible = node.domain(self.key), self.selection.eligible
@@ -167,7 +167,7 @@ class Count:
             self.values[domain] = value
         else:
             del self.values[domain]
-        self.changes += 1
+        self.mark += weight * hash(domain)  # what comes and goes again leaves none
 
     def at(self, domain: str | None) -> int:
         return 0 if domain is None else self.values.get(domain, 0)

@@ -46,18 +46,18 @@ class _Asleep:
     counts: tuple[Count, ...]
     position: int = 0
     epoch: int = 0
-    changes: int = 0
+    marks: tuple[int, ...] = ()
     counts_version: int = 0
     outdated: bool = False
 
     def note(self, state: State) -> None:
         """Remember how things are."""
         self.position, self.epoch, self.counts_version = state.position, state.epoch, state.counts_version
-        self.changes = self.changes_now
+        self.marks = self.marks_now
 
     @property
-    def changes_now(self) -> int:
-        return sum(count.changes for count in self.counts)
+    def marks_now(self) -> tuple[int, ...]:
+        return tuple(count.mark for count in self.counts)
 
 
 class _Turn:
@@ -178,7 +178,7 @@ class Planner:
         if (
             asleep is None
             or asleep.counts_version != state.counts_version
-            or asleep.changes != asleep.changes_now
+            or asleep.marks != asleep.marks_now
             or (asleep.counts and asleep.epoch != state.epoch)
             or any(pod.status.nominated_node_name and not self._is_making_room(pod, shape) for _, pod in pods)
         ):

@@ -139,3 +139,10 @@ class TestPodsAround:
         told = Told([*self.ZONES], pod("x", node="n1"), pod("p", {**spread(), "nodeSelector": {"a": "b"}}))
         assert told.plan().tried == 1
         assert tried(told, node("n1", zone="east", labels={"a": "b"}), node("n2", zone="west")) == (1, ["n1"])
+
+    def test_room_that_is_made_for_another_does_not_help(self):
+        told = Told([self.ZONES[0]], pod("x", node="n1", memory="8Gi"), pod("p", apart("web")))
+        assert told.plan().tried == 1
+        told.put(pod("boss", app="db", memory="8Gi", priority=1))
+        plan = told.plan()
+        assert (plan.tried, len(plan.preempt)) == (1, 1)
