@@ -22,7 +22,7 @@ def test_the_service_of_the_web_example_finds_its_pods_and_only_those() -> None:
     objects = [m.obj for m in load([EXAMPLES])]
     (service,) = (o for o in objects if isinstance(o, types.Service) and o.metadata.name == "web")
     (controller,) = (o for o in objects if isinstance(o, types.ReplicationController) and o.metadata.name == "web")
-    (alone,) = (o for o in objects if isinstance(o, types.Pod))
+    (alone,) = (o for o in objects if isinstance(o, types.Pod) and o.metadata.name == "web-alone")
     template = controller.spec.template
     assert controller.spec.replicas == 4
     assert selects(service.spec.selector, template.metadata.labels)
