@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from podlane.cli.session import Session
     from scheduler.agent.client import AgentClient
 
-DEFAULT_AGENT_PORT = 10250
 DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 
 
@@ -117,13 +116,15 @@ def agent_at(session: Session, node: Node) -> AgentClient:
     address = next((a.address for a in status.addresses if a.type == "InternalIP"), None)
     if address is None:
         raise PodlaneError(f"node {name}: its agent has not told its address yet")
+    port = status.daemon_endpoints.kubelet_endpoint.port
+    if not port:
+        raise PodlaneError(f"node {name}: its agent has no API, as on hollow nodes")
     fingerprint = node.metadata.annotations.get(AGENT_CERTIFICATE_ANNOTATION, "")
     if not fingerprint:
         raise PodlaneError(
             f"node {name}: expected the fingerprint of its agent's certificate as annotation "
             f"{AGENT_CERTIFICATE_ANNOTATION}, got none; start the agent of this version there"
         )
-    port = status.daemon_endpoints.kubelet_endpoint.port or DEFAULT_AGENT_PORT
     host = f"[{address}]" if ":" in address else address
     return AgentClient(f"https://{host}:{port}", session.registry.cluster_config().agent_token, fingerprint)
 

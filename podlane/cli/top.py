@@ -96,6 +96,7 @@ def _ask(session: Session, nodes: Sequence[Node]) -> tuple[dict[str, Any], list[
             return error
 
     session.registry.cluster_config()  # opens the store, before many threads ask for it
+    nodes = [node for node in nodes if node.status.daemon_endpoints.kubelet_endpoint.port]  # others have no API
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         answers = dict(zip((n.metadata.name for n in nodes), pool.map(one, nodes), strict=True))
     failures = [f"usage of node {name}: {a}" for name, a in answers.items() if isinstance(a, PodlaneError)]

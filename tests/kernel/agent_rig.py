@@ -46,7 +46,7 @@ AGENT_OPTIONS = {
 }
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (told := condition()):
         assert time.monotonic() < deadline, "did not become true"

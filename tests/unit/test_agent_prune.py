@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 from agent_objects import Host, container, name, pod
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from podlane.errors import PodlaneError
 from podlane.runtime.clock import ScriptedClock
 from podlane.runtime.runner import NotReady
 from scheduler.agent import containers as c
+from scheduler.agent.cli import agent
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.prune import Age, Disk, Limits, Seen, note, plan
 from scheduler.agent.pruner import IMAGES_EVERY, Pruner
@@ -210,3 +212,10 @@ def test_ended_containers_go_also_while_there_is_room() -> None:
     assert node.sync() == [f"docker rm --force {name('web', 'p', 1)}"]  # attempt 0 runs
     assert node.sync(after=10) == []
     assert node.sync(after=IMAGES_EVERY) == []
+
+
+@pytest.mark.parametrize("value", ["", "85", "80,85", "85,0", "101,80", "85,x", "85,80,1"])
+def test_limits_that_make_no_sense_are_refused(value: str) -> None:
+    result = CliRunner().invoke(agent, [f"--image-gc={value}"])
+    assert result.exit_code == 2
+    assert f'expected HIGH,LOW with 0 < LOW < HIGH ≤ 100, got "{value}"' in result.output

@@ -200,12 +200,21 @@ def test_previous_logs(world):
         (("web-1", "--since=1m", "--since-time=2026-01-01"), 2, "--since and --since-time: expected one"),
         (("unplaced",), 1, "pod unplaced: not placed on a node yet"),
         (("lost",), 1, "pod lost: its node gone is gone"),
+        (("bare",), 1, "node old: expected the fingerprint of its agent's certificate"),
+        (("hollow",), 1, "node hollow-1: its agent has no API, as on hollow nodes"),
         (("starting",), 1, "logs of container web of pod starting: it has not started: ErrImagePull"),
     ],
 )
 def test_logs_that_cannot_be_had(world, args, code, message):
+    here = (NodeAddress(type="InternalIP", address="127.0.0.1"),)
+    endpoints = NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=1))
     world.shell.add(
-        pod("unplaced", node=""), pod("lost", node="gone"), pod("starting", waiting("ErrImagePull"), phase="Pending")
+        Node(metadata=ObjectMeta(name="hollow-1"), status=NodeStatus(addresses=here)),
+        Node(metadata=ObjectMeta(name="old"), status=NodeStatus(addresses=here, daemon_endpoints=endpoints)),
+        *(pod("bare", node="old"), pod("hollow", node="hollow-1")),
+        pod("unplaced", node=""),
+        pod("lost", node="gone"),
+        pod("starting", waiting("ErrImagePull"), phase="Pending"),
     )
     assert world.shell.fails("logs", *args, code=code).startswith(f"error: {message}")
 

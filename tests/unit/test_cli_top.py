@@ -136,6 +136,11 @@ def test_a_node_that_does_not_answer_is_said_and_the_others_are_shown(world: Wor
     assert (result.exit_code, words(result.stdout)[1:]) == (1, [["web1", "123m", "42Mi"]])
 
 
+def test_a_node_whose_agent_has_no_api_is_unknown_and_no_failure(world: World) -> None:
+    world.node("hollow-1", 0)
+    assert words(world.shell.ok("top", "nodes", "hollow-1"))[1:] == [["hollow-1", *["<unknown>"] * 4]]
+
+
 def test_what_is_asked_wrongly_is_said(world: World) -> None:
     assert "expected pods or nodes" in world.shell.fails("top", "services", code=2)
     assert "expected pods or nodes" in world.shell.fails("top", "pods,nodes", code=2)
