@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import inf
 
 from msgspec.structs import replace
 
@@ -40,12 +41,20 @@ class NodesLoop(Loop):
         self._held: tuple[str, ...] = ()
         self._config = ClusterConfig()
         self._config_read: float | None = None
-        self._changes = self.snapshot.pods.feed()
+        self._nodes_changed, self._leases_changed = self.snapshot.nodes.feed(), self.snapshot.leases.feed()
+        self._pods_changed = self.snapshot.pods.feed()
+        self._undone = True
+        self._due = inf
         self._pods: dict[str, Pod] = {}
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
 
     def decide(self) -> None:
-        self._observe()
+        concerned = self._observe()
+        if not (concerned or self._undone or self.context.clock.now() >= self._due):
+            # pods come and go all the time, and hardly ever where that matters here
+            self.wake_at(self._due if self._due < inf else None)
+            return
+        self._undone = True
         members = self.snapshot.nodes.snapshot()
         config = self._cluster_config()
         plan = nodes.plan(
@@ -67,11 +76,14 @@ class NodesLoop(Loop):
         self._tell_of_hold(plan, members)
         self._write_nodes(plan, members)
         self._evict(plan.evict)
+        self._undone = bool(self._failures)
+        self._due = inf if plan.next_at is None else plan.next_at
         self.wake_at(plan.next_at)
 
-    def _observe(self) -> None:
-        """Take in what changed of the pods, which are told apart by their node."""
-        changes = self._changes.take()
+    def _observe(self) -> bool:
+        """Take in what changed; pods are told apart by their node. Returns whether any of it can change the plan."""
+        seen = [self._nodes_changed.take(), self._leases_changed.take()]
+        changes = self._pods_changed.take()
         if changes.complete:
             self._pods.clear()
             self._by_node.clear()
@@ -85,6 +97,14 @@ class NodesLoop(Loop):
                 self._pods[key] = pod
                 if pod.spec.node_name:
                     self._by_node[pod.spec.node_name][key] = pod
+        nodes_changed = any(change.complete or change.objects for change in seen)
+        places = {pod.spec.node_name for pod in changes.objects.values() if pod is not None and pod.spec.node_name}
+        return nodes_changed or any(map(self._is_troubled, places))
+
+    def _is_troubled(self, node: str) -> bool:
+        """Whether pods on it may have to go; of a node never heard of that is to be found out."""
+        seen = self._seen.get(node)
+        return seen is None or bool(seen.trouble or seen.tainted)
 
     def _cluster_config(self) -> ClusterConfig:
         """The cluster's timing, read again now and then; the default before `podlane init`."""

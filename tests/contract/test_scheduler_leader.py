@@ -76,7 +76,7 @@ class Member:
         self.stop = threading.Event()
         self.cluster = Cluster(Registry(store), clock)
         self.leader = Leader(self.cluster, lambda fenced: EventRecorder(fenced, "scheduler", identity, clock), clock)
-        self.election = Election(store, ELECTION_SCHEDULER, identity, ttl=2, clock=clock)
+        self.election = Election(store, ELECTION_SCHEDULER, identity, ttl=10, clock=clock)
         self.leaderships: list[Leadership] = []
         bodies: list[Callable[[threading.Event], None]] = [mirror.run for mirror in self.cluster.mirrors]
         bodies.append(lambda stop: self.election.run(stop, self.lead))
@@ -94,7 +94,7 @@ class Member:
     def close(self) -> None:
         self.stop.set()
         for thread in self.threads:
-            thread.join(10)
+            thread.join(30)
             assert not thread.is_alive()
 
 
@@ -149,7 +149,7 @@ def bound(registry: Registry) -> list[Pod]:
     return [p for p in registry.list(Pod).items if is_pod_active(p) and p.spec.node_name]
 
 
-def eventually(what: Callable[[], bool], seconds: float = 20.0) -> None:
+def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it never came true"
