@@ -92,7 +92,7 @@ def volumes(each: Sequence[Volume]) -> Lines:
     yield "Volumes:"
     for volume in each:
         yield f"  {volume.name}:"
-        yield from indented((f"{name + ':':<13}{value}" for name, value in _volume(volume)), 4)
+        yield from indented((f"{name + ':':<14}{value}" for name, value in _volume(volume)), 4)
 
 
 def _volume(volume: Volume) -> list[tuple[str, str]]:
@@ -100,7 +100,7 @@ def _volume(volume: Volume) -> list[tuple[str, str]]:
         return [
             ("Type", "HostPath (bare host directory volume)"),
             ("Path", volume.host_path.path),
-            ("HostPathType", " " + volume.host_path.type),
+            ("HostPathType", volume.host_path.type),
         ]
     if volume.config_map is not None:
         return [

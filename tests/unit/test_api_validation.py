@@ -82,6 +82,17 @@ def test_the_objects_the_tests_start_from_are_valid(cls: type[types.Object], bas
 
 
 METADATA_RULES = [
+    (
+        "metadata.finalizers",
+        ["mine"],
+        "metadata.finalizers[0]: expected kubernetes, orphan, foregroundDeletion or a name with a domain such as "
+        'example.com/x, got "mine"',
+    ),
+    (
+        "metadata.finalizers",
+        ["orphan", "example.com/x", "foregroundDeletion"],
+        "metadata.finalizers: expected orphan or foregroundDeletion, got both",
+    ),
     ("metadata.name", "", "metadata.name: required: a name or a generateName"),
     ("metadata.name", "Web", f"metadata.name: expected a DNS name (labels of {LABEL}, joined by '.'), got \"Web\""),
     ("metadata.name", "a..b", f"metadata.name: expected a DNS name (labels of {LABEL}, joined by '.'), got \"a..b\""),
@@ -468,6 +479,27 @@ def test_endpoint_slices(path: str, value: Any, want: list[str] | None) -> None:
             "spec.podCIDR",
             "10.5.1.1/24",
             ['spec.podCIDR: expected a network such as "10.5.34.0/24", got "10.5.1.1/24"'],
+        ),
+        (
+            types.Node,
+            NODE,
+            "spec.taints",
+            [{"key": "a", "effect": "NoSchedule"}, {"key": "a", "effect": "NoSchedule", "value": "b"}],
+            ["spec.taints[1]: duplicate key and effect, also of taints[0]"],
+        ),
+        (
+            types.Node,
+            NODE,
+            "spec.taints",
+            [{"key": "a b", "effect": "NoExecute", "value": "b"}, {"key": "a", "effect": "NoExecute"}],
+            [f'spec.taints[0].key: expected a key of {KEY}, got "a b"'],
+        ),
+        (
+            types.ReplicationController,
+            RC,
+            "spec.template.spec.activeDeadlineSeconds",
+            9,
+            ["spec.template.spec.activeDeadlineSeconds: not in a template of pods that are replaced"],
         ),
         (
             types.Node,

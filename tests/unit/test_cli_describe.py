@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from cli_shell import NOW, Shell, ago, lines, owner, pod, rc, running, terminated, waiting, with_meta
+from msgspec import convert
 from msgspec.structs import replace
 
 from podlane.api.types import (
@@ -32,6 +34,7 @@ from podlane.api.types import (
     NodeStatus,
     ObjectMeta,
     ObjectReference,
+    Pod,
     Probe,
     ReplicationControllerStatus,
     ResourceRequirements,
@@ -133,6 +136,109 @@ Events:
   ----      ------    ---               ----           -------
   Normal    Pulled    4s                agent, node1   Pulled it
   Warning   BackOff   4s (x5 over 3m)   agent, node1   BackOff it"""
+    )
+
+
+def test_a_pod_with_all_that_kubernetes_has():
+    """Read as a manifest, for the text of `describe` goes along it."""
+    manifest = """
+metadata: {name: full, namespace: default}
+spec:
+  priorityClassName: high
+  priority: 1000
+  initContainers:
+  - {name: first, image: "init:1", volumeMounts: [{name: scratch, mountPath: /s, subPath: a}]}
+  containers:
+  - name: web
+    image: web:1
+    ports: [{containerPort: 80, hostPort: 8080}]
+    envFrom: [{configMapRef: {name: conf, optional: true}}, {prefix: P_, secretRef: {name: pw}}]
+    env:
+    - {name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: B, valueFrom: {resourceFieldRef: {resource: limits.cpu, containerName: web}}}
+    - {name: C, valueFrom: {configMapKeyRef: {name: conf, key: c}}}
+    - {name: D, valueFrom: {secretKeyRef: {name: pw, key: d}}}
+    livenessProbe: {grpc: {port: 80}}
+    startupProbe: {exec: {command: [test, -f, /ready]}}
+    volumeMounts: [{name: conf, mountPath: /conf, readOnly: true}]
+  volumes:
+  - {name: scratch, emptyDir: {medium: Memory}}
+  - {name: conf, configMap: {name: conf}}
+  - {name: pw, secret: {secretName: pw, optional: true}}
+  - {name: host, hostPath: {path: /srv, type: Directory}}
+  - {name: me, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
+  tolerations: [{operator: Exists}, {key: a, value: b, effect: NoExecute, tolerationSeconds: 30}]
+  topologySpreadConstraints:
+  - {maxSkew: 1, topologyKey: zone, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
+status: {nominatedNodeName: node2, qosClass: BestEffort}
+"""
+    shown = convert(yaml.safe_load(manifest), Pod)
+    assert (
+        text(shown)
+        == """\
+Name:             full
+Namespace:        default
+Priority:         1000
+Priority Class:   high
+Node:             <none>
+Start Time:       <none>
+Labels:           <none>
+Annotations:      <none>
+Status:           Pending
+IP:               <none>
+Nominated Node:   node2
+Init Containers:
+  first:
+    Image:          init:1
+    Port:           <none>
+    Environment:    <none>
+    Mounts:
+      /s from scratch (rw,path="a")
+Containers:
+  web:
+    Image:          web:1
+    Port:           80/TCP
+    Host Port:      8080/TCP
+    Liveness:       grpc <pod>:80  delay=0s timeout=1s period=10s #success=1 #failure=3
+    Startup:        exec [test -f /ready] delay=0s timeout=1s period=10s #success=1 #failure=3
+    Environment Variables from:
+      conf  ConfigMap  Optional: true
+      pw  Secret with prefix 'P_'  Optional: false
+    Environment:
+      A: (v1:status.podIP)
+      B: (limits.cpu of web)
+      C: <set to the key 'c' of config map 'conf'>  Optional: false
+      D: <set to the key 'd' in secret 'pw'>  Optional: false
+    Mounts:
+      /conf from conf (ro)
+Conditions:       <none>
+Volumes:
+  scratch:
+    Type:         EmptyDir (a temporary directory that shares a pod's lifetime)
+    Medium:       Memory
+    SizeLimit:    <unset>
+  conf:
+    Type:         ConfigMap (a volume populated by a ConfigMap)
+    Name:         conf
+    Optional:     false
+  pw:
+    Type:         Secret (a volume populated by a Secret)
+    SecretName:   pw
+    Optional:     true
+  host:
+    Type:         HostPath (bare host directory volume)
+    Path:         /srv
+    HostPathType: Directory
+  me:
+    Type:         DownwardAPI (a volume populated by information about the pod)
+    Items:        metadata.labels -> labels
+QoS Class:        BestEffort
+Restart Policy:   Always
+Node-Selectors:   <none>
+Tolerations:      op=Exists
+                  a=b:NoExecute for 30s
+Spread:           zone:DoNotSchedule when max skew 1 is exceeded for selector app=web
+Events:           <none>"""
     )
 
 
