@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,17 @@ def test_a_pod_looked_at_from_inside(rig: Rig, tmp_path: Path) -> None:
     assert inside(rig, "p", "cat /one.conf; echo; cat /cfg/new; echo; cat /cfg/mode 2>&1 || true") == (
         "one file cat: can't open '/cfg/mode': No such file or directory"
     )
+    rig.end_agent(signal.SIGKILL)
+    stored = rig.registry.get(ConfigMap, "default", "cm")
+    rig.registry.update(msgspec.structs.replace(stored, data={"app.conf": "three"}))
+    rig.start_agent()
+    eventually(lambda: inside(rig, "p", "cat /cfg/app.conf") == "three")
     assert rig.containers() == before
 
     # what a restarted container finds
     rig.docker("kill", f"podlane_main_p_default_{uid}_0")
     eventually(lambda: rig.get("p").status.container_statuses[0].restart_count == 1 and running(rig, "p"))
-    assert inside(rig, "p", "cat /shared/x /one.conf", attempt=1) == "hello two"
+    assert inside(rig, "p", "cat /shared/x; cat /one.conf", attempt=1) == "hello three"
 
     # and the end
     mine = str(rig.folder / "state" / "pods" / uid)
