@@ -192,6 +192,8 @@ class Reader:
         for key, inner in value.items():
             if inner is None:
                 result[key] = None
+            elif field.owner is types.Secret and not isinstance(inner, str):
+                self.errors.add(spot.key(key).path, "expected a string; quote it")  # and not what it is
             else:
                 read = self._string(field, inner, spot.key(key))
                 if read is not _ABSENT:
@@ -319,7 +321,9 @@ def _manifest_of(clean: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             return {name: keep(inner, name) for name, inner in value.items()}
         if isinstance(value, list):
-            return [keep(item, "") if key == "containers" else without_nulls(item) for item in value]
+            return [
+                keep(item, "") if key in {"containers", "initContainers"} else without_nulls(item) for item in value
+            ]
         return value
 
     result: dict[str, Any] = keep(clean, "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -41,13 +41,25 @@ class Step:
 
     def changes(self) -> list[str]:
         """The fields that would change, for --dry-run."""
-        from podlane.api.codec import to_builtins
         from podlane.cli.merge import LAST_APPLIED, differences
 
         if self.live is None:
             return []
-        lines = differences(to_builtins(self.live), to_builtins(self.wanted))
+        lines = differences(*_compared(self.live, self.wanted))
         return [line for line in lines if LAST_APPLIED not in line]
+
+
+def _compared(live: Object, wanted: Object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both as they are compared for the eye: of a secret's values only whether they change."""
+    from podlane.api.codec import to_builtins
+    from podlane.api.types import Secret
+
+    before, after = to_builtins(live), to_builtins(wanted)
+    if isinstance(live, Secret) and isinstance(wanted, Secret):
+        same = {key for key, text in live.data.items() if wanted.data.get(key) == text}
+        before["data"] = {key: "***" if key in same else "*** (before)" for key in live.data}
+        after["data"] = {key: "***" if key in same else "*** (after)" for key in wanted.data}
+    return before, after
 
 
 def desired(manifest: Manifest, live: Object | None) -> tuple[Object, list[FieldError]]:

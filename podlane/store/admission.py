@@ -15,21 +15,24 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from msgspec.structs import replace
 
-from podlane.api.codec import decode
+from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import resource_of, short_name
 from podlane.api.podcreation import completed
 from podlane.api.podresources import QOSClass, qos_class
 from podlane.api.priority import prioritized
 from podlane.api.types import Object, Pod, PodSpec, PriorityClass, ResourceQuota
 from podlane.errors import FieldError, Forbidden, Invalid
+from podlane.runtime.log import get_logger
 from podlane.store import keys
-from podlane.store.interface import Get
+from podlane.store.interface import Get, KeyValue
 from podlane.store.writes import MAX_OPS
 
 if TYPE_CHECKING:
     from podlane.store.registry import Registry
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
+
+_log = get_logger("admission")
 
 
 @dataclass(slots=True)
@@ -67,18 +70,29 @@ def asked_name(obj: Object) -> str:
 
 
 def read(registry: Registry, objs: Sequence[Object]) -> Policies:
-    """What bears on the creation of these. Raises StoreUnavailable, DecodeError."""
+    """What bears on the creation of these. Raises StoreUnavailable."""
     namespaces = list(dict.fromkeys(obj.metadata.namespace for obj in objs if isinstance(obj, Pod)))
     policies = Policies()
     for start in range(0, len(namespaces), MAX_OPS):
         part = namespaces[start : start + MAX_OPS]
         wanted = [keys.prefix_for(PriorityClass), *(keys.prefix_for(ResourceQuota, name) for name in part)]
         classes, *quotas = registry.store.txn([], [Get(prefix, prefix=True) for prefix in wanted]).reads
-        policies.classes = tuple(decode(PriorityClass, kv.value, revision=kv.mod_revision) for kv in classes)
+        policies.classes = _readable(PriorityClass, classes)
         for name, found in zip(part, quotas, strict=True):
-            if found:
-                policies.quotas[name] = tuple(decode(ResourceQuota, kv.value, revision=kv.mod_revision) for kv in found)
+            if readable := _readable(ResourceQuota, found):
+                policies.quotas[name] = readable
     return policies
+
+
+def _readable(cls: type[O], found: Sequence[KeyValue]) -> tuple[O, ...]:
+    """Without those that cannot be read: one of them must not keep all pods from being made."""
+    objs: list[O] = []
+    for kv in found:
+        try:
+            objs.append(decode(cls, kv.value, revision=kv.mod_revision))
+        except DecodeError as error:
+            _log.warning("left out of admission", key=kv.key, error=str(error))
+    return tuple(objs)
 
 
 def check_default_class(registry: Registry, new: Object) -> None:

@@ -72,6 +72,7 @@ def create(
                 answers.update(attempt.refused)
                 answers.update(dict.fromkeys(attempt.placed, outcome))
                 quotas = _raised(quotas, attempt.quotas, outcome.revision)
+                deadline = registry.deadline()
             waiting = [i for i in waiting if i not in answers]
     except StoreUnavailable as error:
         answers.update({i: error for i in waiting if i not in answers})

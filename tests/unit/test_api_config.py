@@ -55,6 +55,7 @@ SECRET_OF_BASE64 = base64.b64encode(b"pw").decode()
             ["data: expected at most 1048576 bytes in all, got 1048578"],
         ),
         ("Secret", "stringData: {password: hunter2}", []),
+        ("Secret", "stringData: {pin: 1234}", ["stringData[pin]: expected a string; quote it"]),
         ("Secret", "data: {password: hunter2!}", ["data[password]: expected base64"]),
         ("Secret", f"type: {TLS}\ndata: {{tls.crt: AAE=}}", [f'data[tls.key]: required where type is "{TLS}"']),
         (

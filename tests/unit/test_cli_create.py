@@ -71,6 +71,9 @@ def test_an_applied_secret_shows_no_data_in_its_annotations(shell: Shell) -> Non
     assert shell.ok("apply", "-f", "-", stdin=manifest) == "secret/pw unchanged\n"
     assert "hunter2" not in shell.ok("describe", "secret", "pw")
     changed = manifest.replace("hunter2", "hunter3")
+    assert shell.ok("apply", "-f", "-", "--dry-run", stdin=changed) == (
+        'secret/pw configured (dry run)\n  data.password: "*** (before)" -> "*** (after)"\n'
+    )
     assert shell.ok("apply", "-f", "-", stdin=changed) == "secret/pw configured\n"
     assert shell.registry.get(Secret, "default", "pw").data == {"password": base64.b64encode(b"hunter3").decode()}
 
