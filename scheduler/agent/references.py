@@ -22,7 +22,7 @@ from podlane.api.codec import DecodeError, decode
 from podlane.api.types import ConfigMap, Container, Pod, Secret
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock
-from podlane.runtime.log import get_logger
+from podlane.runtime.log import Repetition, get_logger
 from podlane.store import keys
 from podlane.store.interface import Get, KeyValue, Store, Watch
 
@@ -120,6 +120,7 @@ class References:
         self._objects: dict[Ref, Followed | None] = {}
         self._revisions: dict[Ref, int] = {}
         self._watch: Watch | None = None
+        self._repetition = Repetition()
         self._log = get_logger("references")
 
     def look(self, pods: Iterable[Pod]) -> dict[Ref, Followed | None]:
@@ -148,7 +149,10 @@ class References:
                 pause = PAUSES[0]
             except PodlaneError as error:
                 if wanted == self._wanted and not stop.is_set():  # else we have cut the stream ourselves
-                    self._log.warning("references lost", error=str(error), retry_in=pause)
+                    news = self._repetition.is_news(str(error), self._clock.monotonic())
+                    (self._log.warning if news else self._log.debug)(
+                        "references lost", error=str(error), retry_in=pause
+                    )
                     self._clock.wait(stop, pause)
                     pause = min(PAUSES[1], 2 * pause)
                 self._wake.set()
@@ -170,6 +174,7 @@ class References:
     def _follow(self, wanted: frozenset[Ref], stop: threading.Event) -> None:
         """Read the objects, then take in their changes until others are wanted."""
         revision = self._read(wanted)
+        self._repetition.over()
         by_key = {ref.key: ref for ref in wanted}
         until = self._clock.monotonic() + RESYNC
         with self._store.watch_many(dict.fromkeys(by_key, revision), exact=True) as watch:
@@ -180,8 +185,7 @@ class References:
             while not stop.is_set() and self._wanted == wanted and self._clock.monotonic() < until:
                 batch = watch.next(_POLL)
                 if batch is not None:
-                    news = [(by_key[event.kv.key], event.kv) for event in batch.events if event.kv.key in by_key]
-                    self._take(news, {event.kv.key for event in batch.events if event.type == "delete"})
+                    self._take([(by_key[event.kv.key], event.kv) for event in batch.events])
 
     def _read(self, wanted: Collection[Ref]) -> int:
         """Returns a revision from which on a watch misses nothing."""
@@ -191,19 +195,20 @@ class References:
             some = refs[start : start + _READS]
             result = self._store.txn([], [Get(ref.key) for ref in some])
             revisions.append(result.revision)
-            found = [(ref, read[0] if read else _absent(ref, result.revision))
-                     for ref, read in zip(some, result.reads, strict=True)]  # fmt: skip
-            self._take(found, {ref.key for ref, kv in found if not kv.version}, anew=True)
+            reads = zip(some, result.reads, strict=True)
+            self._take([(ref, kv[0] if kv else _absent(ref, result.revision)) for ref, kv in reads], anew=True)
         return min(revisions)
 
-    def _take(self, news: Iterable[tuple[Ref, KeyValue]], deleted: Collection[str], *, anew: bool = False) -> None:
-        """Note values of objects; `anew`: they were read, not watched, so an older revision is another store's."""
+    def _take(self, news: Iterable[tuple[Ref, KeyValue]], *, anew: bool = False) -> None:
+        """Note values of objects, those of version 0 as absent; `anew`: they were read, not watched, so an older
+        revision is another store's.
+        """
         changed = False
         with self._lock:
             for ref, kv in news:
                 if ref not in self._wanted or (not anew and kv.mod_revision <= self._revisions.get(ref, 0)):
                     continue
-                obj = None if kv.key in deleted else self._decode(ref, kv)
+                obj = self._decode(ref, kv) if kv.version else None
                 changed = changed or ref not in self._objects or self._objects[ref] != obj
                 self._objects[ref], self._revisions[ref] = obj, kv.mod_revision
         if changed:

@@ -120,6 +120,14 @@ def test_an_object_is_read_and_its_changes_are_followed(rig: Rig) -> None:
     eventually(lambda: rig.data(CM, mine) == "absent")
 
 
+def test_an_object_deleted_and_made_again_in_one_revision_after_the_other_is_there(rig: Rig) -> None:
+    mine = naming("cm")
+    for number in range(20):
+        rig.registry.create(config_map(a=str(number)))
+        eventually(lambda number=number: rig.data(CM, mine) == {"a": str(number)})  # type: ignore[misc]
+        rig.registry.delete(ConfigMap, "default", "cm")
+
+
 def test_what_is_missing_is_waited_for(rig: Rig) -> None:
     mine = naming("cm")
     eventually(lambda: rig.data(CM, mine) == "absent")
