@@ -58,6 +58,7 @@ class Cluster:
         self._clock = clock
         self._lock = threading.Lock()
         self._listeners: Mapping[type[Object], tuple[Callable[[], None], ...]] = {}
+        self.snapshot: Snapshot | None = None
         self.pods = self._mirror(Pod)
         self.controllers = self._mirror(ReplicationController)
         self.services = self._mirror(Service)
@@ -169,7 +170,10 @@ class Snapshot:
 
     @classmethod
     def of(cls, cluster: Cluster) -> Snapshot:
-        return cls(
+        """The cluster's only one: a loop of an earlier leadership that has not ended takes no more changes from it."""
+        if cluster.snapshot is not None:
+            cluster.snapshot.close()
+        cluster.snapshot = cls(
             pods=cluster.pods,
             controllers=cluster.controllers,
             services=cluster.services,
@@ -178,6 +182,11 @@ class Snapshot:
             leases=cluster.leases,
             further=cluster.further,
         )
+        return cluster.snapshot
+
+    def close(self) -> None:
+        for view in self._views.values():
+            view.close()
 
     def of_kind(self, cls: type[O]) -> View[O]:
         """The view of a kind."""

@@ -17,6 +17,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from podlane.api.meta import namespaced_name
 from podlane.api.types import Object
+from podlane.errors import Fenced
 
 T = TypeVar("T", bound=Object)
 T_co = TypeVar("T_co", covariant=True)
@@ -59,7 +60,7 @@ class Changes(Generic[T_co]):
 class View(Generic[T]):
     """Objects by "namespace/name", as the source has them or as we have written them since.
 
-    It is the only one to take the source's changes.
+    It is the only one to take the source's changes, until it is closed.
     """
 
     def __init__(self, source: Source[T]) -> None:
@@ -68,6 +69,12 @@ class View(Generic[T]):
         self._writes: dict[str, _Write[T]] = {}
         self._feeds: list[Feed[T]] = []
         self._newest = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Take no more changes: another view of the source does. Feeds of this one raise Fenced from now on."""
+        with self._lock:
+            self._closed = True
 
     def wrote(self, obj: T) -> None:
         """We stored `obj`, whose resourceVersion is the write's."""
@@ -111,6 +118,8 @@ class View(Generic[T]):
     def take(self, feed: Feed[T]) -> Changes[T]:
         """What Feed.take gives."""
         with self._lock:
+            if self._closed:
+                raise Fenced("read what has changed: this leadership is over")
             # in this order: what is read may be newer than the revision and the changes, never older
             revision = self._source.revision
             changed = self._source.take_changes()
@@ -170,7 +179,9 @@ class Feed(Generic[T]):
         self.changed: set[str] | None = None
 
     def take(self) -> Changes[T]:
-        """Raises what the source raises before its first complete list; then nothing is lost."""
+        """Raises Fenced once the view is closed, and what the source raises before its first complete list; then
+        nothing is lost.
+        """
         return self._view.take(self)
 
 

@@ -170,9 +170,9 @@ def delete_many(registry: Registry, objs: Sequence[O], *, grace_seconds: int | N
         if marked is None:
             writes[i] = removal(obj)
             continue
-        left[i] = replacement(obj, marked)
-        if left[i] != obj:
-            writes[i] = change(obj, left[i])
+        left[i] = marked
+        if marked != obj:
+            writes[i] = change(obj, marked)
     outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
     for i, outcome in zip(writes, outcomes, strict=True):
         if isinstance(outcome, StoreUnavailable):

@@ -239,8 +239,11 @@ class Registry:
             if uid is not None and old.metadata.uid != uid:
                 raise Conflict(f"delete {short_name(old)}: its uid is {old.metadata.uid}, not {uid}")
             try:
-                if (left := self.left_of(old, grace_seconds, propagation)) is not None:
-                    return self._replace(old, left)
+                left = self.left_of(old, grace_seconds, propagation)
+                if left == old:
+                    return old
+                if left is not None:
+                    return at_revision(left, self._write(old, change(old, left), "delete"))
                 self._write(old, removal(old), "delete")
                 return old
             except Conflict:

@@ -119,8 +119,9 @@ class TestFinalizers:
         registry.delete(ReplicationController, "default", "web", propagation=propagation)
         found = registry.list(ReplicationController).items
         assert [rc.metadata.finalizers for rc in found] == ([] if left is None else [left])
-        # a second thought
-        if found:
+        if found:  # a second thought, and a third
+            registry.delete(ReplicationController, "default", "web", propagation="Foreground")
+            assert registry.list(ReplicationController).items[0].metadata.finalizers == ("foregroundDeletion",)
             registry.delete(ReplicationController, "default", "web", propagation="Background")
             assert registry.list(ReplicationController).items == ()
 

@@ -72,6 +72,8 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(replicas=st.integers(0, 6))
     def scale(self, replicas: int) -> None:
+        if not self._controllers():
+            return
         self._calmly(
             lambda: self.registry.modify(
                 ReplicationController,
@@ -80,6 +82,16 @@ class Cluster(RuleBasedStateMachine):
                 lambda c: replace(c, spec=replace(c.spec, replicas=replicas)),
             )
         )
+
+    @rule(how=st.sampled_from(["Background", "Foreground", "Orphan"]))
+    def somebody_deletes_the_controller(self, how: str) -> None:
+        if self._controllers():
+            self._calmly(lambda: self.registry.delete(ReplicationController, "default", "web", propagation=how))
+
+    @rule()
+    def somebody_makes_the_controller(self) -> None:
+        if not self._controllers():
+            self._calmly(lambda: self.registry.create(rc(replicas=2)))
 
     @rule(which=st.integers(0, 9), grace=st.sampled_from([None, 0]))
     def somebody_deletes_a_pod(self, which: int, grace: int | None) -> None:
@@ -190,7 +202,9 @@ class Cluster(RuleBasedStateMachine):
         self.store.faults = type(self.store.faults)(self.store)
         for name in NODES:
             self.node_returns(name)
-        for _ in range(8):
+        for turn in range(12):
+            if turn == 6:  # what there was has been deleted by now if it was to be
+                self.somebody_makes_the_controller()
             self.leader.drain()
             for cls in LOOPS:
                 self._sync(cls, must_succeed=True)
@@ -203,6 +217,7 @@ class Cluster(RuleBasedStateMachine):
 
     def _check_exact(self) -> None:
         controller = self.registry.get(ReplicationController, "default", "web")
+        assert all(controller_of(p) is None or self._is_owned(p) for p in self._pods())
         mine = [p for p in self._pods() if self._is_owned(p) and is_pod_active(p)]
         assert len(mine) == controller.spec.replicas
         assert all(p.spec.node_name for p in mine)
@@ -257,9 +272,16 @@ class Cluster(RuleBasedStateMachine):
         prefix = keys.prefix_for(Lease, NODE_LEASE_NAMESPACE)
         return {key.removeprefix(prefix) for key in self.store._data if key.startswith(prefix)}
 
+    def _controllers(self) -> list[ReplicationController]:
+        prefix = keys.prefix_for(ReplicationController)
+        return [
+            decode(ReplicationController, kv.value) for key, kv in self.store._data.items() if key.startswith(prefix)
+        ]
+
     def _is_owned(self, p: Pod) -> bool:
+        """By the controller that is stored now."""
         owner = controller_of(p)
-        return owner is not None and owner.name == "web"
+        return owner is not None and owner.uid in {c.metadata.uid for c in self._controllers()}
 
     def _report(self, target: Pod, phase: str) -> None:
         conditions = (Condition(type="Ready", status="True" if phase == "Running" else "False"),)
@@ -277,5 +299,5 @@ class Cluster(RuleBasedStateMachine):
             self.store.faults = faults
 
 
-Cluster.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Cluster.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestConvergence = Cluster.TestCase

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scheduler_objects import pod
 
+from podlane.errors import Fenced
 from podlane.store.registry import ObjectList
 from scheduler.cluster import caught_up
 from scheduler.view import View
@@ -147,6 +148,16 @@ class TestFeed:
         source.show(6, pod("a", version=6))
         source.changes = None
         assert feed.take().complete
+
+    def test_a_view_that_was_closed_takes_no_changes_from_the_next_one(self, source, view):
+        late, feed = view.feed(), View(source).feed()
+        late.take()
+        feed.take()
+        view.close()
+        source.show(6, pod("a", version=6))
+        with pytest.raises(Fenced):
+            late.take()
+        assert feed.take().objects == {"default/a": pod("a", version=6)}
 
     steps = st.lists(
         st.one_of(
