@@ -3,7 +3,8 @@
 Owns: the folder `pods/` of the agent's state, one folder per pod UID, in which
 its volumes are too (volumefiles.py). Docker makes such files only for networks
 of its own. Invariants: a pod's hosts file is there before a container that
-mounts it is made; it is written in place, for a mount follows the file and not
+mounts it is made; only root can look into the folder, for there are secrets in
+it; the hosts file is written in place, for a mount follows the file and not
 its name; what a container added to it stays. Source: the kubelet's managed
 hosts file (pkg/kubelet/kubelet_pods.go), systemd-resolved(8): its stub listens on
 the host's loopback, which a pod cannot reach.
@@ -72,14 +73,14 @@ class PodFiles:
         file = Path(path)
         try:
             if on_host:
-                text = _ON_HOST + self._hosts.read_text(errors="replace")
+                text = _ON_HOST + (self._hosts.read_text(errors="replace") if self._hosts.is_file() else "")
             else:
                 text = _HOSTS + "".join(f"{ip}\t{hostname}\n" for ip in ips)
             if aliases:
                 text += _ALIASES + "".join(f"{line}\n" for line in aliases)
             if file.is_file() and file.read_text(errors="replace").startswith(text):
                 return
-            file.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(file.parent)
             file.write_text(text)
             file.chmod(0o644)
         except OSError as error:
@@ -89,7 +90,7 @@ class PodFiles:
         """Make a file that a container may write whoever it runs as. Raises PodlaneError."""
         file = Path(path)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(file.parent)
             file.unlink(missing_ok=True)  # an earlier attempt's: whoever has it mounted keeps it
             file.touch()
             file.chmod(0o666)
@@ -97,12 +98,21 @@ class PodFiles:
             raise PodlaneError(f"make {path}: {error.strerror or error}") from error
 
     def set_up(self, volume: VolumeSetUp) -> None:
-        """Raises volumefiles.MountFailed."""
+        """Raises volumefiles.MountFailed; PodlaneError."""
+        try:
+            self._make_folder(self._folder)
+        except OSError as error:
+            raise PodlaneError(f"make {self._folder}: {error.strerror or error}") from error
         volumefiles.set_up(volume)
 
     def bind(self, part: SubPath) -> None:
         """Raises volumefiles.MountFailed."""
         volumefiles.bind(part)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of a pod; the node's other users see none of them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o750)
 
     def left_over(self, uids: Collection[str]) -> list[str]:
         """UIDs of the pods but these that have a folder here, without those whose removal has just failed."""

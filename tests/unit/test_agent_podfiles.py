@@ -45,6 +45,26 @@ def test_a_pod_with_two_addresses_has_its_name_at_both(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[-2:] == ["10.5.3.2\tweb-1", "fd00:5:3::2\tweb-1"]
 
 
+def test_aliases_follow_and_a_pod_on_the_nodes_network_has_the_nodes_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("127.0.0.1\tlocalhost\n192.0.2.7\tme")
+    pods = PodFiles(tmp_path / "pods", hosts=tmp_path / "hosts")
+    path = Path(pods.paths().hosts("u1"))
+    pods.write_hosts(str(path), "p", ["10.5.3.2"], aliases=["10.1.2.3\tdb\tdb.local"])
+    assert path.read_text().endswith("10.5.3.2\tp\n\n# Entries added by HostAliases.\n10.1.2.3\tdb\tdb.local\n")
+    pods.write_hosts(str(path), "p", [], aliases=["10.1.2.3\tdb"], on_host=True)
+    assert path.read_text() == (
+        "# Podlane-managed hosts file (host network).\n127.0.0.1\tlocalhost\n192.0.2.7\tme\n"
+        "# Entries added by HostAliases.\n10.1.2.3\tdb\n"
+    )
+
+
+def test_other_users_of_the_node_see_no_pods_files(tmp_path: Path) -> None:
+    pods = files(tmp_path)
+    (tmp_path / "pods").mkdir(mode=0o755)
+    pods.write_hosts(pods.paths().hosts("u1"), "p", ["10.5.3.2"])
+    assert (tmp_path / "pods").stat().st_mode & 0o777 == 0o750
+
+
 def test_a_hosts_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pods").write_text("in the way")
     with pytest.raises(PodlaneError, match=r"write .*hosts: "):
