@@ -21,8 +21,9 @@ from podlane.store.options import store_options
 HEALTHZ_PORT = 10259
 """kube-scheduler's."""
 
-LEADER_TTL = 4
-"""Seconds. With etcd's half second of inattention and the catching up, another leads within 6 s."""
+LEADER_TTL = 3
+"""Seconds. So short because a host may take etcd's leader with it: the next one is elected in one to two seconds and
+gives every lease its whole time again, and still another scheduler should lead after some six seconds."""
 
 
 class _Lazy(click.Group):
