@@ -113,7 +113,7 @@ class Reporter:
             known = reported.get(f"docker://{last.id}")
             started = ct.startup_probe is None or last.id in seen.started or (known is not None and known.started)
             kinds: tuple[tuple[ProbeKind, Probe | None, bool], ...] = (
-                ("startup", ct.startup_probe, not ends),
+                ("startup", ct.startup_probe, started or not ends),  # one that has passed is only remembered
                 ("liveness", ct.liveness_probe, started and not ends),
                 ("readiness", ct.readiness_probe, started),
             )

@@ -174,6 +174,21 @@ def test_hooks_of_a_pod_from_its_start_to_its_end(world: World) -> None:
     assert world.gone("p")
 
 
+def test_a_pod_that_ends_serves_until_its_hook_is_over(world: World) -> None:
+    probe = Probe(tcp_socket=TCP, period_seconds=1)
+    hook = Lifecycle(pre_stop=LifecycleHandler(sleep=SleepAction(seconds=5)))
+    sidecar = container("proxy", restart_policy="Always", startup_probe=probe)
+    world.bind("p", container(startup_probe=probe, readiness_probe=probe, lifecycle=hook), init_containers=(sidecar,))
+    world.until(lambda: world.ready("p"))
+    seen = world.watch("p")
+    world.delete("p")
+    world.run(4.5)
+    assert seen == ["2/2 Running 0", "2/2 Terminating 0"]
+    assert world.ready("p")
+    world.run(2)
+    assert world.gone("p")
+
+
 def test_a_pod_past_its_deadline(world: World) -> None:
     world.bind("p", container(), active_deadline_seconds=30)
     world.until(lambda: world.ready("p"))
