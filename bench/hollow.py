@@ -56,11 +56,10 @@ class Cluster:
         self.store = store
         self.registry = Registry(store)
         self.say = say
-        self.daemons = {
-            spec: lab.record(host, spec)
-            for host in lab.topology.hosts
-            for spec in (("etcd", "scheduler") if host.role == "server" else ("hollow",))
-        }
+        names = [
+            (h, d) for h in lab.topology.hosts for d in (("etcd", "scheduler") if h.role == "server" else ("hollow",))
+        ]
+        self.daemons = {f"{daemon} of {host.name}": lab.record(host, daemon) for host, daemon in names}
 
     def apply(self, objects: list[dict[str, object]]) -> None:
         with tempfile.TemporaryDirectory() as folder:

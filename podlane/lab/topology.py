@@ -37,7 +37,7 @@ MAX_HOLLOW = 5000
 ETCD_CLIENT_PORT = 2379
 ETCD_PEER_PORT = 2380
 
-HOLLOW_PER_HOST = 500
+HOLLOW_PER_HOST = 250
 """Hollow nodes of one process, whose interpreter uses one processor at most."""
 
 Role = Literal["server", "node", "hollow"]

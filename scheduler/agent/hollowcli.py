@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 HEALTHZ_PORT = 10247
 FEED = 125
 """Nodes whose watches share a stream."""
-THREADS = 6
-"""They share one interpreter: more of them only keep the heartbeats waiting for their turn."""
-SWITCH_SECONDS = 0.001
+THREADS = 1
+CALLERS = 5
+"""Threads that compute, and that wait for the store. All share one interpreter: each more of them keeps the
+heartbeats waiting longer for their turn, until leases are lost. Who wants more takes more processes.
+"""
+SWITCH_SECONDS = 0.0005
 
 
 def _parse_network(ctx: click.Context, param: click.Parameter, value: str) -> IPv4Network:
@@ -165,8 +168,11 @@ def _put_together(
     registry = Registry(connect(store_config), clock=clock)
     daemon.on_stop(registry.store.close)
     cluster = Cluster(registry, clock)
-    crew = Crew(clock)
-    made = [HollowNode(name, number, settings, registry=registry, crew=crew) for name, number in nodes.items()]
+    crew, callers = Crew(clock), Crew(clock)
+    made = [
+        HollowNode(name, number, settings, registry=registry, crew=crew, callers=callers)
+        for name, number in nodes.items()
+    ]
 
     def beat(stop: threading.Event) -> None:
         """Begin with the heartbeats, as agents do, when it is known how long a lease is."""
@@ -189,6 +195,8 @@ def _put_together(
     daemon.add_thread("heartbeats", beat)
     for number in range(THREADS):
         daemon.add_thread(f"crew-{number}", crew.work)
+    for number in range(CALLERS):
+        daemon.add_thread(f"caller-{number}", callers.work)
     for node in made:
         daemon.on_stop(node.close)
 

@@ -9,7 +9,7 @@ is in memory.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -49,14 +49,20 @@ class Settings:
 
 
 class HollowNode:
-    """The node number `index` of a network: its subnet is the /24 of that number. `start` begins its turns."""
+    """The node number `index` of a network: its subnet is the /24 of that number. `start` begins its turns.
 
-    def __init__(self, name: str, index: int, settings: Settings, *, registry: Registry, crew: Crew) -> None:
+    What only computes is done by `crew`, what waits for the store by `callers`.
+    """
+
+    def __init__(
+        self, name: str, index: int, settings: Settings, *, registry: Registry, crew: Crew, callers: Crew
+    ) -> None:
         self.name = name
         self._settings = settings
-        self._crew = crew
+        self._crew, self._callers = crew, callers
         self._rng = random.Random(name)
         self._turning = Turning(crew, self._turn)
+        self._calling = Turning(callers, self._call)
         self._runtime = HollowRuntime(crew.clock, crew.later, self._heard)
         self._recorder = EventRecorder(registry, "agent", name, crew.clock, threaded=False)
         self._events = self._lane(1, "events")
@@ -76,9 +82,9 @@ class HollowNode:
             check=self._runtime.check,
             pool=self._lane,
         )
-        self.bound = Bound(name, self._bindings_changed)
+        self.bound = Bound(name, self._agent_wanted)
         self.agent.bindings = self.bound
-        self.drainer = Drainer(registry, self.agent.trigger, crew.clock)
+        self.drainer = Drainer(registry, self._agent_wanted, crew.clock)
         self.agent.drains = self.drainer
         labels = {HOLLOW_LABEL: "true", **settings.labels}
         facts = Facts(name=name, ip=str(subnet[1]), port=0, capacity=settings.capacity, labels=labels)
@@ -89,9 +95,11 @@ class HollowNode:
 
     def start(self) -> None:
         self._turning.wake()
+        self._calling.wake()
 
     def close(self) -> None:
         self._turning.close()
+        self._calling.close()
         self.agent.close()
 
     def problem(self) -> str | None:
@@ -111,29 +119,41 @@ class HollowNode:
 
     def _turn(self) -> float:
         """Do what is due on this node; returns the seconds until something else will be."""
-        return min(
-            self.agent.prober.step(),
-            self.drainer.runner.step(),
-            self.agent.runner.step(),
-            self.registrar.runner.step(),
-        )
+        pause = self.agent.runner.step()
+        if not pause:  # a sync may have found a pod to drain, or a change of the network
+            self._calling.wake()
+        return min(pause, self.agent.prober.step())
+
+    def _call(self) -> float:
+        """Do what is due of that which waits for the store."""
+        return min(self.drainer.runner.step(), self.registrar.runner.step())
 
     def _heard(self, event: RuntimeEvent) -> None:
         self.agent.heard(event)
         self._turning.wake()
 
-    def _bindings_changed(self) -> None:
+    def _agent_wanted(self) -> None:
         self.agent.trigger()
         self._turning.wake()
 
     def _lane(self, size: int, name: str) -> Executor:
         """A pool of the agent's. Its workers take the time an engine would, and then do all at once."""
-        starts = name in {"worker", "pull"}
-        takes: Callable[[], float] = self._start_seconds if starts else lambda: 0.0
-        return Lane(self._crew, size, takes, self._turning.wake if name != "events" else lambda: None)
+        if name in {"worker", "pull"}:
+            return Lane(self._crew, size, self._start_seconds, self._turning.wake)
+        if name == "probe":
+            return Lane(self._crew, size, _at_once, self._turning.wake)
+        return Lane(self._callers, size, _at_once, self._turning.wake if name != "events" else _nothing)
 
     def _start_seconds(self) -> float:
         return self._settings.start_seconds * self._rng.uniform(1 - SPREAD, 1 + SPREAD)
+
+
+def _at_once() -> float:
+    return 0.0
+
+
+def _nothing() -> None:
+    return
 
 
 def subnet_of(network: IPv4Network, index: int) -> IPv4Network:

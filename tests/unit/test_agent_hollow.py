@@ -156,7 +156,7 @@ class World:
         self.store = MemoryStore(clock)
         self.registry = Registry(self.store, clock=clock)
         settings = Settings(folder, NETWORK, {"cpu": "4", "memory": "8Gi", "pods": "110"}, start_seconds=1.0)
-        self.node = HollowNode("hollow-7", 7, settings, registry=self.registry, crew=crew)
+        self.node = HollowNode("hollow-7", 7, settings, registry=self.registry, crew=crew, callers=crew)
         self.feed = Feed(self.store, [self.node.bound], clock)
         self.node.bound.list(self.store)
         self.watch = self.store.watch_many({self.node.bound.prefix: self.node.bound.revision})
@@ -272,7 +272,9 @@ def test_bindings_are_not_shown_before_their_first_list_and_resume_after_a_compa
 
 def test_a_node_without_a_list_says_so(clock: FakeClock, crew: Crew, tmp_path: Path) -> None:
     settings = Settings(tmp_path, NETWORK, {})
-    node = HollowNode("hollow-1", 1, settings, registry=Registry(MemoryStore(clock), clock=clock), crew=crew)
+    node = HollowNode(
+        "hollow-1", 1, settings, registry=Registry(MemoryStore(clock), clock=clock), crew=crew, callers=crew
+    )
     with pytest.raises(NotSynced, match="read bindings of hollow-1: no complete list yet"):
         node.bound.snapshot()
     assert Feed(MemoryStore(clock), [node.bound], clock).not_ready() == "no complete list of 1 nodes' bindings yet"

@@ -55,13 +55,13 @@ def test_some_servers_run_no_scheduler() -> None:
 
 
 def test_hollow_nodes_share_hosts_each_with_numbers_of_its_own() -> None:
-    lab = Topology("lab", nodes=0, hollow=1200)
+    lab = Topology("lab", nodes=0, hollow=600)
     assert [h.name for h in lab.hosts] == ["server1", "hollow1", "hollow2", "hollow3"]
     numbers = [lab.hollow_nodes(h) for h in lab.hosts if h.role == "hollow"]
-    assert numbers == [range(1, 501), range(501, 1001), range(1001, 1201)]
+    assert numbers == [range(1, 251), range(251, 501), range(501, 601)]
     (daemon,) = specs(lab, lab.host("hollow3"))
-    assert {"--nodes=200", "--first=1001"} <= set(daemon.argv)
-    assert str(lab) == "0 hosts, 1 etcd, 1200 hollow nodes"
+    assert {"--nodes=100", "--first=501"} <= set(daemon.argv)
+    assert str(lab) == "0 hosts, 1 etcd, 600 hollow nodes"
     assert decode(lab.encode()) == lab
 
 
