@@ -27,6 +27,7 @@ from scheduler.agent.wire import Wire
 if TYPE_CHECKING:
     from scheduler.agent.server import RequestServer
 
+UNKNOWN = "the cluster's bearer token is required"
 MAX_SESSIONS = 64
 MAX_HEAD = 1 << 16
 MAX_BODY = 1 << 20
@@ -79,6 +80,11 @@ class Request(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         get_logger("agent-api").debug("request", client=self.client_address[0], text=format % args)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class makes of a request it does not understand."""
+        del explain
+        self._refuse(*((401, UNKNOWN) if self._is_stranger else (code, message or "bad request")))
+
     def _admit(self) -> None:
         if self._is_stranger:
             self._is_stranger = False
@@ -114,7 +120,7 @@ class Request(BaseHTTPRequestHandler):
         # in constant time, and never equal to an empty token
         right = hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {wanted}".encode())
         if not wanted or not right:
-            raise Refused(401, "the cluster's bearer token is required")
+            raise Refused(401, UNKNOWN)
 
     def _refuse(self, status: int, message: str) -> None:
         body = f"{message}\n".encode()
@@ -218,6 +224,7 @@ class Request(BaseHTTPRequestHandler):
                 for start in range(0, len(data), _CHUNK):
                     self.wfile.write(frames.pack(channel, data[start : start + _CHUNK]))
             self.wfile.write(frames.pack(frames.RESULT, self._result(session)))
+            self.wire.linger(_JOIN)  # the client goes when it has read that
         finally:
             session.close()
 

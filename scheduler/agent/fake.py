@@ -76,15 +76,19 @@ class FakeExec:
         self.sizes: list[tuple[int, int]] = []
         self._input: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._code = 0
+        self._ended = False
 
     def output(self) -> Iterator[tuple[str, bytes]]:
         while (data := self._input.get()) is not None:
             if data.startswith(b"exit "):
                 self._code = int(data.split()[1])
+                self._ended = True
                 return
             yield "stdout", data
 
     def send(self, data: bytes) -> None:
+        if self._ended:
+            raise RuntimeUnavailable("send input: the command has ended")
         self._input.put(data)
 
     def end_input(self) -> None:
@@ -97,6 +101,7 @@ class FakeExec:
         return self._code
 
     def close(self) -> None:
+        self._ended = True
         self._input.put(None)
 
 

@@ -87,6 +87,14 @@ class Wire(io.RawIOBase):
             # not SSLSocket's own, after which it would go on without encryption
             socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
 
+    def linger(self, seconds: float) -> None:
+        """Say that all is said, and drop what the other side is still sending, or it may lose what we said last."""
+        self.limit(seconds)
+        with suppress(OSError, ValueError):
+            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+            while self.read(_RECORD):
+                pass
+
     def close(self) -> None:
         if not self.closed:
             self.shut()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -145,6 +146,24 @@ def test_exec_carries_input_output_and_exit_code(api: Api) -> None:
     session.send(b"exit 7")
     assert list(output) == []
     assert session.exit_code() == 7
+    session.close()
+
+
+def test_exec_s_end_is_not_lost_on_a_client_that_is_still_sending(api: Api) -> None:
+    session = api.client.exec("default", "p", "web", ["sh"], stdin=True)
+    session.send(bytes(400_000))  # echoed, which is more than waits on our side while we do not read
+    session.send(b"exit 3")
+
+    def send() -> None:
+        with contextlib.suppress(AgentError):
+            for _ in range(100):
+                session.send(bytes(100_000))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    sender.join(60)
+    assert sum(len(data) for _, data in session.output()) == 400_000
+    assert session.exit_code() == 3
     session.close()
 
 

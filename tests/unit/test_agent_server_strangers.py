@@ -168,6 +168,15 @@ def test_without_the_token_everything_is_401(port: Port, path: str, header: str)
     assert b"secret output" not in answer
 
 
+@pytest.mark.parametrize("line", ["PUT / HTTP/1.1", "GET / HTTP/9", "nonsense", "GET /stats", "GET  / / HTTP/1.1"])
+def test_nor_does_what_is_no_request_tell_a_stranger_more(port: Port, line: str) -> None:
+    with port.connect_tls() as tls:
+        tls.sendall(f"{line}\r\n\r\n".encode())
+        answer = _until_end(tls)
+    assert answer.endswith(b"the cluster's bearer token is required\n")
+    assert b"python" not in answer.lower()
+
+
 @pytest.mark.parametrize(
     "begin",
     [
