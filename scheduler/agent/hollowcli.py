@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,7 +192,7 @@ def _put_together(
         feed = Feed(registry.store, [node.bound for node in made[start : start + FEED]], clock)
         daemon.add_thread(f"feed-{start // FEED}", feed.run)
         daemon.add_ready_check(f"feed-{start // FEED}", feed.not_ready)
-    daemon.add_ready_check("nodes", lambda: _unready(made))
+    daemon.add_ready_check("nodes", partial(_unready, made.copy()))
     daemon.add_thread("heartbeats", beat)
     for number in range(THREADS):
         daemon.add_thread(f"crew-{number}", crew.work)
@@ -201,9 +202,11 @@ def _put_together(
         daemon.on_stop(node.close)
 
 
-def _unready(nodes: Sequence[HollowNode]) -> str | None:
-    waiting = {node.name: problem for node in nodes if (problem := node.problem())}
-    if not waiting:
+def _unready(waiting: list[HollowNode]) -> str | None:
+    """Why the nodes are not ready; those that were once are asked no more."""
+    problems = {node.name: problem for node in waiting if (problem := node.problem())}
+    waiting[:] = [node for node in waiting if node.name in problems]
+    if not problems:
         return None
-    name, problem = next(iter(waiting.items()))
-    return f"{len(waiting)} nodes are not: {name}: {problem}"
+    name, problem = next(iter(problems.items()))
+    return f"{len(problems)} nodes are not: {name}: {problem}"
