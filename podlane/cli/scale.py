@@ -80,6 +80,7 @@ def _scale_one(session: Session, name: str, replicas: int, expected: int | None,
 def _wait(session: Session, name: str, replicas: int, deadline: float | None) -> str | None:
     """Wait until the status agrees; the error's text if it does not in time."""
     from podlane.api.types import ReplicationController
+    from podlane.cli.trouble import Watch
 
     while True:
         try:
@@ -93,9 +94,10 @@ def _wait(session: Session, name: str, replicas: int, deadline: float | None) ->
         if current and status.replicas == replicas and status.ready_replicas == replicas:
             return None
         if deadline is not None and session.wall.monotonic() >= deadline:
+            why = Watch(session).reason(rc)
             return (
                 f"wait for replicationcontroller/{name}: {status.ready_replicas} ready of {status.replicas}, "
-                f"expected {replicas}, when the time was up"
+                f"expected {replicas}, when the time was up" + (f": {why}" if why else "")
             )
         if session.wall.wait(session.stop, _POLL):
             return f"wait for replicationcontroller/{name}: stopped"
