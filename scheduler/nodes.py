@@ -165,8 +165,9 @@ def plan(
     """Decide. `alive`: names with a heartbeat key; `pods` by node; `seen`: the last plan's (empty for a new leader)."""
     known = {node.metadata.name: node for node in sorted(nodes, key=lambda n: n.metadata.name)}
     memory = {name: _look(seen.get(name), known.get(name), name in alive, now) for name in sorted({*known, *pods})}
-    held, hushed = _hold(known, memory)
-    for name in (*held, *hushed):
+    gone, unready = _hold(known, memory)
+    held = {*gone, *unready}
+    for name in held:
         # what a pod tolerates counts again when the outage ends, and later: nodes do not all come back in one instant
         memory[name] = replace(memory[name], evict_from=now + patience.recovery)
     wakes: list[float] = []
@@ -178,9 +179,9 @@ def plan(
     }
     due = [name for name in stays if name in known and any(now >= stay.until for stay in stays[name])]
     at_once = max(1, int(patience.share * len(known)))
-    waiting, turn = _take_turns([name for name in due if name not in {*held, *hushed}], memory, at_once, now)
+    waiting, turn = _take_turns([name for name in due if name not in held], memory, at_once, now)
     wakes += [] if turn is None else [turn]
-    kept = {*held, *hushed, *waiting}
+    kept = {*held, *waiting}
     evict: list[Eviction] = []
     for name, of in stays.items():
         for stay in of:
@@ -192,9 +193,9 @@ def plan(
         seen=memory,
         mark_unknown=tuple(unknown),
         mark_ready=tuple(ready),
-        retaint=_retaints(known, memory, ready, {*held, *hushed}, now),
+        retaint=_retaints(known, memory, ready, held, now),
         evict=tuple(evict),
-        held=tuple(held),
+        held=tuple(gone),
         waiting=tuple(waiting),
         total=len(known),
         next_at=min(wakes, default=None),
@@ -207,7 +208,6 @@ class _Stay:
 
     pod: Pod
     node: str
-    trouble: str
     alive: bool
     missing: bool
     until: float
@@ -228,7 +228,7 @@ class _Stay:
         for taint, since in state.tainted.items():
             if (moment := nodetaints.leaves_at(tolerations, taint, since)) < expelled:
                 expelled, by = moment, taints.spelled(taint)
-        return cls(pod, pod.spec.node_name, state.trouble, state.alive, node is None, until, expelled, by)
+        return cls(pod, pod.spec.node_name, state.alive, node is None, until, expelled, by)
 
     @property
     def _ending(self) -> bool:
@@ -282,7 +282,7 @@ def _ready_status(node: Node | None) -> str | None:
 
 
 def _hold(known: Mapping[str, Node], memory: Mapping[str, Seen]) -> tuple[list[str], list[str]]:
-    """The gone nodes if most are gone, and those that are not ready if most are that or gone."""
+    """Whose pods are kept: the gone nodes if most are gone, and those that are not ready if most are that or gone."""
     gone = [name for name in known if not memory[name].alive]
     unready = [name for name in known if memory[name].alive and memory[name].trouble]
     total = len(known)
@@ -334,7 +334,7 @@ def _marks(
 
 
 def _retaints(
-    known: Mapping[str, Node], memory: Mapping[str, Seen], ready: Sequence[str], kept: Collection[str], now: float
+    known: Mapping[str, Node], memory: Mapping[str, Seen], ready: Sequence[str], held: Collection[str], now: float
 ) -> dict[str, Retaint]:
     """The nodes whose taints do not say what is so."""
     changes: dict[str, Retaint] = {}
@@ -344,7 +344,7 @@ def _retaints(
         if not state.alive and not state.ever_alive and status != "Unknown" and now < state.since + SETTLE:
             continue  # it may be about to register
         trouble = nodetaints.trouble(status, alive=state.alive)
-        wanted = nodetaints.wanted(node, trouble, evicting=name not in kept, now=utcnow_from(now))
+        wanted = nodetaints.wanted(node, trouble, evicting=name not in held, now=utcnow_from(now))
         if wanted != node.spec.taints:
             changes[name] = Retaint(wanted, nodetaints.difference(node.spec.taints, wanted))
     return changes
