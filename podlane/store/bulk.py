@@ -18,7 +18,7 @@ import msgspec
 from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import set_condition, short_name, utcnow_from
 from podlane.api.types import Condition, Object, Pod, Service
-from podlane.errors import AlreadyExists, Conflict, Fenced, NotFound, PodlaneError, StoreUnavailable
+from podlane.errors import AlreadyExists, Conflict, Fenced, Forbidden, NotFound, PodlaneError, StoreUnavailable
 from podlane.store import admission, keys, quota
 from podlane.store.deletion import is_over
 from podlane.store.interface import Get
@@ -166,7 +166,11 @@ def delete_many(registry: Registry, objs: Sequence[O], *, grace_seconds: int | N
     left: dict[int, O] = {}
     writes: dict[int, Write] = {}
     for i, obj in enumerate(objs):
-        marked = registry.left_of(obj, grace_seconds)
+        try:
+            marked = registry.left_of(obj, grace_seconds)
+        except Forbidden as error:
+            answers[i] = error
+            continue
         if marked is None:
             writes[i] = removal(obj)
             continue

@@ -14,9 +14,10 @@ from typing import Literal, TypeVar, cast
 
 from msgspec.structs import replace
 
+from podlane.api.defaults import DEFAULT_NAMESPACE
 from podlane.api.meta import is_pod_finished, short_name
 from podlane.api.types import Namespace, Object, Pod
-from podlane.errors import FieldError, Invalid
+from podlane.errors import FieldError, Forbidden, Invalid
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
 
@@ -37,6 +38,8 @@ def grace_of(obj: Object, asked: int | None) -> int:
 
 def remainder(old: O, ends: datetime, grace: int, propagation: Propagation | None = None) -> O | None:
     """The object as it is left after its deletion, to end at `ends`; None when it goes at once."""
+    if isinstance(old, Namespace) and old.metadata.name == DEFAULT_NAMESPACE:
+        raise Forbidden(f"delete {short_name(old)}: it is always there")
     finalizers = _finalizers(old.metadata.finalizers, propagation)
     if not grace and not finalizers and not _keeps_namespace(old):
         return None

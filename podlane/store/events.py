@@ -22,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from podlane.api.codec import encode
+from podlane.api.defaults import DEFAULT_NAMESPACE
 from podlane.api.meta import new_uid, reference_to, utcnow_from
 from podlane.api.types import Event, EventSource, Object, ObjectMeta, ObjectReference
 from podlane.errors import PodlaneError
@@ -29,7 +30,7 @@ from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.store.interface import LeaseNotFound, Put
-from podlane.store.registry import DEFAULT_NAMESPACE, Registry
+from podlane.store.registry import Registry
 from podlane.store.rules import key_of
 from podlane.store.writes import Write, Written, commit_all
 

@@ -27,6 +27,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from podlane.api.codec import DecodeError, decode, encode
+from podlane.api.defaults import DEFAULT_NAMESPACE, apply_defaults
 from podlane.api.meta import new_uid, short_name, utcnow_from
 from podlane.api.priority import SYSTEM_CLASSES
 from podlane.api.types import (
@@ -58,7 +59,6 @@ from podlane.store.writes import Lost, Write, commit
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
 
-DEFAULT_NAMESPACE = "default"
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes': no vowels, so no words
 
 
@@ -311,7 +311,9 @@ class Registry:
         write = Write(compare, (Put(keys.CLUSTER_CONFIG, encode(config)),))
         if isinstance(commit(self.store, write, self.fence), Lost):
             raise AlreadyExists(f"init cluster: {keys.CLUSTER_CONFIG} is in the store already")
-        self.create_many(list(SYSTEM_CLASSES.values()))  # those that are there already stay
+        # what is there already stays
+        self.create_many(list(SYSTEM_CLASSES.values()))
+        self.create_many([apply_defaults(named(Namespace(), "", DEFAULT_NAMESPACE))])
 
     # --- inside --------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import yaml
 from cli_shell import Shell, lines
 
 from podlane.api.types import ConfigMap, Namespace, Pod, PriorityClass, ResourceQuota, Secret
+from podlane.errors import Forbidden
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +107,14 @@ def test_namespaces_quotas_and_priority_classes(shell: Shell) -> None:
     ]
     assert shell.registry.get(PriorityClass, "", "high").value == 1000
     assert shell.registry.get(ResourceQuota, "prod", "few").spec.hard == {"pods": "2", "limits.memory": "1Gi"}
+
+
+def test_the_default_namespace_is_always_there(shell: Shell) -> None:
+    assert shell.ok("get", "ns") == "NAME      STATUS   AGE\ndefault   Active   0s\n"
+    (answer,) = shell.registry.delete_many([shell.registry.get(Namespace, "", "default")])
+    assert isinstance(answer, Forbidden)
+    with pytest.raises(Forbidden, match="delete namespace/default: it is always there"):
+        shell.registry.delete(Namespace, "", "default")
 
 
 POD = """
