@@ -14,6 +14,7 @@ from podlane.api.types import (
     ContainerStatus,
     EnvFromSource,
     EnvVar,
+    LifecycleHandler,
     PodSpec,
     Probe,
     VolumeMount,
@@ -62,13 +63,7 @@ def _container(container: Container, status: ContainerStatus | None) -> Lines:
         if amounts:
             yield f"{name}:"
             yield from indented(f"{key + ':':<14}{amounts[key]}" for key in sorted(amounts))
-    for name, probe in (
-        ("Liveness", container.liveness_probe),
-        ("Readiness", container.readiness_probe),
-        ("Startup", container.startup_probe),
-    ):
-        if probe is not None:
-            yield _line(name, probe_text(probe))
+    yield from _probes_and_hooks(container)
     yield from _environment(container)
     if container.volume_mounts:
         yield "Mounts:"
@@ -106,21 +101,41 @@ def _state(name: str, state: ContainerState) -> Lines:
             yield f"  Message:      {waiting.message}"
 
 
+def _probes_and_hooks(container: Container) -> Lines:
+    for name, probe in (
+        ("Liveness", container.liveness_probe),
+        ("Readiness", container.readiness_probe),
+        ("Startup", container.startup_probe),
+    ):
+        if probe is not None:
+            yield _line(name, probe_text(probe))
+    if container.lifecycle is not None:
+        for name, hook in (("PostStart", container.lifecycle.post_start), ("PreStop", container.lifecycle.pre_stop)):
+            if hook is not None:
+                yield _line(name, hook_text(hook))
+
+
 def probe_text(probe: Probe) -> str:
     """`http-get http://:8080/ delay=0s timeout=1s period=10s #success=1 #failure=3`."""
-    if probe.http_get is not None:
-        get = probe.http_get
-        how = f"http-get {get.scheme.lower()}://{get.host}:{get.port}{get.path}"
-    elif probe.tcp_socket is not None:
-        how = f"tcp-socket {probe.tcp_socket.host}:{probe.tcp_socket.port}"
-    elif probe.grpc is not None:
-        how = f"grpc <pod>:{probe.grpc.port} {probe.grpc.service}"
-    else:
-        how = f"exec [{' '.join(probe.exec.command) if probe.exec else ''}]"
+    how = f"grpc <pod>:{probe.grpc.port} {probe.grpc.service}" if probe.grpc is not None else _action_text(probe)
     return (
         f"{how} delay={probe.initial_delay_seconds}s timeout={probe.timeout_seconds}s "
         f"period={probe.period_seconds}s #success={probe.success_threshold} #failure={probe.failure_threshold}"
     )
+
+
+def hook_text(hook: LifecycleHandler) -> str:
+    """`exec [sh -c bye]`, `sleep 5s`."""
+    return f"sleep {hook.sleep.seconds}s" if hook.sleep is not None else _action_text(hook)
+
+
+def _action_text(said: Probe | LifecycleHandler) -> str:
+    if said.http_get is not None:
+        get = said.http_get
+        return f"http-get {get.scheme.lower()}://{get.host}:{get.port}{get.path}"
+    if said.tcp_socket is not None:
+        return f"tcp-socket {said.tcp_socket.host}:{said.tcp_socket.port}"
+    return f"exec [{' '.join(said.exec.command) if said.exec else ''}]"
 
 
 def _environment(container: Container) -> Lines:

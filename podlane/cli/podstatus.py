@@ -51,10 +51,10 @@ def summarize(pod: Pod) -> PodSummary:
     sidecars = {ct.name for ct in pod.spec.init_containers if ct.restart_policy == "Always"}
     init, statuses = pod.status.init_container_statuses, pod.status.container_statuses
     running = [s for s in init if s.name in sidecars and s.started and s.ready]
-    reason = _init_reason(pod, sidecars)
-    if not reason or _is_initialized(pod):
-        reason = next((word for s in statuses if (word := state_reason(s.state))), "")
-        reason = reason or pod.status.reason or pod.status.phase
+    init_reason = _init_reason(pod, sidecars)
+    reason = init_reason or pod.status.reason or pod.status.phase
+    if not init_reason or _is_initialized(pod):
+        reason = next((word for s in statuses if (word := state_reason(s.state))), reason)
         counted = [s for s in init if s.name in sidecars] + list(statuses)
         serving = [s for s in statuses if s.ready and s.state.running is not None]
         if reason == "Completed" and serving:

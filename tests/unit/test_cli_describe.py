@@ -46,7 +46,7 @@ from podlane.api.types import (
     TCPSocketAction,
 )
 from podlane.cli.description import describe_object
-from podlane.cli.description_container import probe_text
+from podlane.cli.description_container import hook_text, probe_text
 from podlane.runtime.clock import SystemClock
 
 pytestmark = pytest.mark.unit
@@ -481,6 +481,14 @@ def test_probes():
     http = Probe(http_get=HTTPGetAction(port="http", path="/healthz"), initial_delay_seconds=3)
     assert probe_text(http) == "http-get http://:http/healthz delay=3s timeout=1s period=10s #success=1 #failure=3"
     assert probe_text(Probe(exec=ExecAction(command=("cat", "/x")))).startswith("exec [cat /x] delay=0s")
+
+
+def test_hooks():
+    from podlane.api.types import ExecAction, HTTPGetAction, LifecycleHandler, SleepAction
+
+    assert hook_text(LifecycleHandler(sleep=SleepAction(seconds=5))) == "sleep 5s"
+    assert hook_text(LifecycleHandler(exec=ExecAction(command=("sh", "-c", "bye")))) == "exec [sh -c bye]"
+    assert hook_text(LifecycleHandler(http_get=HTTPGetAction(port=80))) == "http-get http://:80/"
 
 
 def test_the_remembered_manifest_is_not_shown():
