@@ -22,7 +22,7 @@ from typing import Any
 import docker.utils
 
 from scheduler.agent import containers as c
-from scheduler.agent.dockerapi import WORK_TIMEOUT, DockerApi, Stream, without_deadline
+from scheduler.agent.dockerapi import WORK_TIMEOUT, DockerApi, Stream, in_pieces, without_deadline
 from scheduler.agent.dockerexec import DockerExec, run_to_end
 from scheduler.agent.dockerforms import container_body, state_of, time_of
 from scheduler.agent.infra import image_archive
@@ -299,7 +299,7 @@ class DockerRuntime:
             wanted["since"] = since
         stream = self._api.ask(
             f"read logs of {container}",
-            lambda api: without_deadline(api, api.logs(container, stream=True, **wanted)),
+            lambda api: without_deadline(api, in_pieces(api, container, api.logs(container, stream=True, **wanted))),
             NoSuchContainer,
         )
         return Stream(stream)

@@ -32,6 +32,7 @@ PULL_TIMEOUT = 60.0
 """Seconds a pull may go without any progress, as with the kubelet."""
 OLDEST = "1.41"
 _POOL = 32
+_CHUNK = 65536
 
 
 class _Client(docker.APIClient):
@@ -144,6 +145,13 @@ class Stream:
 def without_deadline(api: Any, stream: Any) -> Any:
     """Let a stream's pieces be long in coming, now that it has begun."""
     api._disable_socket_timeout(api._get_raw_response_socket(stream._response))
+    return stream
+
+
+def in_pieces(api: Any, container: str, stream: Any) -> Any:
+    """Let the output of a container with a terminal come as dockerd sends it: the package gives it byte by byte."""
+    if api.inspect_container(container)["Config"]["Tty"]:
+        stream._stream = stream._response.iter_content(_CHUNK)
     return stream
 
 

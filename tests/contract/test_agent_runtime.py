@@ -414,6 +414,23 @@ def test_docker_logs(real: Runtime) -> None:
         b"".join(real.logs("t-gone"))
 
 
+def test_docker_logs_of_a_terminal_come_in_pieces_and_not_in_bytes(real: Runtime) -> None:
+    infra(real)
+    run(real, config("web", infra="t-POD", tty=True, cmd=("sh", "-c", "echo one; echo two; sleep 1000")))
+    eventually(lambda: b"".join(real.logs("t-web")).count(b"\n") == 2)
+    pieces = list(real.logs("t-web"))
+    assert b"".join(pieces) == b"one\r\ntwo\r\n"
+    assert len(pieces) <= 2
+    following = real.logs("t-web", follow=True)
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.extend(following))
+    reader.start()
+    eventually(lambda: b"".join(seen).count(b"\n") == 2)
+    following.close()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
 def test_docker_limits_become_control_groups(real: Runtime) -> None:
     from scheduler.agent.runtime import Limits
 
