@@ -19,7 +19,7 @@ import click
 
 from podlane.cli.command import Command, fail, pass_session, warn
 from podlane.cli.options import dry_run_option
-from podlane.cli.session import DEFAULT_NAMESPACE, Session
+from podlane.cli.session import Session
 from podlane.errors import FieldError, Invalid, PodlaneError
 
 if TYPE_CHECKING:
@@ -293,16 +293,3 @@ def _write_cluster(session: Session, config: ClusterConfig, read: ClusterConfig 
 
     token = (read.agent_token if read else "") or secrets.token_urlsafe(TOKEN_BYTES)
     session.registry.init_cluster(msgspec.structs.replace(config, agent_token=token), overwrite=read is not None)
-    _make_default_namespace(session)
-
-
-def _make_default_namespace(session: Session) -> None:
-    """So that it is listed; objects are made in it whether it is there or not."""
-    from podlane.api.defaults import apply_defaults
-    from podlane.api.types import Namespace, ObjectMeta
-    from podlane.errors import AlreadyExists
-
-    try:
-        session.registry.create(apply_defaults(Namespace(metadata=ObjectMeta(name=DEFAULT_NAMESPACE))))
-    except AlreadyExists:
-        return

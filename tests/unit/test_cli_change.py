@@ -137,7 +137,8 @@ def adopt(shell: Shell, *names: str) -> ReplicationController:
     controller = shell.registry.get(ReplicationController, "default", "web")
     for name in names:
         live = shell.registry.get(Pod, "default", name)
-        shell.registry.update(with_meta(live, owner_references=(replace(owner(controller), block_owner_deletion=True),)))
+        reference = replace(owner(controller), block_owner_deletion=True)
+        shell.registry.update(with_meta(live, owner_references=(reference,)))
     return controller
 
 
@@ -211,7 +212,6 @@ def test_a_namespace_that_ends_shows_it_and_takes_nothing_in(shell):
 
 
 def test_the_default_namespace_stays(shell):
-    shell.add(Namespace(metadata=ObjectMeta(name="default")))
     assert "it is always there" in shell.fails("delete", "ns", "default")
     assert exists(shell, ReplicationController, "web")
 
