@@ -146,7 +146,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """`kv.value` is empty for a delete, whose `kv.mod_revision` is the deletion's."""
+    """`kv.value` is empty and `kv.version` 0 for a delete, whose `kv.mod_revision` is the deletion's."""
 
     type: Literal["put", "delete"]
     kv: KeyValue

@@ -292,6 +292,7 @@ def test_a_watch_delivers_from_its_start_revision_on(subject: Subject) -> None:
         ("delete", "a", b"", start + 2),
         ("put", "b", b"3", start + 3),
     ]
+    assert [e.kv.version for e in now] == [0, 1]  # 0: it is not there
 
 
 def test_a_watch_sees_only_its_prefix(subject: Subject) -> None:
