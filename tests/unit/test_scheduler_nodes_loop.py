@@ -1,0 +1,144 @@
+"""What the leader does about nodes in the store: conditions, taints, and pods told to end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from msgspec.structs import replace
+from scheduler_objects import T0, node, pod
+from scheduler_world import Scheduler
+
+from podlane.api.taints import spelled
+from podlane.api.types import NODE_LEASE_NAMESPACE, ClusterConfig, Condition, Lease, Node, Pod, Taint
+from podlane.errors import ApplyError
+from podlane.runtime.clock import FakeClock
+from podlane.store import keys
+from podlane.store.interface import Delete
+from podlane.store.memory import MemoryStore
+from podlane.store.registry import Registry
+from scheduler.nodes_loop import NodesLoop
+
+pytestmark = pytest.mark.unit
+
+
+class World:
+    """Three nodes that live, a pod on each, and a leader that has looked once."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock(T0)
+        self.store = MemoryStore(self.clock)
+        self.registry = Registry(self.store, clock=self.clock, rng=random.Random(5))
+        self.registry.init_cluster(ClusterConfig())
+        for name in ("n1", "n2", "n3"):
+            self.registry.create(node(name))
+            self.registry.put_node_lease(name, 0, 10)
+            self.registry.create(pod(f"on-{name}", node=name, ready=True))
+        self.scheduler = Scheduler(self.store, self.clock)
+        self.sync()
+
+    def sync(self, after: float = 0.0) -> int:
+        """Let `after` seconds pass, let the leader see everything and act; returns how often it wrote."""
+        self.clock.advance(after)
+        before = self.store.list("/").revision
+        self.scheduler.drain()
+        self.scheduler.sync(NodesLoop)
+        return self.store.list("/").revision - before
+
+    def node(self, name: str) -> Node:
+        return self.registry.get(Node, "", name)
+
+    def pod(self, name: str) -> Pod:
+        return self.registry.get(Pod, "default", name)
+
+    def pods(self) -> list[str]:
+        return [item.metadata.name for item in self.registry.list(Pod).items]
+
+    def lose(self, name: str) -> None:
+        self.store.txn([], [Delete(keys.key_for(Lease, NODE_LEASE_NAMESPACE, name))])
+
+    def change(self, name: str, *conditions: Condition, taints: tuple[Taint, ...] = ()) -> None:
+        old = self.node(name)
+        status = replace(old.status, conditions=conditions or old.status.conditions)
+        self.registry.update(replace(old, status=status, spec=replace(old.spec, taints=taints)))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_nothing_is_known_of_a_silent_node_and_its_taints_say_so(world):
+    quiet = [Condition(type=kind, status="False") for kind in ("NetworkUnavailable", "MemoryPressure", "DiskPressure")]
+    world.change("n2", *quiet, Condition(type="Ready", status="True"))
+    assert world.sync() == 0
+    world.lose("n2")
+    assert world.sync() == 1  # conditions and taints are one write
+    assert [(c.type, c.status) for c in world.node("n2").status.conditions] == [
+        ("NetworkUnavailable", "False"),  # what netd has made is there
+        ("MemoryPressure", "Unknown"),
+        ("DiskPressure", "Unknown"),
+        ("Ready", "Unknown"),
+    ]
+    assert [spelled(t) for t in world.node("n2").spec.taints] == [
+        "node.kubernetes.io/unreachable:NoSchedule",
+        "node.kubernetes.io/unreachable:NoExecute",
+    ]
+    assert all(t.time_added is not None for t in world.node("n2").spec.taints)
+    assert world.sync() == 0
+    assert world.sync(after=5) == 1
+    assert world.pods() == ["on-n1", "on-n3"]
+    # it comes back and says what it is
+    world.registry.put_node_lease("n2", 0, 10)
+    world.change("n2", *quiet, Condition(type="Ready", status="True"), taints=world.node("n2").spec.taints)
+    assert world.sync() == 1
+    assert world.node("n2").spec.taints == ()
+    assert [line.split(":")[0] for line in world.scheduler.events.lines] == [
+        "Warning NodeNotReady n2",
+        "Warning NodeLost on-n2",
+    ]
+
+
+def test_a_node_under_pressure_keeps_its_pods_and_gets_no_more(world):
+    world.change("n1", Condition(type="MemoryPressure", status="True"), Condition(type="Ready", status="True"))
+    assert world.sync() == 1
+    assert [spelled(t) for t in world.node("n1").spec.taints] == ["node.kubernetes.io/memory-pressure:NoSchedule"]
+    assert world.sync(after=1000) == 0
+    assert len(world.pods()) == 3
+
+
+def test_a_pod_that_does_not_tolerate_an_operators_taint_is_told_to_end(world):
+    world.change("n1", taints=(Taint(key="dedicated", value="db", effect="NoExecute"),))
+    assert world.sync() == 1
+    told = world.pod("on-n1")
+    assert told.metadata.deletion_grace_period_seconds == told.spec.termination_grace_period_seconds
+    assert world.sync(after=1000) == 0
+    assert world.scheduler.events.lines == [
+        "Warning TaintManagerEviction on-n1: Told to end: node n1 has the taint dedicated=db:NoExecute"
+    ]
+    # one that comes there later is told, too, though only a pod has changed
+    world.registry.create(pod("late", node="n1"))
+    assert world.sync() == 1
+    assert world.pod("late").metadata.deletion_timestamp is not None
+
+
+def test_pods_that_come_and_go_where_all_is_well_change_nothing(world):
+    world.registry.create(pod("more", node="n1"))
+    world.registry.remove(world.pod("on-n2"))
+    assert world.sync() == 0
+    world.lose("n1")
+    world.sync()
+    world.sync(after=5)
+    assert world.pods() == ["on-n3"]
+
+
+def test_what_could_not_be_written_is_tried_again_though_nothing_has_changed(world):
+    world.lose("n2")
+    world.sync()
+    world.clock.advance(5)
+    world.scheduler.drain()
+    world.store.faults.fail_next()
+    with pytest.raises(ApplyError):
+        world.scheduler.sync(NodesLoop)
+    assert world.sync() == 1
+    assert world.pods() == ["on-n1", "on-n3"]
