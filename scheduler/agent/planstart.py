@@ -112,7 +112,10 @@ class Builder:
             if self.infra_id:
                 self.steps.append(Signal(ct.name, last.name, last.id, "SIGKILL"))
             self.why.append(f"{ct.name} is in a dead network namespace")
-            self._start(ct, c.attempt(last) + 1, c.backoff(last))
+            if self.held:
+                self.waiting[ct.name] = (CREATING, "")
+            else:
+                self._start(ct, c.attempt(last) + 1, c.backoff(last))
         elif not self._current(ct, last):
             self._stop(last, f"{ct.name} specification changed", f"Container {ct.name} definition changed")
         elif (failed := self.seen.unhealthy.get(last.id)) is not None:

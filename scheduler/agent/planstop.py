@@ -38,6 +38,10 @@ class Stops:
     def stop(self, record: Record, *, begun: float, grace: float, why: str, its_turn: bool = True) -> None:
         """Bring a running container nearer to its end, which has `grace` seconds from `begun` on."""
         now, deadline = self.seen.now, begun + grace
+        failure = self.seen.failures.get((c.pod_uid(record), c.container_name(record)))
+        if failure is not None and failure.until > now:  # the engine would not signal it
+            self._wake(failure.until)
+            return
         if grace <= 0:
             self._signal(record, "SIGKILL")
             return

@@ -1,11 +1,12 @@
 """What to report of a pod: its containers, probes and plan in, a PodStatus out. Pure.
 
 Owns: phase, conditions and container statuses. Invariants: a finished phase is
-final, and not reached while a container runs; Ready is never True for a pod whose infra container is gone or not
-attached to the network; a pod that is being deleted stays Ready for as long as
-it serves, since a proxy falls back on it when a service has nothing better;
-nothing changes but by a change of what was seen (times come from the containers
-or stay), so an unchanged status need not be written.
+final, and not reached while a container runs; Ready is never True for a pod
+whose infra container is gone or not attached to the network; a pod that is
+being deleted stays Ready for as long as it serves, since a proxy falls back on
+it when a service has nothing better; nothing changes but by a change of what
+was seen (times come from the containers or stay), so an unchanged status need
+not be written.
 Source: Kubernetes' getPhase and convertStatusToAPIStatus (pkg/kubelet/kubelet_pods.go)
 and status/generate.go.
 """
@@ -29,6 +30,7 @@ from podlane.api.types import (
     ContainerStateTerminated,
     ContainerStateWaiting,
     ContainerStatus,
+    HostIP,
     Pod,
     PodIP,
     PodStatus,
@@ -96,6 +98,7 @@ def compute(
         message=message,
         reason=reason,
         host_ip=node_ip,
+        host_ips=(HostIP(ip=node_ip),),
         pod_ip=ip,
         pod_ips=ips,
         start_time=old.start_time or utcnow_from(min(created, default=now)),

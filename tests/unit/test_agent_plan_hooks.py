@@ -19,9 +19,10 @@ from podlane.api.types import (
     TCPSocketAction,
 )
 from scheduler.agent.actions import RunHook
+from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.model import PodPlan
 from scheduler.agent.probestate import Target
-from scheduler.agent.runtime import ExecResult
+from scheduler.agent.runtime import ExecResult, RuntimeRefused
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +39,18 @@ def post_start(ct: str, hook: LifecycleHandler = EXEC, **changes: Any) -> Contai
 
 def pre_stop(ct: str, hook: LifecycleHandler = EXEC, **changes: Any) -> Container:
     return container(ct, lifecycle=Lifecycle(pre_stop=hook), **changes)
+
+
+class Refusing(FakeRuntime):
+    """Signals nobody."""
+
+    refuses, asked = True, 0
+
+    def signal(self, container: str, name: str) -> None:
+        self.asked += 1
+        if self.refuses:
+            raise RuntimeRefused(f"signal container {container}: no space left on device")
+        super().signal(container, name)
 
 
 def one(host: Host) -> PodPlan:
@@ -227,6 +240,20 @@ def test_other_containers_of_the_pod_are_seen_to_while_one_ends() -> None:
     host.runtime.end(name("log", "p"), 1)
     host.settle()
     assert host.running() == ["log/p#1", "web/p#0"]
+
+
+def test_a_signal_that_the_engine_refuses_is_tried_again_later_and_not_at_once() -> None:
+    host = Host(pod("p"), engine=Refusing)
+    assert isinstance(host.runtime, Refusing)
+    host.settle()
+    delete(host, 30)
+    host.settle()
+    assert host.runtime.asked == 1
+    assert one(host).wake_at == host.clock.now() + 10
+    host.runtime.refuses = False
+    host.clock.advance(10)
+    host.settle()
+    assert host.pods == {}
 
 
 # --- as text -------------------------------------------------------------------------------
