@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from podlane.api.meta import namespaced_name
 from podlane.api.types import KINDS, Object, OwnerReference
 from podlane.store.deletion import FOREGROUND, ORPHAN, Propagation
+from scheduler.terms import discard
 from scheduler.view import Changes
 
 Key = tuple[str, str]
@@ -30,10 +31,11 @@ Key = tuple[str, str]
 class Verdict:
     """What to do with one object.
 
-    `delete`: how; only once the store says too that the owners in `absent` are
-    not there. `update`: objects as they should become, the dependents that are
-    let go and the object without its finalizer or dead references. `misplaced`:
-    the references no owner can have.
+    `delete` it, by `propagation`; only once the store says too that the owners
+    in `absent` are not there. `update`: objects as they should become, the
+    dependents that are let go and the object without its finalizer or dead
+    references. `released`: all its dependents are let go, if the store knows no
+    others. `misplaced`: the references no owner can have.
     """
 
     obj: Object
@@ -41,6 +43,7 @@ class Verdict:
     propagation: Propagation | None = None
     absent: tuple[OwnerReference, ...] = ()
     update: tuple[tuple[Object, Object], ...] = ()
+    released: bool = False
     misplaced: tuple[OwnerReference, ...] = ()
 
     @property
@@ -86,23 +89,27 @@ class Graph:
         if old is not None and obj is not None and _same_to_us(old, obj):
             self._objects[key] = obj
             return
-        for gone in (old,) if old is not None else ():
-            del self._objects[key]
-            if self._uids.get(gone.metadata.uid) == key:
-                del self._uids[gone.metadata.uid]
-            for reference in gone.metadata.owner_references:
-                self._dependents[reference.uid].discard(key)
-                if not self._dependents[reference.uid]:
-                    del self._dependents[reference.uid]
+        if old is not None:
+            self._drop(key, old)
         if obj is not None:
-            self._objects[key] = obj
-            self._uids[obj.metadata.uid] = key
-            for reference in obj.metadata.owner_references:
-                self._dependents[reference.uid].add(key)
-            self.dirty.add(key)
+            self._add(key, obj)
         for each in filter(None, (old, obj)):
             self.dirty |= self._dependents.get(each.metadata.uid, set())
             self.dirty |= {self._uids[r.uid] for r in each.metadata.owner_references if r.uid in self._uids}
+
+    def _add(self, key: Key, obj: Object) -> None:
+        self._objects[key] = obj
+        self._uids[obj.metadata.uid] = key
+        for reference in obj.metadata.owner_references:
+            self._dependents[reference.uid].add(key)
+        self.dirty.add(key)
+
+    def _drop(self, key: Key, obj: Object) -> None:
+        del self._objects[key]
+        if self._uids.get(obj.metadata.uid) == key:
+            del self._uids[obj.metadata.uid]
+        for reference in obj.metadata.owner_references:
+            discard(self._dependents, reference.uid, key)
 
     def _ending(self, obj: Object) -> Verdict:
         """One that is being deleted: its dependents first, or let go of, if its finalizers say so."""
@@ -111,7 +118,7 @@ class Graph:
         if ORPHAN in obj.metadata.finalizers:
             if dependents:
                 return Verdict(obj, update=tuple((d, _without(d, {obj.metadata.uid})) for d in dependents))
-            return Verdict(obj, update=((obj, _without_finalizer(obj, ORPHAN)),))
+            return Verdict(obj, update=((obj, _without_finalizer(obj, ORPHAN)),), released=True)
         if FOREGROUND in obj.metadata.finalizers and not any(_blocks(d, obj.metadata.uid) for d in dependents):
             return Verdict(obj, update=((obj, _without_finalizer(obj, FOREGROUND)),))
         return Verdict(obj)

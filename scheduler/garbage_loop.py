@@ -1,7 +1,9 @@
 """Carries out what was judged of garbage.
 
 Invariants: before anything is deleted because its owner is not known, the store
-is asked for that owner by kind, name and UID; a deletion names the UID it means.
+is asked for that owner by kind, name and UID; before an owner that orphans its
+dependents goes, the store is asked for such as we do not see yet; a deletion
+names the UID it means.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from scheduler.loop import Context, Loop
 
 COLLECTED = tuple(cls for cls in KINDS.values() if cls not in {Event, Lease})
 """Events and leases end by themselves."""
+
+
+LOOK_AGAIN = 0.1
+"""Seconds until what could not be done is looked at again."""
 
 
 class GarbageLoop(Loop):
@@ -53,7 +59,7 @@ class GarbageLoop(Loop):
         self._graph.dirty.clear()
         self._graph.dirty |= again
         if again:
-            self.wake_at(self.context.clock.now())
+            self.wake_at(self.context.clock.now() + LOOK_AGAIN)
 
     def tell_of(self, verdicts: Iterable[Verdict]) -> None:
         lines = [line for verdict in verdicts for line in str(verdict).splitlines() if not line.startswith("refuse")]
@@ -65,8 +71,12 @@ class GarbageLoop(Loop):
         asked: dict[tuple[str, str, str, str], bool] = {}
         for key, verdict in verdicts.items():
             try:
-                if not any(self._is_there(verdict.obj, owner, asked) for owner in verdict.absent):
-                    yield key, verdict
+                if any(self._is_there(verdict.obj, owner, asked) for owner in verdict.absent):
+                    continue  # we shall see it
+                if verdict.released and self._has_dependents(verdict.obj):
+                    again.add(key)
+                    continue
+                yield key, verdict
             except PodlaneError as error:
                 again.add(key)
                 self.failed(f"look for the owners of {' '.join(key)}", error)
@@ -80,6 +90,17 @@ class GarbageLoop(Loop):
             except NotFound:
                 asked[question] = False
         return asked[question]
+
+    def _has_dependents(self, owner: Object) -> bool:
+        """Whether the store has some: those that we do not see yet would be deleted for their owner's absence."""
+        namespace = owner.metadata.namespace if type(owner).NAMESPACED else None
+        kinds = [cls for cls in COLLECTED if cls.NAMESPACED or namespace is None]
+        return any(
+            reference.uid == owner.metadata.uid
+            for cls in kinds
+            for obj in self.registry.list(cls, namespace).items
+            for reference in obj.metadata.owner_references
+        )
 
     def _update(self, verdicts: dict[Key, Verdict], again: set[Key]) -> None:
         wanted: list[tuple[Key, Change[Any]]] = []

@@ -25,7 +25,7 @@ def term_of(namespace: str, selector: Mapping[str, str]) -> Term:
     return (namespace, *max(selector.items(), default=("", "")))
 
 
-def discard(index: dict[Any, Any], place: Any, key: str) -> None:
+def discard(index: dict[Any, Any], place: Any, key: Any) -> None:
     """Take a key out of a place (a set or a dict of keys), and the place away when it is empty."""
     entries = index.get(place)
     if entries is not None:

@@ -242,6 +242,20 @@ class TestControllers:
     def test_orphan(self, cluster):
         assert self.end(cluster, "Orphan") == "free free"
 
+    def test_orphaned_are_also_those_that_we_do_not_see_yet(self, cluster):
+        registry, scheduler = cluster
+        web = registry.get(ReplicationController, "default", "web")
+        registry.create(owned(pod("late"), web))
+        registry.delete(ReplicationController, "default", "web", propagation="Orphan")
+        scheduler.sources[ReplicationController].take(9)
+        for _ in range(3):
+            scheduler.sync(GarbageLoop)
+        assert [rc.metadata.finalizers for rc in registry.list(ReplicationController).items] == [("orphan",)]
+        self.settle(scheduler)
+        assert registry.list(ReplicationController).items == ()
+        assert {p.metadata.owner_references for p in registry.list(Pod).items} == {()}
+        assert len(registry.list(Pod).items) == 3
+
     def test_foreground_waits_for_the_pods(self, cluster):
         registry, scheduler = cluster
         assert self.end(cluster, "Foreground") == "ending ending rc"
