@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from podlane.api.meta import is_pod_ready
+from podlane.api.meta import is_pod_finished, is_pod_ready
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
@@ -153,6 +153,7 @@ class Agent:
         self._network = NodeNetwork(
             podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock, node_ips=(node_ip,)
         )
+        self._evicted: dict[str, tuple[str, str]] = {}
         self._infra_image_due = self.clock.monotonic()
         self._stream: EventStream | None = None
         # what is reported of the node may have to change
@@ -165,6 +166,13 @@ class Agent:
     def busy(self) -> frozenset[str]:
         """UIDs of the pods that are being worked on."""
         return self._workers.busy()
+
+    def evict(self, pod: Pod, message: str) -> None:
+        """End a pod for the node's sake, at once and for good; its phase will be Failed. From any thread."""
+        self._log.warning("evicted", pod=namespaced_name(pod), why=message)
+        self._events.event(pod, "Warning", EVICTED, message)
+        self._evicted = {**self._evicted, pod.metadata.uid: (EVICTED, message)}
+        self.trigger()
 
     def network_problem(self) -> str | None:
         """Why no pod can be given a network now; None when it can."""
@@ -221,6 +229,7 @@ class Agent:
             drains=self.drains.look(to_drain(pods, records, endings, stops)),
             drain_delay=self._drain_delay,
             drain_timeout=self._drain_timeout,
+            evicted=self._evicted,
         )
         planned = plan(seen)
         if self.store_view is not None:
@@ -262,12 +271,20 @@ class Agent:
 
     def _forget(self, seen: Observed) -> None:
         self.memory.keep(seen.pods.keys(), {r.id for r in seen.records})
-        self._remove_left_over(seen.pods.keys() | {c.pod_uid(r) for r in seen.records})
+        self._remove_files(seen)
 
-    def _remove_left_over(self, known: set[str]) -> None:
-        """Remove the files of pods that are nowhere any more; large volumes take their time."""
-        for uid in self._files.left_over(known | self._workers.busy()):
+    def _remove_files(self, seen: Observed) -> None:
+        """Remove the files of pods that are nowhere any more, and the volumes of those that are finished.
+
+        Large volumes take their time.
+        """
+        busy = self._workers.busy()
+        for uid in self._files.left_over(seen.pods.keys() | {c.pod_uid(r) for r in seen.records} | busy):
             self._workers.submit(uid, partial(self._files.remove, uid), waits=True)
+        running = {c.pod_uid(r) for r in seen.records if r.running}
+        for uid, pod in seen.pods.items():
+            if is_pod_finished(pod) and uid not in running | busy and self._files.has_volumes(uid):
+                self._workers.submit(uid, partial(self._files.remove_volumes, uid), waits=True)
 
     def _answered(self, target: Target, ok: bool, message: str) -> None:
         self._reporter.answered(target, ok, message)

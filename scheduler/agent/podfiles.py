@@ -19,7 +19,7 @@ from pathlib import Path
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
 from scheduler.agent import volumefiles
-from scheduler.agent.podpaths import Paths
+from scheduler.agent.podpaths import VOLUME_FOLDERS, Paths
 from scheduler.agent.volumes import SubPath, VolumeSetUp
 
 HOSTS = Path("/etc/hosts")
@@ -123,14 +123,27 @@ class PodFiles:
         now = time.monotonic()
         return [uid for uid in found if self._not_before.get(uid, now) <= now]
 
+    def has_volumes(self, uid: str) -> bool:
+        """Whether there is something for `remove_volumes` to do, whose last attempt has not just failed."""
+        if self._not_before.get(uid, 0.0) > time.monotonic():
+            return False
+        return any((self._folder / uid / name).exists() for name in VOLUME_FOLDERS)
+
     def remove(self, uid: str) -> float:
         """Remove a pod's folder; takes as long as its volumes are large. Returns in how many seconds to look again."""
+        return self._remove(uid, self._folder / uid)
+
+    def remove_volumes(self, uid: str) -> float:
+        """The same, but leave what is told of a finished pod: its containers' last words."""
+        return max(self._remove(uid, self._folder / uid / name) for name in VOLUME_FOLDERS)
+
+    def _remove(self, uid: str, folder: Path) -> float:
         try:
-            volumefiles.remove(self._folder / uid)
+            volumefiles.remove(folder)
         except OSError as error:
             if uid not in self._not_before:
                 text = error.strerror or str(error)
-                self._log.warning("pod folder not removed", folder=str(self._folder / uid), error=text, retry_in=RETRY)
+                self._log.warning("pod folder not removed", folder=str(folder), error=text, retry_in=RETRY)
             self._not_before[uid] = time.monotonic() + RETRY
         else:
             self._not_before.pop(uid, None)

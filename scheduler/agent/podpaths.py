@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from scheduler.agent.runtime import Mount
 
+VOLUME_FOLDERS = ("subpaths", "volumes")
+"""What in a pod's folder is its volumes; parts that are bound come first, for they are taken down first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:

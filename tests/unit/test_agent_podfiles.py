@@ -9,6 +9,7 @@ import pytest
 from podlane.errors import PodlaneError
 from scheduler.agent.podfiles import RETRY, PodFiles
 from scheduler.agent.runtime import Mount
+from scheduler.agent.volumes import EmptyDir
 
 pytestmark = pytest.mark.unit
 
@@ -88,6 +89,17 @@ def test_what_cannot_be_removed_is_not_tried_at_once_again(tmp_path: Path) -> No
     assert pods.left_over({"u2"}) == ["u1"]
     assert pods.remove("u1") == RETRY
     assert pods.left_over({"u2"}) == []
+
+
+def test_the_volumes_of_a_finished_pod_go_before_its_other_files(tmp_path: Path) -> None:
+    pods = files(tmp_path)
+    pods.write_hosts(pods.paths().hosts("u1"), "p", ["10.5.3.2"])
+    assert not pods.has_volumes("u1")
+    pods.set_up(EmptyDir("v", pods.paths().volume("u1", "v")))
+    assert pods.has_volumes("u1")
+    pods.remove_volumes("u1")
+    assert not pods.has_volumes("u1")
+    assert [entry.name for entry in (tmp_path / "pods" / "u1").iterdir()] == ["hosts"]
 
 
 def test_mounts(tmp_path: Path) -> None:
