@@ -189,22 +189,21 @@ def test_nor_does_what_is_no_request_tell_a_stranger_more(port: Port, line: str)
 def test_a_slow_request_has_an_end_however_often_a_byte_comes(
     hasty: Port, begin: Callable[[Port], tuple[socket.socket, bytes]]
 ) -> None:
-    connection, start = begin(hasty)
-    drip = threading.Event()
-    closed = threading.Event()
+    drip, closed = threading.Event(), threading.Event()
 
     def trickle() -> None:
-        with suppress(OSError):
-            connection.sendall(start)
-            while not drip.wait(0.02):
-                connection.sendall(b"x")
+        with suppress(OSError):  # sending fails once the agent has closed
+            connection, start = begin(hasty)
+            with connection:
+                connection.sendall(start)
+                while not drip.wait(0.02):
+                    connection.sendall(b"x")
         closed.set()
 
     threading.Thread(target=trickle, daemon=True).start()
-    assert closed.wait(60)  # sending fails once the agent has closed
+    assert closed.wait(60)
     drip.set()
-    connection.close()
-    assert hasty.logs() == b"secret output\n"
+    assert _eventually(hasty.logs) == b"secret output\n"
 
 
 def test_a_head_that_does_not_end_is_cut_off(port: Port) -> None:
