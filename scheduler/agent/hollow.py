@@ -7,15 +7,19 @@ and one whose command is `sleep N`, `true` or `false` ends as that would.
 Invariant: nothing is remembered of what is over, so a node may run for ever.
 """
 
+# ruff: noqa: ARG002 - what is asked for is not done
+
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.probes import Answer, Target
 from scheduler.agent.runtime import ContainerConfig, RuntimeEvent, RuntimeInfo
+from scheduler.agent.volumes import SubPath, VolumeSetUp
 
 STOP_SECONDS = 0.1
 """From SIGTERM to the end of a well-behaved process."""
@@ -93,6 +97,30 @@ class HollowRuntime(FakeRuntime):
     def _tell(self, event: RuntimeEvent) -> None:
         super()._tell(event)
         self._on_event(event)
+
+
+class HollowFiles(PodFiles):
+    """No file is made, no volume mounted, and no path of this machine touched, whatever a pod asks for."""
+
+    def write_hosts(
+        self, path: str, hostname: str, ips: Sequence[str], *, aliases: Sequence[str] = (), on_host: bool = False
+    ) -> None:
+        return
+
+    def make_empty(self, path: str) -> None:
+        return
+
+    def set_up(self, volume: VolumeSetUp) -> None:
+        return
+
+    def bind(self, part: SubPath) -> None:
+        return
+
+    def left_over(self, uids: Collection[str]) -> list[str]:
+        return []
+
+    def has_volumes(self, uid: str) -> bool:
+        return False
 
 
 def lifetime(config: ContainerConfig) -> tuple[float, int] | None:

@@ -165,15 +165,15 @@ def _put_together(
     from scheduler.agent.hollowcrew import Crew
     from scheduler.agent.hollowfeed import Feed, Heartbeats
     from scheduler.agent.hollownode import HollowNode
+    from scheduler.agent.hollowrefs import SharedReferences
 
     registry = Registry(connect(store_config), clock=clock)
     daemon.on_stop(registry.store.close)
     cluster = Cluster(registry, clock)
     crew, callers = Crew(clock), Crew(clock)
-    made = [
-        HollowNode(name, number, settings, registry=registry, crew=crew, callers=callers)
-        for name, number in nodes.items()
-    ]
+    references = SharedReferences(registry.store, clock)
+    make = partial(HollowNode, registry=registry, references=references, crew=crew, callers=callers)
+    made = [make(name, number, settings) for name, number in nodes.items()]
 
     def beat(stop: threading.Event) -> None:
         """Begin with the heartbeats, as agents do, when it is known how long a lease is."""
@@ -193,6 +193,7 @@ def _put_together(
         daemon.add_thread(f"feed-{start // FEED}", feed.run)
         daemon.add_ready_check(f"feed-{start // FEED}", feed.not_ready)
     daemon.add_ready_check("nodes", partial(_unready, made.copy()))
+    daemon.add_thread("references", references.run)
     daemon.add_thread("heartbeats", beat)
     for number in range(THREADS):
         daemon.add_thread(f"crew-{number}", crew.work)

@@ -21,11 +21,11 @@ from podlane.store.events import EventRecorder
 from podlane.store.registry import Registry
 from scheduler.agent.agent import Agent
 from scheduler.agent.drain import Drainer
-from scheduler.agent.hollow import HollowRuntime
+from scheduler.agent.hollow import HollowFiles, HollowRuntime
 from scheduler.agent.hollowcrew import Crew, Lane, Turning
 from scheduler.agent.hollowfeed import Bound
+from scheduler.agent.hollowrefs import SharedReferences
 from scheduler.agent.node import Facts, Registrar
-from scheduler.agent.podfiles import PodFiles
 from scheduler.agent.podnetfake import FakePodNet
 from scheduler.agent.runtime import RuntimeEvent
 
@@ -55,7 +55,15 @@ class HollowNode:
     """
 
     def __init__(
-        self, name: str, index: int, settings: Settings, *, registry: Registry, crew: Crew, callers: Crew
+        self,
+        name: str,
+        index: int,
+        settings: Settings,
+        *,
+        registry: Registry,
+        references: SharedReferences,
+        crew: Crew,
+        callers: Crew,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -72,7 +80,7 @@ class HollowNode:
             node_ip=str(subnet[1]),
             runtime=self._runtime,
             podnet=FakePodNet(self._runtime.alive),
-            files=PodFiles(folder / "pods"),
+            files=HollowFiles(folder / "pods"),
             store=registry,
             events=self,
             subnet_file=_write_subnet_file(folder, settings.pod_network, subnet),
@@ -84,6 +92,7 @@ class HollowNode:
         )
         self.bound = Bound(name, self._agent_wanted)
         self.agent.bindings = self.bound
+        self.agent.store_view = references.view(name, self._agent_wanted)
         self.drainer = Drainer(registry, self._agent_wanted, crew.clock)
         self.agent.drains = self.drainer
         labels = {HOLLOW_LABEL: "true", **settings.labels}

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from podlane.api.meta import is_pod_ready
-from podlane.api.types import Container, Node, ObjectMeta, Pod, PodSpec
+from podlane.api.types import (
+    ConfigMap,
+    ConfigMapEnvSource,
+    Container,
+    EmptyDirVolumeSource,
+    EnvFromSource,
+    HostPathVolumeSource,
+    Node,
+    ObjectMeta,
+    Pod,
+    PodSpec,
+    Volume,
+)
 from podlane.errors import NotFound
 from podlane.runtime.clock import FakeClock
 from podlane.store.bulk import Binding
@@ -21,6 +34,7 @@ from scheduler.agent.hollow import lifetime
 from scheduler.agent.hollowcrew import Crew, Lane, Turning
 from scheduler.agent.hollowfeed import Feed, Heartbeats
 from scheduler.agent.hollownode import HollowNode, Settings, subnet_of
+from scheduler.agent.hollowrefs import SharedReferences
 from scheduler.agent.runtime import NO_NETWORK, ContainerConfig
 
 pytestmark = pytest.mark.unit
@@ -156,7 +170,10 @@ class World:
         self.store = MemoryStore(clock)
         self.registry = Registry(self.store, clock=clock)
         settings = Settings(folder, NETWORK, {"cpu": "4", "memory": "8Gi", "pods": "110"}, start_seconds=1.0)
-        self.node = HollowNode("hollow-7", 7, settings, registry=self.registry, crew=crew, callers=crew)
+        self.references = SharedReferences(self.store, clock)
+        self.node = HollowNode(
+            "hollow-7", 7, settings, registry=self.registry, references=self.references, crew=crew, callers=crew
+        )
         self.feed = Feed(self.store, [self.node.bound], clock)
         self.node.bound.list(self.store)
         self.watch = self.store.watch_many({self.node.bound.prefix: self.node.bound.revision})
@@ -179,11 +196,11 @@ class World:
             assert self.clock.monotonic() < end, "did not become true"
             self.run(0.1)
 
-    def bind(self, name: str, **spec: object) -> None:
+    def bind(self, name: str, volumes: tuple[Volume, ...] = (), **spec: object) -> None:
         containers = (Container(name="web", image="web", **spec),)  # type: ignore[arg-type]
         pod = Pod(
             metadata=ObjectMeta(name=name, namespace="default"),
-            spec=PodSpec(containers=containers, termination_grace_period_seconds=2),
+            spec=PodSpec(containers=containers, volumes=volumes, termination_grace_period_seconds=2),
         )
         version = self.registry.create(pod).metadata.resource_version
         assert self.registry.bind([Binding("default", name, "hollow-7", version)]) == [None]
@@ -231,6 +248,49 @@ def test_a_container_that_fails_is_started_again_as_on_a_real_node(world: World)
     world.until(lambda: _waits(world.pod("a")) == "CrashLoopBackOff")
 
 
+def test_a_pod_with_volumes_touches_nothing_of_this_machine(world: World, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    volumes = (
+        Volume(name="host", host_path=HostPathVolumeSource(path=str(outside), type="DirectoryOrCreate")),
+        Volume(name="empty", empty_dir=EmptyDirVolumeSource(medium="Memory")),
+    )
+    world.bind("a", volumes)
+    world.until(lambda: is_pod_ready(world.pod("a")))
+    assert not outside.exists()
+    assert [entry.name for entry in (tmp_path / "hollow-7").iterdir()] == ["subnet.env"]
+
+
+def test_an_object_is_followed_while_a_pod_of_any_node_names_it(clock: FakeClock) -> None:
+    def naming(config_map: str) -> Pod:
+        source = EnvFromSource(config_map_ref=ConfigMapEnvSource(name=config_map))
+        return Pod(
+            metadata=ObjectMeta(name="p", namespace="default"),
+            spec=PodSpec(containers=(Container(name="web", image="web", env_from=(source,)),)),
+        )
+
+    store = MemoryStore(clock)
+    Registry(store, clock=clock).create(ConfigMap(metadata=ObjectMeta(name="a", namespace="default"), data={"k": "v"}))
+    shared, told = SharedReferences(store, clock), list[str]()
+    for node in ("n1", "n2", "n3"):
+        shared.view(node, partial(told.append, node))
+    assert shared.look("n3", [Pod()]) == {}
+    shared.look("n1", [naming("a")])
+    shared.look("n2", [naming("a"), naming("b")])
+    stop = threading.Event()
+    thread = threading.Thread(target=shared.run, args=(stop,))
+    thread.start()
+    clock.await_sleepers(1)
+    while len(known := shared.look("n1", [naming("a")])) < 2:
+        clock.advance(0.1)
+    assert {ref.name: obj and obj.data for ref, obj in known.items()} == {"a": {"k": "v"}, "b": None}
+    assert set(told) == {"n1", "n2"}
+    assert {ref.name for ref in shared.look("n2", [])} == {"a"}
+    stop.set()
+    store.cut()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_every_node_has_a_subnet_of_its_own() -> None:
     assert str(subnet_of(NETWORK, 300)) == "100.65.44.0/24"
     with pytest.raises(IndexError, match="has no /24 number 256"):
@@ -271,13 +331,13 @@ def test_bindings_are_not_shown_before_their_first_list_and_resume_after_a_compa
 
 
 def test_a_node_without_a_list_says_so(clock: FakeClock, crew: Crew, tmp_path: Path) -> None:
+    registry = Registry(MemoryStore(clock), clock=clock)
+    references = SharedReferences(registry.store, clock)
     settings = Settings(tmp_path, NETWORK, {})
-    node = HollowNode(
-        "hollow-1", 1, settings, registry=Registry(MemoryStore(clock), clock=clock), crew=crew, callers=crew
-    )
+    node = HollowNode("hollow-1", 1, settings, registry=registry, references=references, crew=crew, callers=crew)
     with pytest.raises(NotSynced, match="read bindings of hollow-1: no complete list yet"):
         node.bound.snapshot()
-    assert Feed(MemoryStore(clock), [node.bound], clock).not_ready() == "no complete list of 1 nodes' bindings yet"
+    assert Feed(registry.store, [node.bound], clock).not_ready() == "no complete list of 1 nodes' bindings yet"
 
 
 def test_every_node_has_a_lease_that_is_renewed_and_replaced_when_lost(clock: FakeClock) -> None:
