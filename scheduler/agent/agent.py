@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from podlane.api.meta import is_pod_finished, is_pod_ready
+from podlane.api.meta import is_pod_finished, is_pod_ready, namespaced_name
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
@@ -29,6 +29,7 @@ from podlane.runtime.runner import Runner
 from scheduler.agent import containers as c
 from scheduler.agent.actions import Create, Pull, Release, RunHook
 from scheduler.agent.downward import NodeFacts
+from scheduler.agent.eviction import REASON as EVICTED
 from scheduler.agent.hostports import HostPort, host_ports
 from scheduler.agent.lastwords import LastWords
 from scheduler.agent.memory import Memory
@@ -171,7 +172,7 @@ class Agent:
         """End a pod for the node's sake, at once and for good; its phase will be Failed. From any thread."""
         self._log.warning("evicted", pod=namespaced_name(pod), why=message)
         self._events.event(pod, "Warning", EVICTED, message)
-        self._evicted = {**self._evicted, pod.metadata.uid: (EVICTED, message)}
+        self._evicted[pod.metadata.uid] = EVICTED, message
         self.trigger()
 
     def network_problem(self) -> str | None:
@@ -229,7 +230,7 @@ class Agent:
             drains=self.drains.look(to_drain(pods, records, endings, stops)),
             drain_delay=self._drain_delay,
             drain_timeout=self._drain_timeout,
-            evicted=self._evicted,
+            evicted=dict(self._evicted),
         )
         planned = plan(seen)
         if self.store_view is not None:
@@ -271,6 +272,9 @@ class Agent:
 
     def _forget(self, seen: Observed) -> None:
         self.memory.keep(seen.pods.keys(), {r.id for r in seen.records})
+        for uid in seen.evicted:
+            if uid not in seen.pods or is_pod_finished(seen.pods[uid]):
+                self._evicted.pop(uid, None)
         self._remove_files(seen)
 
     def _remove_files(self, seen: Observed) -> None:

@@ -296,6 +296,7 @@ def agent(
     from scheduler.agent.certificate import ensure_certificate
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
+    from scheduler.agent.eviction import Evictor
     from scheduler.agent.node import Facts, Heartbeat, Registrar, node_facts
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
@@ -333,7 +334,7 @@ def agent(
         token=cluster.token,
         certificate=certificate,
         pods=lambda: bindings.snapshot().values(),
-        usage=Stats(runtime, clock).usage,
+        usage=(usage := Stats(runtime, clock).usage),
         clock=clock,
     )
     measures = Measures(partial(measure, state_dir), capacity, system_reserved, eviction_hard)
@@ -347,7 +348,13 @@ def agent(
         certificate=certificate.fingerprint,
     )
     registrar = Registrar(
-        facts, registry=registry, runtime=runtime, network=worker.network, clock=clock, measures=measures
+        facts,
+        registry=registry,
+        runtime=runtime,
+        network=worker.network,
+        clock=clock,
+        measures=measures,
+        on_little_memory=Evictor(usage, lambda: bindings.snapshot().values(), worker.evict, clock).look,
     )
     worker.node = node_facts(facts)
     pruner = Pruner(

@@ -92,7 +92,8 @@ class Observed:
     their services before they are ended; `drain_delay` and `drain_timeout` are
     seconds: after that, and for all of it. `known` is what the store says of the
     objects pods name; `users` has whom images run as, where that matters;
-    `set_up` by UID what a pod's volumes were made from last.
+    `set_up` by UID what a pod's volumes were made from last; `evicted` by UID why
+    (reason, message) a pod must go for the node's sake.
     """
 
     now: float
@@ -118,6 +119,7 @@ class Observed:
     node: NodeFacts = field(default_factory=NodeFacts)
     users: Mapping[str, str] = field(default_factory=dict)
     set_up: Mapping[str, Stamp] = field(default_factory=dict)
+    evicted: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

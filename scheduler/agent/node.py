@@ -160,7 +160,8 @@ class Registrar:
     """Keeps the Node object true.
 
     `network` gives (pod CIDR, why it is not usable or ""); without `measures`
-    nothing is short and all of the capacity is the pods'.
+    nothing is short and all of the capacity is the pods'. `on_little_memory`
+    is called at each look that finds too little.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Registrar:
         network: Callable[[], tuple[str, str]],
         clock: Clock,
         measures: Measures | None = None,
+        on_little_memory: Callable[[], None] = lambda: None,
     ) -> None:
         self._facts = facts
         self._registry = registry
@@ -179,6 +181,7 @@ class Registrar:
         self._network = network
         self._clock = clock
         self._measures = measures
+        self._on_little_memory = on_little_memory
         self._pressures: Mapping[Pressure, State] = {}
         self._root = ""
         self._images_due = clock.monotonic()
@@ -233,11 +236,14 @@ class Registrar:
         self._root = facts.info.root if facts.info else self._root
         usage = measures.measure(self._root) if measures is not None else {}
         thresholds = measures.thresholds if measures is not None else {}
-        judgement = judge(usage, thresholds, self._pressures, self._clock.monotonic())
+        now = self._clock.monotonic()
+        judgement = judge(usage, thresholds, self._pressures, now)
         for verdict in judgement.verdicts:
             if verdict.pressed != (verdict.type in self._pressures):
                 self._log.warning("node pressure", condition=verdict.type, holds=verdict.pressed, why=verdict.message)
         self._pressures = judgement.states
+        if (memory := self._pressures.get("MemoryPressure")) is not None and memory.last == now:
+            self._on_little_memory()
         if measures is None:
             return replace(facts, pressure=judgement.verdicts)
         return replace(

@@ -62,12 +62,12 @@ def _plan_one(seen: Observed, uid: str, records: list[Record], free: Iterator[st
     pod = seen.pods.get(uid)
     if uid in seen.busy:
         return PodPlan(uid, pod, "busy", waiting=_starting(pod, records))
-    if pod is None:
-        return plan_end(seen, uid, None, records)
-    if pod.metadata.deletion_timestamp is not None:
+    if pod is None or pod.metadata.deletion_timestamp is not None:
         return plan_end(seen, uid, pod, records)
     if is_pod_finished(pod):
         return plan_finish(seen, pod, records)
+    if uid in seen.evicted:
+        return plan_finish(seen, pod, records, grace=0, failed=seen.evicted[uid])
     until = _active_until(seen, pod, records)
     if until is not None and seen.now >= until:
         return plan_finish(seen, pod, records, failed=DEADLINE)
