@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from podlane.api import services
+from podlane.api.podcreation import completed_spec
 from podlane.api.service_update import carry_over
 from podlane.api.types import (
     ClientIPConfig,
@@ -170,7 +171,7 @@ def inherit(old: O, new: O) -> O:
     """What an update leaves unsaid and therefore keeps: what the server or a daemon has set.
 
     These are the status, uid, creation and deletion times, generation and
-    resourceVersion, a service's addresses and node ports and a pod's node.
+    resourceVersion, a service's addresses and node ports, a pod's node and what it was given at its creation.
     """
     metadata = msgspec.structs.replace(
         new.metadata,
@@ -193,7 +194,7 @@ def inherit(old: O, new: O) -> O:
             priority=old.spec.priority if kept.spec.priority is None else kept.spec.priority,
             preemption_policy=kept.spec.preemption_policy or old.spec.preemption_policy,
         )
-        kept = msgspec.structs.replace(kept, spec=spec)
+        kept = msgspec.structs.replace(kept, spec=completed_spec(spec, old.metadata.labels))
     elif isinstance(kept, Node) and isinstance(old, Node) and not kept.spec.pod_cidr:
         kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=old.spec.pod_cidr))
     return cast(O, kept)

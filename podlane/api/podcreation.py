@@ -23,6 +23,7 @@ from podlane.api.types import (
     PodAffinity,
     PodAffinityTerm,
     PodAntiAffinity,
+    PodSpec,
     TopologySpreadConstraint,
 )
 
@@ -31,7 +32,12 @@ Terms = TypeVar("Terms", PodAffinity, PodAntiAffinity)
 
 def completed(pod: Pod, qos: QOSClass) -> Pod:
     """Its class of service in the status; ports on the node's network; what matchLabelKeys stand for."""
-    spec, labels = pod.spec, pod.metadata.labels
+    status = pod.status if pod.status.qos_class else replace(pod.status, qos_class=qos)
+    return replace(pod, spec=completed_spec(pod.spec, pod.metadata.labels), status=status)
+
+
+def completed_spec(spec: PodSpec, labels: Mapping[str, str]) -> PodSpec:
+    """With the labels that the pod had when it was created."""
     if spec.host_network:
         spec = replace(
             spec,
@@ -43,8 +49,7 @@ def completed(pod: Pod, qos: QOSClass) -> Pod:
     if spec.topology_spread_constraints:
         spread = tuple(_spread(constraint, labels) for constraint in spec.topology_spread_constraints)
         spec = replace(spec, topology_spread_constraints=spread)
-    status = pod.status if pod.status.qos_class else replace(pod.status, qos_class=qos)
-    return replace(pod, spec=spec, status=status)
+    return spec
 
 
 def _on_the_node(container: Container) -> Container:
