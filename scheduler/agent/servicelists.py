@@ -28,6 +28,7 @@ from scheduler.agent.references import Services
 FRESH = 5.0
 PATIENCE = 0.05
 """Seconds that `look` waits for the store: an answer takes some milliseconds, another look a tenth of a second."""
+_TIMEOUT = 1.0  # seconds until the store counts as away: a container that ended is waiting
 _PAUSES = (0.2, 5.0)
 
 
@@ -105,7 +106,7 @@ class ServiceLists:
     def _read(self, namespace: str) -> _List:
         at = self._clock.monotonic()
         wanted = [Get(keys.prefix_for(Service, namespace), prefix=True), Get(keys.key_for(Service, *MASTER))]
-        result = self._store.txn([], wanted)
+        result = self._store.txn([], wanted, timeout=_TIMEOUT)
         listed, master = result.reads
         services = services_of(
             [service for service in map(self._decode, listed) if service is not None],
