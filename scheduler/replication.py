@@ -206,7 +206,7 @@ def _new_pod(owner: Owner, rng: random.Random, taken: Collection[str], named: se
 def _count(
     owner: Owner, active: Sequence[Pod], now: float, unreachable: Collection[str]
 ) -> tuple[Counts, float | None]:
-    template = owner.template.metadata.labels
+    template = owner.template.metadata.labels.items()
     good = [pod for pod in active if ready(pod, unreachable)]
     available = len(good)
     wake: float | None = None
@@ -217,5 +217,5 @@ def _count(
             if due > now:
                 available -= 1
                 wake = due if wake is None else min(wake, due)
-    labeled = sum(matches(template, pod.metadata.labels) for pod in active)
+    labeled = sum(template <= pod.metadata.labels.items() for pod in active)
     return Counts(len(active), labeled, len(good), available), wake

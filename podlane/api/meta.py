@@ -141,8 +141,10 @@ def is_pod_active(pod: Pod) -> bool:
 
 def is_pod_ready(pod: Pod) -> bool:
     """Its Ready condition is True (a pod being deleted may still be ready)."""
-    condition = get_condition(pod.status.conditions, "Ready")
-    return condition is not None and condition.status == "True"
+    for condition in pod.status.conditions:  # asked of every pod of a large controller: no calls
+        if condition.type == "Ready":
+            return condition.status == "True"
+    return False
 
 
 def get_condition(conditions: Iterable[Condition], type: str) -> Condition | None:  # noqa: A002 - the field's name
