@@ -171,7 +171,6 @@ class Agent:
     def evict(self, pod: Pod, message: str) -> None:
         """End a pod for the node's sake, at once and for good; its phase will be Failed. From any thread."""
         self._log.warning("evicted", pod=namespaced_name(pod), why=message)
-        self._events.event(pod, "Warning", EVICTED, message)
         self._evicted[pod.metadata.uid] = EVICTED, message
         self.trigger()
 

@@ -44,7 +44,7 @@ def choose(pods: Iterable[Pod], used: Mapping[str, int]) -> tuple[Pod, str] | No
     if not candidates:
         return None
     pod = min(candidates, key=lambda p: (beyond(p) <= 0, p.spec.priority or 0, -beyond(p), p.metadata.uid))
-    usage, request = format_bytes(used[pod.metadata.uid] >> 20 << 20), format_bytes(_requested(pod))
+    usage, request = format_bytes(used[pod.metadata.uid] >> 10 << 10), format_bytes(_requested(pod))
     return pod, f"The node was low on resource: memory. The pod was using {usage}, its request is {request}."
 
 

@@ -18,6 +18,7 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
 from scheduler.agent import status
+from scheduler.agent.eviction import REASON as EVICTED
 from scheduler.agent.history import all_containers, attempts, is_sidecar, live_infra
 from scheduler.agent.lastwords import LastWords
 from scheduler.agent.model import Observed, Plan, PodPlan
@@ -142,7 +143,7 @@ class Reporter:
         self._tell_missing(pod, planned)
         if planned.failed is not None and planned.uid not in self._failed:
             self._failed.add(planned.uid)
-            self._events.event(pod, "Normal", *planned.failed)
+            self._events.event(pod, "Warning" if planned.failed[0] == EVICTED else "Normal", *planned.failed)
         if planned.undrained and planned.uid not in self._undrained:
             self._undrained.add(planned.uid)
             self._log.warning("ended undrained", pod=planned.ref, not_acknowledged=planned.undrained)

@@ -112,6 +112,7 @@ class Beating:
         self.registry = Registry(self.store)
         self.runtime = FakeRuntime()
         self.network = ("10.5.3.0/24", "")
+        self.told: list[str] = []
         self.usage = {"memory.available": Amount(4 << 30, 8 << 30), "imagefs.available": Amount(50 << 30, 100 << 30)}
         measures = Measures(lambda _: self.usage, {}, {"cpu": "1"}, parse_thresholds(""))
         self.registrar = Registrar(
@@ -121,6 +122,7 @@ class Beating:
             network=lambda: self.network,
             clock=SystemClock(),
             measures=measures,
+            on_little_memory=lambda: self.told.append("little memory"),
         )
 
     def node(self) -> Node:
@@ -170,6 +172,12 @@ def test_a_machine_that_runs_short_says_so() -> None:
     b.usage["imagefs.available"] = Amount(50 << 30, 100 << 30)
     b.registrar.sync()
     assert pressed().status == "True"  # not so soon
+    assert b.told == []
+    # too little memory is told of for as long as it is so, and not for as long as the condition is kept
+    for available, told in ((1 << 20, 1), (1 << 20, 2), (4 << 30, 2)):
+        b.usage["memory.available"] = Amount(available, 8 << 30)
+        b.registrar.sync()
+        assert len(b.told) == told
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -84,6 +84,7 @@ def test_an_evicted_pod_ends_at_once_and_is_failed_for_good(tmp_path: Path):
     status = world.get("p").status
     assert (status.reason, status.message) == ("Evicted", "The node was low on resource: memory.")
     assert not any("_p_" in name for name in world.runtime.running())
+    assert [e for e in world.told.events if "Evicted" in e] == ["p: Evicted The node was low on resource: memory."]
     # also for an agent that knows nothing of it
     world.kill()
     world.start()
