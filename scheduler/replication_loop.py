@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from podlane.api.meta import controller_of, namespaced_name
 from podlane.api.types import Lease, Node, Object, ObjectReference, Pod, ResourceQuota
@@ -131,10 +131,10 @@ class ReplicationLoop(Loop):
         """Adopt, each resting on its owner as the store has it now, and release."""
         owners = {claim.owner.uid: claim.owner for claim in adopt}
         living = {uid: live for uid, owner in owners.items() if (live := self._living(owner)) is not None}
-        claims = [*release, *(claim for claim in adopt if claim.owner.uid in living)]
-        rests_on = [()] * len(release) + [(living[claim.owner.uid],) for claim in claims[len(release) :]]
-        changes = [Change(c.pod, c.changed, also) for c, also in zip(claims, rests_on, strict=True)]
-        for claim, outcome in zip(claims, self.registry.update_many(changes), strict=True):
+        claims = [(claim, Change(claim.pod, claim.changed)) for claim in release]
+        claims += [(c, Change(c.pod, c.changed, (living[c.owner.uid],))) for c in adopt if c.owner.uid in living]
+        outcomes = self.registry.update_many([change for _, change in claims])
+        for (claim, _), outcome in zip(claims, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._failed(claim.owner.uid, f"update pod {namespaced_name(claim.pod)}", outcome)
             else:
@@ -170,40 +170,39 @@ class ReplicationLoop(Loop):
         self._tell_owners(made.values(), "SuccessfulCreate", "Created pod")
 
     def _create_failed(self, pod: Pod, error: Exception) -> None:
-        uid = _owner_uid(pod)
         if isinstance(error, StoreUnavailable):
             self._creating[namespaced_name(pod)] = pod
         if isinstance(error, AlreadyExists):  # a pod we do not see yet has the name: another one then
-            self._again.add(uid)
+            self._again.add(_owner_uid(pod))
         elif not isinstance(error, NamespaceTerminating):  # the owner goes with its namespace
-            self._failed(uid, f"create pod {namespaced_name(pod)}", error, ("FailedCreate", "Error creating"), pod)
+            self._pod_failed(pod, "create", error)
 
     def _delete(self, removals: Sequence[Removal]) -> None:
         gone: dict[str, list[Pod]] = defaultdict(list)
         pods = [removal.pod for removal in removals]
         for pod, error in zip(pods, delete_pods(self.registry, self.snapshot, pods), strict=True):
-            uid = _owner_uid(pod)
             if isinstance(error, StoreUnavailable):
                 self._deleting[namespaced_name(pod)] = pod
             if error is not None:
-                self._failed(uid, f"delete pod {namespaced_name(pod)}", error, ("FailedDelete", "Error deleting"), pod)
+                self._pod_failed(pod, "delete", error)
             else:
-                gone[uid].append(pod)
+                gone[_owner_uid(pod)].append(pod)
         self._tell_owners(gone.values(), "SuccessfulDelete", "Deleted pod")
 
-    def _failed(
-        self, uid: str, step: str, error: Exception, telling: tuple[str, str] | None = None, pod: Pod | None = None
-    ) -> None:
-        """Note what went wrong: a refusal is its owner's trouble, of which it is told once; the rest is the loop's."""
+    def _failed(self, uid: str, step: str, error: Exception) -> None:
         if isinstance(error, StoreUnavailable):
             self._again.add(uid)
-        if telling is None or pod is None or isinstance(error, StoreUnavailable | Conflict | NotFound | Fenced):
-            self.failed(step, error)
-            return
-        reason, text = telling
-        if uid not in self._refused:
-            self._refused[uid] = Failure(reason, str(error))
-            self.context.events.event(_owner_of(pod), "Warning", reason, f"{text}: {error}")
+        self.failed(step, error)
+
+    def _pod_failed(self, pod: Pod, verb: Literal["create", "delete"], error: Exception) -> None:
+        """A refusal is the owner's trouble, of which it is told once; what may be tried again is the loop's."""
+        uid = _owner_uid(pod)
+        if isinstance(error, StoreUnavailable | Conflict | NotFound | Fenced):
+            self._failed(uid, f"{verb} pod {namespaced_name(pod)}", error)
+        elif uid not in self._refused:
+            self._refused[uid] = Failure(f"Failed{verb.capitalize()}", str(error))
+            text = f"Error {verb.removesuffix('e')}ing: {error}"
+            self.context.events.event(_owner_of(pod), "Warning", self._refused[uid].reason, text)
 
     # --- telling ---------------------------------------------------------------------
 
