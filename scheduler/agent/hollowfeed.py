@@ -41,6 +41,7 @@ class Bound:
         """The last one seen; 0 before the first list, and when it must be listed again."""
         self._on_change = on_change
         self._pods: dict[str, Pod] | None = None
+        self._written: dict[str, int] = {}
         self._log = get_logger("bindings")
 
     def snapshot(self) -> dict[str, Pod]:
@@ -73,7 +74,12 @@ class Bound:
             if event.type == "put":
                 self._read(event.kv, pods)
         self._pods, self.revision = pods, new[-1].kv.mod_revision
-        self._on_change()
+        if not all(self._written.pop(self._key(event.kv), 0) == event.kv.mod_revision for event in new):
+            self._on_change()
+
+    def wrote(self, pod: Pod) -> None:
+        """The agent has written this itself and knows it: when it comes back, that is no change to look at."""
+        self._written[f"{pod.metadata.namespace}/{pod.metadata.name}"] = int(pod.metadata.resource_version)
 
     def _read(self, kv: KeyValue, pods: dict[str, Pod]) -> None:
         try:
