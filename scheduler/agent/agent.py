@@ -265,7 +265,7 @@ class Agent:
                 for made in (step.config.labels for step in pod.steps if isinstance(step, Create)):
                     if ip := made.get(c.POD_IP):
                         self._network.reserve(pod.uid, ip)
-                self._workers.submit(pod.uid, _bound(self._steps.carry_out, pod), waits=waits)
+                self._workers.submit(pod.uid, partial(self._steps.carry_out, pod), waits=waits)
         if any(pod.acts for pod in planned.pods):
             self._log.info("sync complete", summary=planned.summary(), why=planned.why())
 
@@ -352,10 +352,6 @@ def _ending(pods: Mapping[str, Pod], records: tuple[Record, ...]) -> dict[str, b
     """UIDs of pods that must go, and whether they are ready: being deleted, or with containers and not bound here."""
     deleted = {uid: is_pod_ready(pod) for uid, pod in pods.items() if pod.metadata.deletion_timestamp is not None}
     return deleted | {uid: False for uid in map(c.pod_uid, records) if uid not in pods}
-
-
-def _bound(work: Callable[[PodPlan], float], pod: PodPlan) -> Callable[[], float]:
-    return lambda: work(pod)
 
 
 def _beside(do: Callable[[PodPlan, S], None], pod: PodPlan, step: S) -> Callable[[], float]:

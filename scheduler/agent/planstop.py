@@ -45,25 +45,18 @@ class Stops:
         if grace <= 0:
             self._signal(record, "SIGKILL")
             return
-        ct = self._spec(record)
-        hook = ct.lifecycle.pre_stop if ct is not None and ct.lifecycle is not None else None
         known = self.seen.stops.get(record.id)
-        signalled = known.signalled if known is not None else None
-        if signalled is not None:
-            last_moment = max(deadline, signalled + MINIMUM_GRACE) if hook is not None else deadline
-            if now >= last_moment:
-                self._signal(record, "SIGKILL")
-            else:
-                self._wake(last_moment)
-        elif hook is not None and ct is not None and not self._hook_is_over(record, ct, hook, deadline, why):
-            pass
+        if known is not None and known.signalled is not None:
+            self._kill_at(record, self._last_moment(record, deadline, known.signalled))
+        elif not self._hook_is_over(record, deadline, why):
+            return
         elif now < deadline and not its_turn:
             self._wake(deadline)
-        elif now >= deadline and hook is None:
+        elif now >= deadline and self._pre_stop(record) is None:
             self._signal(record, "SIGKILL")
         else:
             self._signal(record, "SIGTERM", why)
-            self._wake(max(deadline, now + MINIMUM_GRACE) if hook is not None else deadline)
+            self._wake(self._last_moment(record, deadline, now))
 
     def stop_all(self, records: Iterable[Record], *, grace: float, begun: float | None = None) -> None:
         """End a pod's containers in their order; without `begun` the period of each began when it was first told."""
@@ -80,17 +73,30 @@ class Stops:
             since = begun if begun is not None else known.begun if known is not None else self.seen.now
             self.stop(record, begun=since, grace=grace, why=f"Stopping container {name}", its_turn=not waits)
 
-    def _hook_is_over(self, record: Record, ct: Container, hook: LifecycleHandler, deadline: float, why: str) -> bool:
-        now, run = self.seen.now, self.seen.hooks.get((record.id, "PreStop"))
-        if now >= deadline or (run is not None and run.is_over(now)):
+    def _last_moment(self, record: Record, deadline: float, signalled: float) -> float:
+        return max(deadline, signalled + MINIMUM_GRACE) if self._pre_stop(record) is not None else deadline
+
+    def _kill_at(self, record: Record, at: float) -> None:
+        if self.seen.now >= at:
+            self._signal(record, "SIGKILL")
+        else:
+            self._wake(at)
+
+    def _hook_is_over(self, record: Record, deadline: float, why: str) -> bool:
+        """Also when there is none, or no time for it any more."""
+        now, run, ct = self.seen.now, self.seen.hooks.get((record.id, "PreStop")), self._spec(record)
+        hook = self._pre_stop(record)
+        if ct is None or hook is None or now >= deadline or (run is not None and run.is_over(now)):
             return True
         if run is None:
-            name = c.container_name(record)
-            self.hooks.append(RunHook(name, record.name, record.id, "PreStop", hook, ct, self.ip, deadline - now, why))
-            self._wake(deadline)
-        else:
-            self._wake(deadline if run.over_at is None else min(deadline, run.over_at))
+            step = RunHook(ct.name, record.name, record.id, "PreStop", hook, ct, self.ip, deadline - now, why)
+            self.hooks.append(step)
+        self._wake(deadline if run is None or run.over_at is None else min(deadline, run.over_at))
         return False
+
+    def _pre_stop(self, record: Record) -> LifecycleHandler | None:
+        ct = self._spec(record)
+        return ct.lifecycle.pre_stop if ct is not None and ct.lifecycle is not None else None
 
     def _signal(self, record: Record, signal: str, why: str = "") -> None:
         self.steps.append(Signal(c.container_name(record), record.name, record.id, signal, why))
