@@ -215,19 +215,22 @@ class Registrar:
         facts = replace(self._facts, pod_cidr=cidr, network=network)
         try:
             info = self._runtime.info()
-            images = self._look_at_images()
         except PodlaneError as error:
             return self._measured(replace(facts, problem=str(error), reason="ContainerRuntimeNotReady"))
-        facts = self._measured(replace(facts, info=info, images=images))
+        facts = self._measured(replace(facts, info=info, images=self._look_at_images()))
         return replace(facts, problem=network, reason="NetworkPluginNotReady") if network else facts
 
     def _look_at_images(self) -> tuple[ContainerImage, ...] | None:
+        """Now and then; an engine that is slow to list them can run pods all the same."""
         now = self._clock.monotonic()
         if now < self._images_due:
             return None
-        images = largest(self._runtime.list_images())
         self._images_due = now + IMAGES_EVERY
-        return images
+        try:
+            return largest(self._runtime.list_images())
+        except PodlaneError as error:
+            self._log.warning("images not listed", error=str(error), retry_in=IMAGES_EVERY)
+            return None
 
     def _measured(self, facts: Facts) -> Facts:
         """The facts with what this machine has and lacks."""
@@ -240,7 +243,8 @@ class Registrar:
         judgement = judge(usage, thresholds, self._pressures, now)
         for verdict in judgement.verdicts:
             if verdict.pressed != (verdict.type in self._pressures):
-                self._log.warning("node pressure", condition=verdict.type, holds=verdict.pressed, why=verdict.message)
+                say = self._log.warning if verdict.pressed else self._log.info
+                say("node pressure", condition=verdict.type, holds=verdict.pressed, why=verdict.message)
         self._pressures = judgement.states
         if (memory := self._pressures.get("MemoryPressure")) is not None and memory.last == now:
             self._on_little_memory()
