@@ -77,5 +77,6 @@ class OneByOne:
             preferred - verdict.preferred,
             verdict.crowd,
             verdict.siblings,
+            verdict.neighbours,
             node.load(shape.profile) + images,
         )

@@ -32,10 +32,8 @@ from scheduler.placement.nodes import NodeState
 from scheduler.placement.rules import Rules, Verdict
 from scheduler.placement.state import Members, State
 
-Rank = tuple[int, int, float, int, float, str]
-"""(avoided, -preferred, crowd, siblings, how full, name) within a group."""
-
-FullRank = tuple[int, int, float, int, int, float, str]
+Rank = tuple[int, int, float, int, int, float, str]
+"""(avoided, -preferred, crowd, siblings, neighbours, how full, name)."""
 
 FEW_DOMAINS = 8
 """Up to this many domains, or the square root of the nodes, are judged all for each pod."""
@@ -98,20 +96,20 @@ class ClassRun:
     # --- choosing -----------------------------------------------------------------------
 
     def _best(self) -> str | None:
-        best: FullRank | None = None
+        best: Rank | None = None
         for group, verdict in self._groups.items():
             if verdict is None:
                 continue
             for rank in (self._best_marked(group), self._best_unmarked(group)):
                 if rank is None:
                     continue
-                avoided, preferred, crowd, siblings, load, name = rank
+                avoided, preferred, crowd, siblings, neighbours, load, name = rank
                 full = (
                     avoided,
                     preferred - verdict.preferred,
                     crowd + verdict.crowd,
                     siblings,
-                    verdict.siblings,
+                    neighbours + verdict.neighbours,
                     load,
                     name,
                 )
@@ -134,7 +132,7 @@ class ClassRun:
         if found is None:
             return None
         (avoided, preferred, load), name = found
-        return avoided, preferred, self._empty_crowd, 0, load, name
+        return avoided, preferred, self._empty_crowd, 0, 0, load, name
 
     # --- judging ------------------------------------------------------------------------
 
@@ -173,7 +171,15 @@ class ClassRun:
             return None
         self._shut.discard(node.name)
         avoided, preferred, load = order
-        return avoided, preferred - verdict.preferred, verdict.crowd, verdict.siblings, load, node.name
+        return (
+            avoided,
+            preferred - verdict.preferred,
+            verdict.crowd,
+            verdict.siblings,
+            verdict.neighbours,
+            load,
+            node.name,
+        )
 
     def _grown(self, node: NodeState) -> None:
         """A pod of the class was placed on the node: judge again what that changes, and nothing else."""

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scheduler.placement.nodes import NodeState
+from scheduler.placement.nodes import NodeState, Placed
 from scheduler.placement.shape import Shape
 from scheduler.placement.wants import Eligible, Namespaces, Spread, Term
 
@@ -31,6 +31,11 @@ class Selection(Protocol):
         ...
 
     @property
+    def counts_held(self) -> bool:
+        """Whether pods count that are not there yet, but for which room is kept."""
+        ...
+
+    @property
     def token(self) -> Token: ...
 
     @property
@@ -43,9 +48,13 @@ class Selection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Pods that every one of the terms selects (podMatchesAllAffinityTerms)."""
+    """Pods that every one of the terms selects (podMatchesAllAffinityTerms).
+
+    Who wants to be near them cannot count on those that are not there yet.
+    """
 
     terms: tuple[Term, ...]
+    counts_held: bool = True
     counts_ending = True
     eligible = None
 
@@ -64,6 +73,7 @@ class Spreading:
     namespace: str
     spread: Spread
     counts_ending = False
+    counts_held = True
 
     @property
     def token(self) -> Token:
@@ -83,6 +93,7 @@ class Siblings:
 
     owner: str
     counts_ending = False
+    counts_held = True
     eligible = None
 
     @property
@@ -103,6 +114,7 @@ class Carried:
     term: Term
     required: bool
     counts_ending = True
+    counts_held = True
     eligible = None
 
     @property
@@ -147,6 +159,11 @@ def _label_token(term: Term) -> Token:
             if requirement.operator == "=":
                 return ("label", requirement.key, requirement.values[0])
     return ANY
+
+
+def counts(selection: Selection, placed: Placed) -> bool:
+    """Whether a pod of a shape that is selected counts, as things are with it."""
+    return (selection.counts_ending or not placed.ending) and (selection.counts_held or not placed.held)
 
 
 @dataclass(eq=False, slots=True)

@@ -26,11 +26,15 @@ DomainOf = Callable[[str], str | None]
 
 
 class Verdict(NamedTuple):
-    """How good a domain is: preferred weight (more is better), then pods in the way (fewer), then siblings."""
+    """How good a domain is: preferred weight (more is better), then pods in the way (fewer), then siblings.
+
+    `siblings` are those on the node, `neighbours` those in its zone.
+    """
 
     preferred: int
     crowd: float
     siblings: int
+    neighbours: int
 
 
 class Level:
@@ -111,14 +115,17 @@ class Part:
         for level in self.levels:
             if level.too_many(domain(level.spread.key)):
                 return None
-        preferred, crowd, siblings = 0, 0.0, 0
+        preferred, crowd, siblings, neighbours = 0, 0.0, 0, 0
         for weight, count in self.weights:
             preferred += weight * count.at(domain(count.key))
         for factor, spread, count in self.crowds:
             crowd += _crowd(factor, spread, count, domain(count.key))
         for count in self.siblings:
-            siblings += count.at(domain(count.key))
-        return Verdict(preferred, crowd, siblings)
+            if count.key:
+                neighbours += count.at(domain(count.key))
+            else:
+                siblings += count.at(domain(count.key))
+        return Verdict(preferred, crowd, siblings, neighbours)
 
 
 def _crowd(factor: float, spread: Spread, count: Count, domain: str | None) -> float:
@@ -133,9 +140,11 @@ class Rules:
         self.shape = shape
         self._namespaces = state.namespaces
         group = Matching(shape.affinity)
+        keys = dict.fromkeys(term.key for term in shape.affinity)
         self._fits_group = bool(shape.affinity) and bool(group.weight(shape, state.namespaces))
+        self._group = tuple(state.count(key, group) for key in keys)
         self.all = Part(
-            near=tuple(state.count(key, group) for key in dict.fromkeys(term.key for term in shape.affinity)),
+            near=tuple(state.count(key, Matching(shape.affinity, counts_held=False)) for key in keys),
             apart=(
                 *((state.count(t.key, Matching((t,))), t, True) for t in shape.anti_affinity),
                 *((state.count(c.term.key, c), c.term, False) for c in self._met(state, required=True)),
@@ -178,7 +187,7 @@ class Rules:
     @property
     def alone(self) -> bool:
         """The first of its group may go anywhere: no pod anywhere matches its affinity, but it would itself."""
-        return self._fits_group and not any(count.values for count in self.all.near)
+        return self._fits_group and not any(count.values for count in self._group)
 
     def grew(self, domain: DomainOf) -> set[str]:
         """One of the class was placed (and counted); the keys by which that made room in other domains."""

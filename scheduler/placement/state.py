@@ -17,7 +17,7 @@ from typing import Any
 
 from podlane.api.meta import is_pod_active, is_pod_finished
 from podlane.api.types import Node, Pod
-from scheduler.placement.counts import Carried, Count, Selection, Token, carried_by, tokens_of
+from scheduler.placement.counts import Carried, Count, Selection, Token, carried_by, counts, tokens_of
 from scheduler.placement.nodes import NodeState, Placed
 from scheduler.placement.shape import Shape, key_of, shape_of
 from scheduler.placement.wants import Eligible, Namespaces
@@ -254,7 +254,7 @@ class State:
                 continue
             members.counts.append((made, weight))
             for placed in members.placed.values():
-                if selection.counts_ending or not placed.ending:
+                if counts(selection, placed):
                     made.add(self.nodes[placed.node], weight)
         return made
 
@@ -279,7 +279,7 @@ class State:
             self._carry(placed.shape, 1)
         members.placed[placed.key] = placed
         for count, weight in members.counts:
-            if count.selection.counts_ending or not placed.ending:
+            if counts(count.selection, placed):
                 count.add(node, weight)
         self._note(placed.node)
 
@@ -291,7 +291,7 @@ class State:
         if not members.placed:
             self._carry(placed.shape, -1)
         for count, weight in members.counts:
-            if count.selection.counts_ending or not placed.ending:
+            if counts(count.selection, placed):
                 count.add(node, -weight)
         self._note(placed.node)
 

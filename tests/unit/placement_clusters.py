@@ -151,7 +151,9 @@ themes = st.one_of(
             )
         }
     ),
-    st.fixed_dictionaries({"topologySpreadConstraints": some(hard(spreads))}),
+    st.fixed_dictionaries(
+        {"topologySpreadConstraints": some(hard(spreads))}, optional={"nodeSelector": st.just({"disk": "ssd"})}
+    ),
     st.fixed_dictionaries({"topologySpreadConstraints": some(spreads)}),
     st.fixed_dictionaries({"affinity": affinities, "tolerations": few(tolerations)}),
     optional(
@@ -250,8 +252,10 @@ def clusters(draw, most_nodes: int = 7, most_templates: int = 3, most_pods: int 
     kinds = draw(st.lists(templates, min_size=1, max_size=most_templates))
     which, where = st.integers(0, len(kinds) - 1), st.integers(0, len(members) - 1)
     running = [
-        pod_of(kinds[kind], f"r{i}", node=members[node].metadata.name)
-        for i, (kind, node) in enumerate(draw(st.lists(st.tuples(which, where), max_size=most_pods)))
+        pod_of(kinds[kind], f"r{i}", node=members[node].metadata.name, ending=ending)
+        for i, (kind, node, ending) in enumerate(
+            draw(st.lists(st.tuples(which, where, st.sampled_from([False, False, True])), max_size=most_pods))
+        )
     ]
     waiting = [
         pod_of(kind, f"w{number}{replica}", created=number)

@@ -228,8 +228,9 @@ class TestSpread:
         assert where([node("n1")], pod("p", spread())) == f"0/1 nodes fit: 1 without label {ZONE_LABEL}"
 
     def test_pods_that_end_do_not_count(self):
-        ending = [pod(f"x{i}", node="n1", terminating=True) for i in range(3)]
-        assert where(EAST_WEST[:1] + EAST_WEST[2:], pod("p", spread(), cpu="1"), *ending) in {"n1", "n3"}
+        others = [pod(f"x{i}", node="n1", terminating=True) for i in range(3)]
+        others.append(pod("y", app="db", node="n3", cpu="3"))
+        assert where(EAST_WEST[:1] + EAST_WEST[2:], pod("p", spread()), *others) == "n1"
 
     def test_with_too_few_domains_the_emptiest_is_one_that_is_not_there(self):
         wanted = spread(minDomains=3)
@@ -243,6 +244,14 @@ class TestSpread:
         counted = {**spread(HOSTNAME_LABEL, nodeAffinityPolicy="Ignore"), "nodeSelector": {ZONE_LABEL: "east"}}
         plan = decide(EAST_WEST, *(pod(f"p{i}", counted, created=i) for i in range(4)))
         assert sorted(p.node for p in plan.bind) == ["n1", "n2"]
+
+    def test_pods_on_nodes_it_cannot_be_on_do_not_count(self):
+        disks = {"n1": "ssd", "n2": "hdd", "n3": "ssd"}
+        nodes = [node(n, zone=zone, labels={"disk": disks[n]}) for n, zone in zip(disks, ("a", "a", "b"), strict=True)]
+        others = [pod("x", node="n2"), pod("y", node="n2"), pod("z", app="db", node="n3", cpu="3")]
+        selected = {"nodeSelector": {"disk": "ssd"}}
+        assert where(nodes, pod("p", {**spread(), **selected}), *others) == "n1"
+        assert where(nodes, pod("p", {**spread(nodeAffinityPolicy="Ignore"), **selected}), *others) == "n3"
 
     def test_tainted_nodes_are_a_domain_unless_said(self):
         nodes = [node("n1"), node("n2", taints="a:NoSchedule")]
@@ -262,6 +271,11 @@ class TestSpread:
         nodes = [node("n1", zone="east"), node("n2", zone="west")]
         assert where(nodes, pod("p", wanted), pod("x", node="n1"), pod("y", node="n2", app="db", cpu="3")) == "n2"
         assert where(nodes[:1], pod("p", wanted), pod("x", node="n1")) == "n1"
+
+    def test_anyway_prefers_a_node_that_is_in_a_domain(self):
+        nodes = [node("n1"), *(node(f"n{i}", labels={"rack": f"r{i}"}) for i in range(2, 14))]
+        busy = [pod(f"x{i}", app="db", node=f"n{i}", cpu="3") for i in range(2, 14)]
+        assert where(nodes, pod("p", spread("rack", "ScheduleAnyway")), *busy) == "n10"
 
 
 class TestScores:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from placement_objects import Told, apart, container, decide, host_port, node, pod, spread
+from placement_objects import Told, apart, container, decide, host_port, near, node, pod, spread
 
 pytestmark = pytest.mark.unit
 
@@ -116,6 +116,13 @@ class TestRoomInTheMaking:
 
     def test_is_not_waited_for_when_there_is_room_elsewhere(self):
         assert text(decide([node("n1"), node("n2")], self.leaving, self.pod)) == "bind pod default/urgent to n2"
+
+    def test_who_wants_to_be_near_it_waits_until_it_is_there(self):
+        leaving = small("a", memory="8Gi", terminating=True, app="old")
+        told = Told([node("n1", zone="east")], leaving, self.pod, pod("p", near("web"), app="db", priority=1))
+        assert text(told.plan()) == ""
+        told.gone(leaving)
+        assert text(told.plan()).splitlines() == ["bind pod default/urgent to n1", "bind pod default/p to n1"]
 
     def test_is_no_more_when_nobody_leaves(self):
         betters = small("a", memory="8Gi", priority=1000)
