@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from podlane.api.meta import is_pod_ready
 from podlane.api.types import (
@@ -22,6 +23,7 @@ from podlane.api.types import (
     ObjectMeta,
     Pod,
     PodSpec,
+    PodStatus,
     Volume,
 )
 from podlane.errors import NotFound
@@ -32,7 +34,7 @@ from podlane.store.mirror import NotSynced
 from podlane.store.registry import Registry
 from scheduler.agent.hollow import lifetime
 from scheduler.agent.hollowcrew import Crew, Lane, Turning
-from scheduler.agent.hollowfeed import Feed, Heartbeats
+from scheduler.agent.hollowfeed import Bound, Feed, Heartbeats
 from scheduler.agent.hollownode import HollowNode, Settings, subnet_of
 from scheduler.agent.hollowrefs import SharedReferences
 from scheduler.agent.runtime import NO_NETWORK, ContainerConfig
@@ -328,6 +330,29 @@ def test_bindings_are_not_shown_before_their_first_list_and_resume_after_a_compa
     world.clock.advance(5)
     feed.join(20)
     assert not feed.is_alive()
+
+
+def test_an_agents_own_write_that_comes_back_is_no_change_to_look_at(clock: FakeClock) -> None:
+    store, told = MemoryStore(clock), list[str]()
+    registry = Registry(store, clock=clock)
+    bound = Bound("n1", lambda: told.append("changed"))
+    pod = registry.create(Pod(metadata=ObjectMeta(name="p", namespace="default"), spec=PodSpec(node_name="n1")))
+    bound.list(store)
+    watch = store.watch_many({bound.prefix: bound.revision + 1})
+
+    def come_back() -> Pod:
+        batch = watch.next(0)
+        assert batch is not None
+        bound.apply(batch.events)
+        return bound.snapshot()["default/p"]
+
+    mine = registry.replace(pod, replace(pod, status=PodStatus(phase="Running")))
+    bound.wrote(mine)
+    assert come_back().status.phase == "Running"
+    assert told == ["changed"]  # by the list
+    registry.replace(mine, replace(mine, status=PodStatus(phase="Failed")))
+    assert come_back().status.phase == "Failed"
+    assert told == ["changed"] * 2
 
 
 def test_a_node_without_a_list_says_so(clock: FakeClock, crew: Crew, tmp_path: Path) -> None:
