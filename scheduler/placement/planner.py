@@ -12,7 +12,7 @@ they depend on topology. Source: kube-scheduler's queue and queueing hints.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from podlane.api.types import Node, Pod
@@ -184,21 +184,31 @@ class Planner:
         ):
             return False
         touched = state.touched_since(asleep.position)
-        if touched is None or self._any_fits(shape, [state.nodes[name] for name in touched if name in state.nodes]):
+        if touched is None:
+            return False
+        nodes = [state.nodes[name] for name in touched if name in state.nodes]
+        if self._any_fits(shape, nodes, spoken_for={pod.status.nominated_node_name for _, pod in pods}):
             return False
         asleep.outdated = asleep.outdated or bool(touched)
         asleep.position = state.position
         return True
 
-    def _any_fits(self, shape: Shape, nodes: Sequence[NodeState]) -> bool:
-        """Whether a pod fits on one of the nodes now, or would without pods of lower priority."""
+    def _any_fits(self, shape: Shape, nodes: Sequence[NodeState], spoken_for: Container[str]) -> bool:
+        """Whether a pod fits on one of the nodes now, or would without pods of lower priority.
+
+        `spoken_for`: nodes where those make room for others of the class already.
+        """
         free = [node for node in nodes if node.has_room(shape.profile)]
         if not free and not self._may_preempt(shape):
             return False
         rules = Rules(self.state, shape)
         return any(refuses(node, shape, rules) is None for node in free) or (
             self._may_preempt(shape)
-            and any(preemption.candidate_on(node, self.state, shape, rules) is not None for node in nodes)
+            and any(
+                preemption.candidate_on(node, self.state, shape, rules) is not None
+                for node in nodes
+                if node.name not in spoken_for
+            )
         )
 
     def _leave(self, turn: _Turn, pods: Sequence[Keyed], plan: _Draft) -> None:
@@ -208,9 +218,11 @@ class Planner:
         choice = None
         if asleep is None:
             rules = Rules(state, shape)
-            asleep = self._asleep[shape.key] = _Asleep(explain(state, shape, rules), tuple(rules.hard.counts()))
+            asleep = self._asleep[shape.key] = _Asleep(explain(state, shape, rules), rules.decisive)
+            asleep.note(state)
             choice = preemption.Choice(state, shape, rules) if self._may_preempt(shape) else None
-        for key, pod in pods:
+        # first those for which room is being made: it is not free for the others
+        for key, pod in sorted(pods, key=lambda item: not self._is_making_room(item[1], shape)):
             node = pod.status.nominated_node_name if self._is_making_room(pod, shape) else ""
             if not node and choice is not None and (chosen := choice.take()) is not None:
                 node = chosen.node
@@ -221,7 +233,6 @@ class Planner:
             if node:
                 state.hold(key, pod, members, node)
             plan.unschedulable.append(Unplaced(pod, asleep.why, node, asleep.outdated))
-        asleep.note(state)
 
     def _may_preempt(self, shape: Shape) -> bool:
         return shape.preempts and any(priority < shape.priority for priority in self.state.priorities)

@@ -180,9 +180,10 @@ class Rules:
         return tuple(state.count(key, Siblings(self.shape.owner)) for key in keys)
 
     @property
-    def hard(self) -> Part:
-        """What can rule a node out."""
-        return Part(near=self.all.near, apart=self.all.apart, levels=self.all.levels)
+    def decisive(self) -> tuple[Count, ...]:
+        """The counts on which it depends whether a node is ruled out."""
+        hard = Part(near=self.all.near, apart=self.all.apart, levels=self.all.levels)
+        return (*hard.counts(), *self._group)
 
     @property
     def alone(self) -> bool:

@@ -2,7 +2,7 @@
 
 Owns: nodes, the pods on them, the pods that wait, by shape, and every Count.
 Invariant: after `update` it equals what a fresh State makes of all objects at
-once, whatever came before (tests/unit/test_scheduler_placement_state.py); a
+once, whatever came before (tests/unit/test_scheduler_placement_random.py); a
 change costs what it concerns and never a pass over all nodes. What a plan
 assumes (placed, held) is laid on top and taken back by the next update, unless
 the objects show it by then.

@@ -117,6 +117,15 @@ class TestRoomInTheMaking:
     def test_is_not_waited_for_when_there_is_room_elsewhere(self):
         assert text(decide([node("n1"), node("n2")], self.leaving, self.pod)) == "bind pod default/urgent to n2"
 
+    def test_is_not_given_to_an_older_one_of_its_kind(self):
+        older = urgent("older", "8Gi")
+        younger = nominated(pod("urgent", {"containers": [container(memory="8Gi")]}, priority=100, created=9), "n1")
+        told = Told([node("n1")], self.leaving, older, younger)
+        for tried in (1, 0, 0):
+            plan = told.plan()
+            assert plan.tried == tried
+            assert {u.pod.metadata.name: u.nominated for u in plan.unschedulable} == {"older": "", "urgent": "n1"}
+
     def test_who_wants_to_be_near_it_waits_until_it_is_there(self):
         leaving = small("a", memory="8Gi", terminating=True, app="old")
         told = Told([node("n1", zone="east")], leaving, self.pod, pod("p", near("web"), app="db", priority=1))
