@@ -94,6 +94,26 @@ def test_a_startup_probe_gates_the_others(world: World) -> None:
     world.until(lambda: world.ready("p"))
 
 
+def test_what_has_started_is_not_asked_again_by_a_restarted_agent(world: World) -> None:
+    probe = Probe(tcp_socket=TCP, period_seconds=10)
+    sidecar = container("proxy", restart_policy="Always", startup_probe=probe, readiness_probe=probe)
+    world.bind("p", container(startup_probe=probe, liveness_probe=probe), init_containers=(sidecar,))
+    world.until(lambda: world.ready("p"))
+    before, calls = world.get("p"), list(world.runtime.calls)
+    world.kill()
+    asked: list[str] = []
+
+    def serving(target: Target) -> tuple[bool, str]:
+        asked.append(f"{target.container.name} {target.kind}")
+        return False, "busy"
+
+    world.serving = serving
+    world.start()
+    world.run(19)  # not long enough for three failures
+    assert set(asked) == {"proxy readiness", "web liveness"}
+    assert (world.get("p"), world.runtime.calls) == (before, calls)
+
+
 def test_a_container_that_fails_its_liveness_probe_is_restarted(world: World) -> None:
     alive = {"ok": True}
     world.serving = lambda _target: (alive["ok"], "connection refused")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
 from agent_objects import container, pod
+from agent_world import Later
 
 from podlane.api.types import ContainerPort, ExecAction, HTTPGetAction, HTTPHeader, Probe, TCPSocketAction
+from podlane.runtime.clock import FakeClock
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.probes import Prober, checker
 from scheduler.agent.probestate import ProbeState, Target
@@ -100,10 +102,12 @@ def test_after_a_restart_of_the_agent_the_first_probes_are_spread() -> None:
 
 
 class Page(http.server.BaseHTTPRequestHandler):
+    over = threading.Event()
+
     def do_GET(self) -> None:
         status = int(self.path.strip("/") or 200)
         if self.headers.get("X-Slow"):
-            time.sleep(1.5)
+            self.over.wait(60)
         self.send_response(status)
         self.end_headers()
 
@@ -116,6 +120,7 @@ def port() -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_address[1]
+    Page.over.set()
     server.shutdown()
     server.server_close()
 
@@ -182,40 +187,74 @@ def _running(runtime: FakeRuntime) -> str:
     return identity
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "did not become true"
-        time.sleep(0.01)
+class Asking:
+    """A prober without threads, and what it told."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.answer = {"c1": False, "c2": True}
+        self.told: list[str] = []
+        self.prober = Prober(
+            lambda t: (self.answer[t.id], "no"),
+            on_change=lambda: self.told.append("changed"),
+            on_answer=lambda t, ok, message: self.told.append(f"{t.id}: {ok} {message}"),
+            clock=self.clock,
+            pool=lambda _size, _name: Later(self.waiting),
+        )
+
+    def run(self, seconds: float) -> list[str]:
+        """What was told in that time."""
+        self.told.clear()
+        end = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < end:
+            pause = self.prober.step()
+            while self.waiting:
+                self.waiting.popleft()()
+            self.clock.advance(min(pause + 0.001, end - self.clock.monotonic()))
+        return self.told
 
 
 def test_the_prober_follows_what_it_is_told() -> None:
-    answer = {"c1": False, "c2": True}
-    changes: list[str] = []
-    failures: list[str] = []
-    prober = Prober(
-        lambda t: (answer[t.id], "no"),
-        on_change=lambda: changes.append("changed"),
-        on_answer=lambda t, _ok, message: failures.append(f"{t.id}: {message}"),
-    )
+    asking = Asking()
+    probe = Probe(period_seconds=1, failure_threshold=1)
+    one = target(probe)
+    two = Target(id="c2", pod=one.pod, container=one.container, probe=probe, ip="127.0.0.1")
+    asking.prober.set([one, two])
+    assert asking.run(0.5) == ["c2: True no", "changed"]
+    assert asking.prober.ready() == {"c2"}
+    asking.answer["c1"] = True
+    assert "changed" in asking.run(1)
+    assert asking.prober.ready() == {"c1", "c2"}
+    asking.answer["c2"] = False
+    assert "c2: False no" in asking.run(1.5)
+    assert asking.prober.ready() == {"c1"}
+    asking.prober.set([two])
+    assert asking.prober.ready() == frozenset()
+
+
+def test_the_probers_thread_asks_and_ends() -> None:
+    asked = threading.Event()
+    prober = Prober(lambda _target: (True, ""), on_change=asked.set, on_answer=lambda *_told: None)
     stop = threading.Event()
     thread = threading.Thread(target=prober.run, args=(stop,))
     thread.start()
-    try:
-        probe = Probe(period_seconds=1, failure_threshold=1)
-        one = target(probe)
-        two = Target(id="c2", pod=one.pod, container=one.container, probe=probe, ip="127.0.0.1")
-        prober.set([one, two])
-        eventually(lambda: prober.ready() == {"c2"})
-        assert len(changes) == 1
-        answer["c1"] = True
-        eventually(lambda: prober.ready() == {"c1", "c2"})
-        answer["c2"] = False
-        eventually(lambda: prober.ready() == {"c1"})
-        assert "c2: no" in failures
-        prober.set([two])
-        assert prober.ready() == frozenset()
-    finally:
-        stop.set()
-        thread.join(10)
+    prober.set([target(Probe())])
+    assert asked.wait(60)
+    stop.set()
+    thread.join(60)
     assert not thread.is_alive()
+
+
+def test_a_container_that_has_not_answered_is_not_asked_again() -> None:
+    asking = Asking()
+    asking.answer["c1"] = True
+    asking.prober.set([target(Probe(period_seconds=1))])
+    for _ in range(5):
+        asking.prober.step()
+        asking.clock.advance(1)
+    assert len(asking.waiting) == 1
+    asking.waiting.popleft()()
+    asking.clock.advance(1)
+    asking.prober.step()
+    assert len(asking.waiting) == 1
