@@ -40,9 +40,13 @@ from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import Compacted
 from podlane.store.registry import Registry
 
-PATIENCE = 150.0
-"""Seconds after a fault is undone within which the cluster must be quiet."""
+PATIENCE = 330.0
+"""Seconds after a fault is undone within which the cluster must be quiet: a container that was killed again and again
+waits up to five minutes for its next start.
+"""
 LOOK = 1.0
+TELL = 20.0
+"""Seconds between lines that say what is waited for."""
 APPS = {"web": 6, "api": 4, "jobs": 3}
 """Controllers and their replicas at first; all but the last have a service."""
 
@@ -193,6 +197,7 @@ class Soak:
     def _settle(self, what: str, step: Step, *, nothing_left: bool = False) -> None:
         """Wait until all is well twice in a row; note how long it took, or what is wrong."""
         begin = time.monotonic()
+        told = begin
         well_since: float | None = None
         wrong: list[str] = []
         while time.monotonic() < begin + PATIENCE:
@@ -200,6 +205,11 @@ class Soak:
             wrong = self._look(nothing_left=nothing_left)
             if wrong:
                 well_since = None
+                if moment > told + TELL:
+                    told = moment
+                    self._tell(
+                        f"  not yet: {'; '.join(wrong[:3])}" + (f" and {len(wrong) - 3} more" if wrong[3:] else "")
+                    )
             elif well_since is None:
                 well_since = moment
             else:
