@@ -72,6 +72,7 @@ class Pruner:
         self._clock = clock
         self._limits = limits
         self._disk = disk
+        self._root = ""
         self._ages: dict[str, Age] = {}
         self._images_due = -math.inf
         self._missed = False
@@ -80,12 +81,15 @@ class Pruner:
 
     def sync(self) -> None:
         """Look once, and remove what may go. Raises RuntimeUnavailable, NotReady."""
-        disk = self._disk(self._runtime.info().root)
+        due = self._clock.monotonic() >= self._images_due
+        if due or not self._root:
+            self._root = self._runtime.info().root
+        disk = self._disk(self._root)
         full = disk is not None and is_full(disk, self._limits)
         if not full:
             self._missed = False
-        if not full and self._clock.monotonic() < self._images_due:
-            return
+            if not due:
+                return
         try:
             pods = list(self._pods())
         except PodlaneError as error:
