@@ -147,6 +147,7 @@ def _agent(lab: Topology, host: Host) -> DaemonSpec:
             f"--state-dir={lab.data_dir / host.name / 'agent'}",
             # the hosts have no disk of their own, and a machine that people work on is often fuller than a server's
             "--eviction-hard=nodefs.available<1Gi,imagefs.available<1Gi",
+            "--image-gc=100,99",
             *_health(AGENT_PORT),
         ),
         ready=_ready(AGENT_PORT),

@@ -43,6 +43,7 @@ AGENT_OPTIONS = {
     "--agent-port": "10250",
     "--drain-delay": "0.2",
     "--capacity": "cpu=2,memory=1Gi",
+    "--image-gc": "100,99",  # the disk is the machine's, and may be fuller than a server's
 }
 
 

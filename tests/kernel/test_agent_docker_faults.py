@@ -146,7 +146,7 @@ def test_with_live_restore_dockerd_may_go_and_come(netns: Any, netns_etcd: Any, 
 
 def test_a_full_disk_is_said_and_emptied_of_what_nobody_needs(netns: Any, netns_etcd: Any, tmp_path: Path) -> None:
     with one_node(netns, netns_etcd, tmp_path, data_size="64m") as rig:
-        begin(rig)
+        begin(rig, image_gc="85,80")
         rig.bind("p", web(), web(name="talker", command=("sh", "-c", TALKER), readiness_probe=None))
         eventually(lambda: rig.ready("p"))
         filler = rig.engine.folder / "data" / "filler"
@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_emptied_of_what_nobody_needs(netns: Any, netns_
         rig.end_agent()  # what is there when it starts counts as old
         rig.engine.load_busybox("podlane-test/spare:1", "more")
         fill(filler, leave=2 << 20)
-        rig.start_agent()
+        rig.start_agent(image_gc="85,80")
         eventually(lambda: not rig.docker("images", "-q", "podlane-test/spare:1"))
         assert rig.docker("images", "-q", IMAGE)
         assert (restarts(rig, "p"), restarts(rig, "q")) == (0, 0)
