@@ -117,7 +117,7 @@ def _parse_network(ctx: click.Context, param: click.Parameter, value: str) -> IP
     type=click.Path(file_okay=False, path_type=Path),
     envvar="HOLLOW_STATE_DIR",
     show_envvar=True,
-    help="Where pods' files are; emptied at the end.  [default: a temporary folder]",
+    help="Where the nodes' subnet files are while it runs.  [default: the folder for temporary files]",
 )
 @store_options
 @daemon_options("hollow", healthz_port=HEALTHZ_PORT)
@@ -176,14 +176,19 @@ def _put_together(
     made = [make(name, number, settings) for name, number in nodes.items()]
 
     def beat(stop: threading.Event) -> None:
-        """Begin with the heartbeats, as agents do, when it is known how long a lease is."""
+        """Begin with the heartbeats when it is known how long a lease is; a node starts once it has its own."""
         while not cluster.known.is_set():
             if clock.wait(stop, 0.1):
                 return
-        heartbeats = Heartbeats(list(nodes), cluster.config.node_lease_seconds, registry=registry, clock=clock)
+        by_name = {node.name: node for node in made}
+        heartbeats = Heartbeats(
+            list(nodes),
+            cluster.config.node_lease_seconds,
+            registry=registry,
+            clock=clock,
+            on_taken=lambda name: by_name[name].start(),
+        )
         daemon.add_ready_check("heartbeats", heartbeats.not_ready)
-        for node in made:
-            node.start()
         heartbeats.run(stop)
 
     daemon.add_thread("cluster", cluster.run)

@@ -150,9 +150,21 @@ class _Beat:
 
 
 class Heartbeats:
-    """Holds one etcd lease for each node, renewed every third of `seconds`: `run` is the body of one thread."""
+    """Holds one etcd lease for each node, renewed every third of `seconds`: `run` is the body of one thread.
 
-    def __init__(self, nodes: Sequence[str], seconds: int, *, registry: Registry, clock: Clock) -> None:
+    `on_taken(node)` is called each time a node got a lease.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        seconds: int,
+        *,
+        registry: Registry,
+        clock: Clock,
+        on_taken: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._on_taken = on_taken
         self._beats = {node: _Beat() for node in nodes}
         self._seconds = seconds
         self._registry = registry
@@ -168,7 +180,7 @@ class Heartbeats:
         while not stop.is_set():
             try:
                 self.step(stop)
-                pause = _TICK
+                pause = 0.0 if self.not_ready() else _TICK
             except PodlaneError as error:
                 self._log.warning("heartbeats failed", error=str(error), retry_in=_PAUSE)
                 pause = _PAUSE
@@ -180,13 +192,12 @@ class Heartbeats:
         due = [node for node, beat in self._beats.items() if beat.lease and beat.due <= now]
         for first in range(0, len(due), BATCH):
             self._renew(due[first : first + BATCH])
-        lost = 0
-        for node, beat in self._beats.items():
-            if not beat.lease and not stop.is_set():
-                self._take(node, beat)
-                lost += 1
-        if lost:
-            self._log.info("leases taken", nodes=lost, seconds=self._seconds)
+        missing = [node for node, beat in self._beats.items() if not beat.lease]
+        for node in missing[:BATCH]:  # the others must not wait for too long
+            if not stop.is_set():
+                self._take(node, self._beats[node])
+        if missing:
+            self._log.info("leases taken", nodes=len(missing[:BATCH]), seconds=self._seconds)
 
     def _renew(self, nodes: Sequence[str]) -> None:
         asked = self._clock.monotonic()
@@ -208,3 +219,4 @@ class Heartbeats:
         except LeaseNotFound:
             return
         beat.lease, beat.due, beat.expires = lease, asked + self._seconds / 3, asked + self._seconds
+        self._on_taken(node)

@@ -104,6 +104,7 @@ class HollowNode:
         self.agent.on_node_change = self.registrar.runner.trigger
 
     def start(self) -> None:
+        """Begin; no harm if it has begun."""
         self._turning.wake()
         self._calling.wake()
 
