@@ -30,7 +30,7 @@ from bench.soak_seen import Seen, observe, shared_addresses, violations
 from podlane.api.codec import DecodeError, decode
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
-from podlane.lab import network
+from podlane.lab import network, process
 from podlane.lab.cluster import Lab, load
 from podlane.lab.topology import Topology
 from podlane.runtime.clock import SystemClock
@@ -221,7 +221,16 @@ class Soak:
         for text in wrong:
             self._tell(f"VIOLATION after {what}: {text}")
 
+    def _supervise(self) -> None:
+        """Start a dockerd that gave up, as its unit would: it does when its containerd is slow to come back."""
+        for host in self.lab.topology.hosts:
+            record = self.lab.record(host, "dockerd") if host.role == "node" else None
+            if record is not None and not process.alive(record):
+                self._tell(f"  dockerd of {host.name} has ended by itself: started again")
+                self.lab.start(host, "dockerd", wait=False)
+
     def _look(self, *, nothing_left: bool) -> list[str]:
+        self._supervise()
         try:
             seen = observe(self.lab, self.registry)
         except PodlaneError as error:
