@@ -230,8 +230,8 @@ class Soak:
                 self.lab.start(host, "dockerd", wait=False)
 
     def _look(self, *, nothing_left: bool) -> list[str]:
-        self._supervise()
         try:
+            self._supervise()
             seen = observe(self.lab, self.registry)
         except PodlaneError as error:
             return [f"cannot look: {str(error).splitlines()[0]}"]
