@@ -174,8 +174,8 @@ class GarbageLoop(Loop):
             return error
 
     def _failed(self, step: str, error: Exception, key: Key, again: set[Key]) -> None:
-        """What others changed meanwhile comes back as a change; the rest is tried again."""
-        if not isinstance(error, NotFound | Conflict):
+        """Try again, also what others changed meanwhile: that need not be a change that makes us judge anew."""
+        if not isinstance(error, NotFound):
             again.add(key)
         self.failed(step, error)
 

@@ -3,8 +3,8 @@
 Owns: every owner's share of the pods, kept up to date by changes, so that one
 change in a large cluster costs the owners it concerns and not a pass over all.
 Invariants: the shares are those of a fresh index of the same objects, and an
-owner whose share, or the readiness of a pod in it, may have changed since it
-was last decided on is in `dirty`; a pod is in at most one share. An orphan that
+owner whose counts or orphans may have changed since it was last decided on is
+in `dirty`; a pod is in at most one share. An orphan that
 several owners select is the first one's by name, so that it is not promised
 twice.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from podlane.api.meta import controller_of, is_pod_active
+from podlane.api.meta import controller_of, is_pod_active, is_pod_ready
 from podlane.api.selectors import selects
 from podlane.api.types import Pod
+from scheduler.removal import ready_since
 from scheduler.replication import Owner, Share
 from scheduler.terms import Term, discard, term_of, terms_of
 from scheduler.view import Changes
@@ -70,11 +71,14 @@ class Ownership:
     def see_pods(self, changes: Changes[Pod]) -> None:
         gone = self._pods.keys() - changes.objects.keys() if changes.complete else ()
         for key in [*gone, *changes.objects]:
-            pod = changes.objects.get(key)
-            if pod is not self._pods.get(key):
-                self._drop_pod(key)
-                if pod is not None:
-                    self._add_pod(key, pod)
+            old, new = self._pods.get(key), changes.objects.get(key)
+            if old is not None:
+                self._drop_pod(key, old)
+            if new is not None:
+                self._add_pod(key, new)
+            if old is None or new is None or _counted(old) is None or _counted(old) != _counted(new):
+                for pod in filter(None, (old, new)):
+                    self._touch(pod)
 
     def see_nodes(self, names: Iterable[str]) -> None:
         """These nodes went or came back."""
@@ -120,12 +124,9 @@ class Ownership:
             else:
                 for term in terms_of(pod):
                     self._orphans[term][key] = pod
-        self._touch(pod)
 
-    def _drop_pod(self, key: str) -> None:
-        pod = self._pods.pop(key, None)
-        if pod is None:
-            return
+    def _drop_pod(self, key: str, pod: Pod) -> None:
+        del self._pods[key]
         if pod.spec.node_name:
             discard(self._on, pod.spec.node_name, key)
         controller = controller_of(pod)
@@ -134,7 +135,6 @@ class Ownership:
         else:
             for term in terms_of(pod):
                 discard(self._orphans, term, key)
-        self._touch(pod)
 
     def _touch(self, pod: Pod) -> None:
         """Note the owners that this pod concerns."""
@@ -155,6 +155,14 @@ class Ownership:
         near = self._orphans.get(term_of(owner.namespace, owner.selector), {})
         wanted = [near[key] for key in sorted(near) if selects(owner.selector, near[key].metadata.labels)]
         return [pod for pod in wanted if min(self._seekers_of(pod), key=_precedence) is owner]
+
+
+def _counted(pod: Pod) -> tuple[object, ...] | None:
+    """All that an owner counts by: that its pod is bound, say, changes no count. None for an orphan."""
+    controller = controller_of(pod)
+    if controller is None:
+        return None
+    return controller.uid, pod.metadata.labels, is_pod_active(pod), is_pod_ready(pod), ready_since(pod)
 
 
 def _precedence(owner: Owner) -> tuple[str, str]:

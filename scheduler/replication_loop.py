@@ -135,6 +135,8 @@ class ReplicationLoop(Loop):
         claims += [(c, Change(c.pod, c.changed, (living[c.owner.uid],))) for c in adopt if c.owner.uid in living]
         outcomes = self.registry.update_many([change for _, change in claims])
         for (claim, _), outcome in zip(claims, outcomes, strict=True):
+            if isinstance(outcome, Conflict):  # by a change that need not make us look again
+                self._again.add(claim.owner.uid)
             if isinstance(outcome, Exception):
                 self._failed(claim.owner.uid, f"update pod {namespaced_name(claim.pod)}", outcome)
             else:
