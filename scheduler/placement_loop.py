@@ -24,6 +24,9 @@ from scheduler.placement import Placement, Planner, Preemption, Unplaced
 RETELL_SECONDS = 5.0
 """Seconds before a pod's unschedulable message is rewritten when only its numbers changed."""
 
+RECOUNT_SECONDS = 0.2
+"""Seconds one sync may count numbers anew, for messages only; the next goes on with it."""
+
 
 class PlacementLoop(Loop):
     """Binds pods to nodes, and says why where it cannot."""
@@ -42,6 +45,7 @@ class PlacementLoop(Loop):
         self._alive: set[str] = set()
         self._labels: dict[str, dict[str, str]] = {}
         self._told: dict[str, float] = {}
+        self._recount_until = 0.0
         self._binding: dict[str, Pod] = {}
 
     def decide(self) -> None:
@@ -111,6 +115,7 @@ class PlacementLoop(Loop):
         Returns the pods, by uid, whose status says all of it.
         """
         told, now = self._told, self.context.clock.now()
+        self._recount_until = self.context.clock.monotonic() + RECOUNT_SECONDS
         self._told = {u.pod.metadata.uid: told[u.pod.metadata.uid] for u in unschedulable if u.pod.metadata.uid in told}
         done: dict[str, Pod] = {}
         changes: list[Change[Pod]] = []
@@ -139,8 +144,9 @@ class PlacementLoop(Loop):
         nominated = pod.status.nominated_node_name != unplaced.nominated
         told = self._told.get(pod.metadata.uid)
         if unplaced.outdated or (why != _why(pod) and told is not None):
-            if told is not None and now < told + RETELL_SECONDS:
-                self.wake_at(told + RETELL_SECONDS)
+            due = now if told is None else told + RETELL_SECONDS
+            if now < due or self.context.clock.monotonic() > self._recount_until:
+                self.wake_at(max(due, now + RECOUNT_SECONDS))
                 why = _why(pod) or why
             else:
                 self._told[pod.metadata.uid] = now
