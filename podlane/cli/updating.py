@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from podlane.api.codec import encode
+from podlane.api.meta import controller_of
 from podlane.api.selectors import selects
 from podlane.api.types import Pod, ReplicationController, ReplicationControllerSpec
 from podlane.cli import rollout
@@ -219,10 +220,12 @@ class Update:
 
     def _label_pods(self, name: str, key: str, value: str) -> None:
         """Give the old controller's pods a label of their own and have it select that, losing none."""
-        before = self._modify(name, lambda live: rollout.labelled(live, key, value)).spec.selector
+        old = self._modify(name, lambda live: rollout.labelled(live, key, value))
 
         def unlabelled(pod: Pod) -> bool:
-            return key not in pod.metadata.labels and selects(before, pod.metadata.labels)
+            owner = controller_of(pod)
+            mine = owner is None or owner.uid == old.metadata.uid
+            return mine and key not in pod.metadata.labels and selects(old.spec.selector, pod.metadata.labels)
 
         def give(pod: Pod) -> Pod | None:
             labels = {**pod.metadata.labels, key: value}
