@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from msgspec.structs import replace
 from placement_objects import Told, apart, container, host_port, near, node, pod, spread
 
 from podlane.api.types import ZONE_LABEL
+from scheduler.view import Changes
 
 pytestmark = pytest.mark.unit
 
@@ -133,12 +133,13 @@ class TestPodsAround:
         told = Told([self.ZONES[0], full], pod("x", node="n1"), pod("y", app="db", node="n2"), pod("p", spread()))
         assert told.plan().tried == 1
         assert tried(told, pod("z", app="db", node="n1")) == (0, [])
-        assert tried(told, replace(pod("z2", node="n2"))) == (1, ["n1"])
+        assert tried(told, pod("z2", node="n2")) == (1, ["n1"])
 
-    def test_spread_waits_for_a_domain_to_go(self):
-        told = Told([*self.ZONES], pod("x", node="n1"), pod("p", {**spread(), "nodeSelector": {"a": "b"}}))
+    def test_spread_waits_for_the_emptiest_zone_to_go(self):
+        told = Told([self.ZONES[0], node("n2", zone="west", pods="0")], pod("x", node="n1"), pod("p", spread()))
         assert told.plan().tried == 1
-        assert tried(told, node("n1", zone="east", labels={"a": "b"}), node("n2", zone="west")) == (1, ["n1"])
+        told.planner.update(nodes=Changes({"n2": None}))
+        assert tried(told) == (1, ["n1"])
 
     def test_room_that_is_made_for_another_does_not_help(self):
         told = Told([self.ZONES[0]], pod("x", node="n1", memory="8Gi"), pod("p", apart("web")))
