@@ -96,9 +96,10 @@ class Dockerd:
 
     def clean(self) -> None:
         self.stop()
-        for left in [*(self.folder / "exec").rglob("*"), self.folder / "data"]:
-            if left.is_mount():
-                subprocess.run(["umount", "-l", str(left)], check=False)
+        # one that was killed leaves mounts, some of files and some of a folder on itself, which is_mount does not see
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for left in reversed([mount for mount in mounts if mount.startswith(f"{self.folder}/")]):
+            subprocess.run(["umount", "-l", left], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
