@@ -252,6 +252,23 @@ def test_a_pod_that_waits_and_one_that_ends():
     assert "Status:           Terminating (ends Sun, 01 Mar 2026 12:00:20 +0000)\nGrace Period:     30s\n" in ending
 
 
+def test_a_pod_that_fits_nowhere_says_why():
+    why = "0/1 nodes fit: 1 cordoned"
+    conditions = (
+        Condition(type="PodScheduled", status="False", reason="Unschedulable", message=why),
+        Condition(type="Ready", status="False", message="not said"),
+    )
+    piece = pod("web-1")
+    piece = replace(piece, status=replace(piece.status, conditions=conditions))
+    assert f"""
+Conditions:
+  Type           Status   Message
+  ----           ------   -------
+  PodScheduled   False    {why}
+  Ready          False
+""" in text(piece)
+
+
 def test_a_controller_counts_its_pods():
     shown = replace(rc(), status=ReplicationControllerStatus(replicas=3))
     pods = [pod("a"), pod("b", phase="Pending"), pod("c"), pod("d", phase="Failed"), pod("e", deleting=NOW)]
