@@ -157,6 +157,9 @@ def test_logs_exec_and_events_reach_the_pod(web: Cluster) -> None:
     assert web.podlane("exec", name, "--", "hostname").strip() == name
     assert web.podlane("exec", name, "--", "sh", "-c", "echo out of the pod > /proc/1/fd/1") == ""
     web.wait("the log has it", lambda: "out of the pod" in web.podlane("logs", name))
+    assert name in web.podlane("top", "pods")
+    shown = web.podlane("top", "nodes")
+    assert all(f"{host.name} " in shown for host in web.nodes)
     assert "Started" in web.podlane("events")
     assert name in web.podlane("describe", "pod", name)
 
