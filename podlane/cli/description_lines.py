@@ -50,8 +50,8 @@ def condition_lines(conditions: Sequence[Condition], *, full: bool = False) -> L
     yield "Conditions:"
     unplaced = [c for c in conditions if c.type == "PodScheduled" and c.status == "False" and c.message]
     if not full and unplaced:  # also said by an event, but events end after an hour
-        rows = [(c.type, c.status, c.message if c in unplaced else "") for c in conditions]
-        yield from grid(("Type", "Status", "Message"), *rows)
+        said = ((c.type, c.status, c.message if c in unplaced else "") for c in conditions)
+        yield from grid(("Type", "Status", "Message"), *said)
         return
     if not full:
         yield from grid(("Type", "Status"), *((c.type, c.status) for c in conditions))
