@@ -11,7 +11,7 @@ not a pass over all. Shared by the controllers, thread-safe.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -69,6 +69,7 @@ class View(Generic[T]):
         self._writes: dict[str, _Write[T]] = {}
         self._feeds: list[Feed[T]] = []
         self._newest = 0
+        self._recorded = False  # a write since we last looked which are over
         self._closed = False
 
     def close(self) -> None:
@@ -92,6 +93,7 @@ class View(Generic[T]):
         key = namespaced_name(write.obj)
         with self._lock:
             self._writes[key] = write
+            self._recorded = True
             self._mark((key,))
 
     def snapshot(self) -> dict[str, T]:
@@ -100,7 +102,7 @@ class View(Generic[T]):
             # the revision first: the snapshot may be newer than it, never older
             revision = self._source.revision
             objects = self._source.snapshot()
-            self._forget(revision, objects)
+            self._forget(revision, objects.get)
             self._lay_over(objects)
             return objects
 
@@ -126,11 +128,12 @@ class View(Generic[T]):
             self._mark(changed)
             if changed is None or feed.changed is None:
                 objects = self._source.snapshot()
-                self._forget(revision, objects)
+                self._forget(revision, objects.get)
                 self._lay_over(objects)
                 feed.changed = set()
                 return Changes(objects, complete=True)
-            self._forget(revision, {key: shown for key in self._writes if (shown := self._source.get(key)) is not None})
+            if changed or self._recorded or revision != self._newest:
+                self._forget(revision, self._source.get)
             keys, feed.changed = feed.changed, set()
             return Changes({key: self._now(key) for key in keys})
 
@@ -151,12 +154,17 @@ class View(Generic[T]):
             else:
                 objects[key] = write.obj
 
-    def _forget(self, revision: int, shown: Mapping[str, T]) -> None:
-        """Drop the writes that the source shows, or that went with the store it showed."""
+    def _forget(self, revision: int, shown: Callable[[str], T | None]) -> None:
+        """Drop the writes that the source shows, or that went with the store it showed.
+
+        There may be thousands, and most are younger than the source: it is asked for the others only.
+        """
         restored = revision < self._newest  # or exchanged: what we wrote is not in it
-        self._newest = revision
+        self._newest, self._recorded = revision, False
         over = [
-            key for key, write in self._writes.items() if restored or not _outstanding(write, shown.get(key), revision)
+            key
+            for key, write in self._writes.items()
+            if restored or (write.known <= revision and not _outstanding(write, shown(key)))
         ]
         for key in over:
             del self._writes[key]
@@ -185,9 +193,8 @@ class Feed(Generic[T]):
         return self._view.take(self)
 
 
-def _outstanding(write: _Write[T], shown: T | None, revision: int) -> bool:
-    if revision < write.known:
-        return True
+def _outstanding(write: _Write[T], shown: T | None) -> bool:
+    """Whether a source that is as new as `write.known`, and has this, does not show the write yet."""
     match write.kind:
         case "wrote":
             return False

@@ -142,6 +142,13 @@ class TestFeed:
         source.show(6)  # somebody deleted it
         assert feed.take().objects == {"default/a": None}
 
+    def test_a_write_that_the_source_is_past_already_is_not_shown(self, source, view):
+        feed = view.feed()
+        source.show(6)  # our write of 5 was undone by somebody before we heard that it was done
+        feed.take()
+        view.wrote(pod("a", version=5))
+        assert feed.take().objects == {"default/a": None}
+
     def test_a_source_that_lost_track_gives_everything(self, source, view):
         feed = view.feed()
         feed.take()
