@@ -24,6 +24,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from podlane.errors import PermissionDenied, PodlaneError
 from podlane.store.config import StoreConfig
@@ -39,6 +40,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("podlane")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """What a test, or a command that runs in it, makes of the logs is not the next one's: `error` hid its warnings."""
+    yield
+    structlog.reset_defaults()
 
 
 def free_port() -> int:
