@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -30,24 +30,15 @@ from podlane.api.types import (
 )
 from podlane.errors import AlreadyExists, Forbidden, Invalid
 from podlane.runtime.clock import FakeClock
-from podlane.store.config import connect
-from podlane.store.interface import Delete, Store
-from podlane.store.memory import MemoryStore
+from podlane.store.interface import Store
 from podlane.store.registry import Registry
 
 pytestmark = pytest.mark.contract
 
 
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd = request.getfixturevalue("shared_etcd")
-    real = connect(etcd.client_config)
-    real.txn([], [Delete("/registry/", prefix=True), Delete("/podlane/", prefix=True)])
-    yield real
-    real.close()
+@pytest.fixture
+def store(registry_store: Store) -> Store:
+    return registry_store
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from msgspec.structs import replace
 
@@ -22,24 +20,16 @@ from podlane.api.types import (
 from podlane.errors import Conflict, Invalid, NamespaceTerminating, NotFound
 from podlane.runtime.clock import FakeClock
 from podlane.store.bulk import Binding, Change
-from podlane.store.config import connect
 from podlane.store.deletion import Propagation
-from podlane.store.interface import Delete, Store
-from podlane.store.memory import MemoryStore
+from podlane.store.interface import Store
 from podlane.store.registry import Registry
 
 pytestmark = pytest.mark.contract
 
 
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    real = connect(request.getfixturevalue("shared_etcd").client_config)
-    real.txn([], [Delete("/registry/", prefix=True), Delete("/podlane/", prefix=True)])
-    yield real
-    real.close()
+@pytest.fixture
+def store(registry_store: Store) -> Store:
+    return registry_store
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -43,7 +43,6 @@ from podlane.errors import (
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
 from podlane.store.bulk import Binding
-from podlane.store.config import connect
 from podlane.store.events import EventRecorder
 from podlane.store.interface import Compare, Delete, Put, Store
 from podlane.store.memory import MemoryStore
@@ -55,16 +54,9 @@ pytestmark = pytest.mark.contract
 WAIT = 20.0
 
 
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd = request.getfixturevalue("shared_etcd")
-    real = connect(etcd.client_config)
-    real.txn([], [Delete("/registry/", prefix=True), Delete("/podlane/", prefix=True)])
-    yield real
-    real.close()
+@pytest.fixture
+def store(registry_store: Store) -> Store:
+    return registry_store
 
 
 @pytest.fixture

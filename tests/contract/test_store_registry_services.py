@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,9 +14,7 @@ from podlane.api.types import ClusterConfig, Pod, Service, ServiceStatus
 from podlane.errors import AlreadyExists, Conflict, Invalid, NotFound, PodlaneError
 from podlane.store import keys
 from podlane.store.claims import claims_of
-from podlane.store.config import connect
-from podlane.store.interface import Delete, Store, TxnResult
-from podlane.store.memory import MemoryStore
+from podlane.store.interface import Store, TxnResult
 from podlane.store.pools import RangeFull
 from podlane.store.registry import Registry
 
@@ -30,16 +28,9 @@ NAMED = {"type": "ExternalName", "externalName": "db.example.com"}
 DNS = [{"name": "a", "port": 53, "protocol": "UDP"}, {"name": "b", "port": 53}, {"name": "c", "port": 9153}]
 
 
-@pytest.fixture(params=["memory", "etcd"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    etcd = request.getfixturevalue("shared_etcd")
-    real = connect(etcd.client_config)
-    real.txn([], [Delete("/registry/", prefix=True), Delete("/podlane/", prefix=True)])
-    yield real
-    real.close()
+@pytest.fixture
+def store(registry_store: Store) -> Store:
+    return registry_store
 
 
 @pytest.fixture
