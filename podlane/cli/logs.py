@@ -38,7 +38,7 @@ _SELECTED_TAIL = 10
 @click.option("--all-containers", is_flag=True, help="Every container of the pod, those of its start too.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed from now on.")
 @click.option("-p", "--previous", is_flag=True, help="Of the container before the last restart.")
-@click.option("--tail", type=int, metavar="LINES", help="Only the last lines; -1: all.")
+@click.option("--tail", type=click.IntRange(min=-1), metavar="LINES", help="Only the last lines; -1: all.")
 @click.option("--since", type=DURATION, metavar="DURATION", help="Only what is younger, e.g. 5m.")
 @click.option("--since-time", metavar="TIME", help="Only what is later than this, e.g. 2026-01-02T15:04:05Z.")
 @click.option("--limit-bytes", type=click.IntRange(min=0), metavar="N", help="No more than so many bytes of each.")

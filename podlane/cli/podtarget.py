@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from podlane.api.meta import controller_of, is_pod_active, is_pod_ready
 from podlane.api.selectors import selects
 from podlane.api.types import AGENT_CERTIFICATE_ANNOTATION, Node, Pod, ReplicationController, Service
+from podlane.cli.command import note
 from podlane.cli.query import missing_text
 from podlane.cli.resources import parse_any
 from podlane.errors import NotFound, PodlaneError, UsageError
@@ -90,7 +91,12 @@ def container_of(pod: Pod, name: str | None) -> ContainerTarget:
     names = container_names(pod)
     if name is None:
         chosen = pod.metadata.annotations.get(DEFAULT_CONTAINER_ANNOTATION)
-        return ContainerTarget(pod, chosen if chosen in names else pod.spec.containers[0].name)
+        if chosen in names:
+            return ContainerTarget(pod, chosen)
+        first = pod.spec.containers[0].name
+        if len(names) > 1:
+            note(f'Defaulted container "{first}" out of: {", ".join(names)}')
+        return ContainerTarget(pod, first)
     if name not in names:
         raise UsageError(f'pod {pod.metadata.name}: no container "{name}"; it has {", ".join(names)}')
     return ContainerTarget(pod, name)

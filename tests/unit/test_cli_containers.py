@@ -31,6 +31,7 @@ from podlane.api.types import (
 from podlane.cli import terminal
 from podlane.cli.main import cli
 from podlane.runtime.clock import ScriptedClock
+from podlane.runtime.log import configure
 from scheduler.agent import containers as c
 from scheduler.agent.client import AgentClient
 from scheduler.agent.fake import FakeRuntime
@@ -106,6 +107,13 @@ def test_logs_of_the_first_container(world):
     assert world.shell.ok("logs", "web-1") == "one\ntwo\nthree\n"
     assert world.shell.ok("logs", "pod/web-1", "--tail=2") == "two\nthree\n"
     assert world.shell.ok("logs", "web-1", "--tail=-1") == "one\ntwo\nthree\n"
+    assert "--tail" in world.shell.fails("logs", "web-1", "--tail=-2", code=2)
+
+
+def test_which_container_was_chosen_of_several_is_told_beside_the_output(world):
+    assert world.shell.run("logs", "web-1").stderr == 'Defaulted container "web" out of: web, log\n'
+    assert world.shell.run("logs", "web-1", "-c", "web").stderr == ""
+    assert world.shell.run("logs", "web-2").stderr == ""
 
 
 def test_logs_of_another_container(world):
@@ -221,8 +229,8 @@ def test_logs_that_cannot_be_had(world, args, code, message):
 
 def test_an_agent_that_does_not_answer(world):
     world.server.close()
-    errors = world.shell.fails("logs", "web-1")
-    assert errors.startswith(f"error: logs of pod web-1: reach agent 127.0.0.1:{world.server.port}: ")
+    errors = world.shell.fails("logs", "web-2")
+    assert errors.startswith(f"error: logs of pod web-2: reach agent 127.0.0.1:{world.server.port}: ")
     assert len(lines(errors)) == 1
 
 
@@ -255,7 +263,7 @@ def test_exec_where_nothing_runs(world):
 
 
 def test_a_terminal_is_not_asked_for_without_one(world):
-    result = world.shell.run("exec", "-it", "web-1", "--", "sh", stdin="exit 3\n")
+    result = world.shell.run("exec", "-it", "web-2", "--", "sh", stdin="exit 3\n")
     assert result.exit_code == 3
     assert result.stderr == "warning: standard input is no terminal; going on without one\n"
 
@@ -312,6 +320,7 @@ class Seen:
 
 def test_a_real_terminal(world, keyboard, monkeypatch, capsysbinary):
     """Raw mode: Ctrl-C is the command's, nothing is echoed here; afterwards all is as it was."""
+    configure("error")  # else the server's requests are told on the same output
     keyboard.attach(monkeypatch)
     termios.tcsetwinsize(keyboard.screen, (24, 80))
     client = AgentClient(f"https://127.0.0.1:{world.server.port}", "secret", certificate().fingerprint)
