@@ -109,7 +109,7 @@ def _node(node: Node, related: Sequence[Object], now: datetime) -> Lines:
     yield from indented(f"{a.type + ':':<12}{a.address}" for a in status.addresses)
     for name, amounts in (("Capacity", status.capacity), ("Allocatable", status.allocatable)):
         yield f"{name}:"
-        yield from indented(f"{key + ':':<12}{amounts[key]}" for key in sorted(amounts))
+        yield from indented(f"{key + ':':<20}{amounts[key]}" for key in sorted(amounts))
     yield "System Info:"
     rows = (
         ("Machine ID", info.machine_id),

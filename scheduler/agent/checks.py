@@ -42,7 +42,7 @@ def checker(runtime: Runtime) -> Callable[[Target], Answer]:
         except TimeoutError:
             return False, f"no answer within {target.probe.timeout_seconds} s"
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return False, str(error) or repr(error)
+            return False, (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
 
     return check
 

@@ -119,7 +119,8 @@ class AgentClient:
             return wire, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             wire.close()
-            raise AgentError(f"reach agent {self._host}:{self._port}: {error}") from error
+            cause = getattr(error, "strerror", None) or error
+            raise AgentError(f"reach agent {self._host}:{self._port}: {cause}") from error
 
     def _connect(self) -> Wire:
         """A connection to the agent, and to nobody else. Raises AgentError."""
@@ -130,7 +131,7 @@ class AgentClient:
             wire.limit(self._timeout)
             wire.handshake()
         except OSError as error:
-            raise AgentError(f"reach agent {where}: {error}") from error
+            raise AgentError(f"reach agent {where}: {error.strerror or error}") from error
         shown = fingerprint_of(wire.certificate())
         if shown != self._fingerprint.lower():
             wire.close()

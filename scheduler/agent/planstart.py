@@ -34,6 +34,7 @@ from scheduler.agent.runtime import Mount, Record
 from scheduler.agent.security import needs_image_user, security
 
 CONFIG_ERROR = "CreateContainerConfigError"
+NEVER_PULL = "ErrImageNeverPull"
 CREATING = "ContainerCreating"
 KEPT_DEAD = 1
 """Ended containers kept per container of a pod, for `logs --previous`."""
@@ -191,7 +192,7 @@ class Builder:
         present = self.seen.images.get(ct.image) is not None
         if ct.image_pull_policy == "Never" and not present:
             text = f'Container image "{ct.image}" is not present with pull policy of Never'
-            self.waiting[ct.name] = ("ErrImageNeverPull", text)
+            self.waiting[ct.name] = (NEVER_PULL, text)
             return
         fetched = (uid, ct.name, number) in self.seen.pulled
         if (ct.image_pull_policy == "Always" and not fetched) or not present:

@@ -23,7 +23,7 @@ from scheduler.agent.history import all_containers, attempts, is_sidecar, live_i
 from scheduler.agent.lastwords import LastWords
 from scheduler.agent.model import Observed, Plan, PodPlan
 from scheduler.agent.plan import FAILED_MOUNT, NO_ADDRESS
-from scheduler.agent.planstart import CONFIG_ERROR, is_held
+from scheduler.agent.planstart import CONFIG_ERROR, NEVER_PULL, is_held
 from scheduler.agent.probes import Prober
 from scheduler.agent.probestate import ProbeKind, Target
 from scheduler.agent.runtime import Record
@@ -160,11 +160,12 @@ class Reporter:
             self._events.event(pod, "Warning", "BackOff", text)
 
     def _tell_missing(self, pod: Pod, planned: PodPlan) -> None:
-        """One event for each thing a pod begins to wait for: an address, a volume, a variable."""
+        """One event for each thing a pod begins to wait for: an address, a volume, a variable, an image."""
         if planned.bucket == "busy":
             return  # nothing was concluded
         lacks = {planned.why} if planned.why.startswith((NO_ADDRESS, FAILED_MOUNT)) else set()
         lacks |= {f"Failed: Error: {why}" for reason, why in planned.waiting.values() if reason == CONFIG_ERROR}
+        lacks |= {f"{NEVER_PULL}: {why}" for reason, why in planned.waiting.values() if reason == NEVER_PULL}
         for each in sorted(lacks - self._lacking.get(planned.uid, frozenset())):
             self._events.event(pod, "Warning", *each.split(": ", 1))
             self._log.warning("pod waits", pod=planned.ref, reason=each)

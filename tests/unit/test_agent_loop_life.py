@@ -135,6 +135,13 @@ def test_a_container_that_fails_its_liveness_probe_is_restarted(world: World) ->
     assert seen == ["1/1 Running 0", "0/1 Error 0", "1/1 Running 1"]
 
 
+def test_an_image_that_may_not_be_pulled_is_told_once(world: World) -> None:
+    world.bind("p", container(image="mine:1", image_pull_policy="Never"))
+    world.run(30)
+    missing = 'p: ErrImageNeverPull Container image "mine:1" is not present with pull policy of Never'
+    assert world.told.events == [missing]
+
+
 def test_a_startup_probe_that_never_passes_ends_in_back_off(world: World) -> None:
     world.serving = lambda _target: (False, "no")
     world.bind("p", container(startup_probe=Probe(tcp_socket=TCP, period_seconds=1, failure_threshold=2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -11,7 +12,7 @@ import grpc
 import pytest
 from agent_objects import container, pod
 
-from podlane.api.types import ContainerPort, GRPCAction, HTTPGetAction, HTTPHeader, Probe
+from podlane.api.types import ContainerPort, GRPCAction, HTTPGetAction, HTTPHeader, Probe, TCPSocketAction
 from scheduler.agent import checks
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.probestate import Target
@@ -93,6 +94,14 @@ def health() -> Iterator[int]:
     server.start()
     yield port
     server.stop(None).wait()
+
+
+def test_a_port_nobody_listens_at_is_told_in_the_systems_words() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert ask(Probe(tcp_socket=TCPSocketAction(port=port))) == (False, "Connection refused")
+        assert get(port, "/") == (False, "Connection refused")
 
 
 def test_grpc_health(health: int) -> None:

@@ -474,8 +474,8 @@ Conditions:
 Addresses:
   InternalIP: 192.168.64.11
 Capacity:
-  cpu:        4
-  memory:     8Gi
+  cpu:                4
+  memory:             8Gi
 """
         in shown
     )
@@ -555,6 +555,14 @@ def test_describe_finds_what_belongs_to_it(shell):
     assert "Pods Status:      1 Running" in shell.ok("describe", "rc/web")
     shell.add(Node(metadata=ObjectMeta(name="node1")))
     assert "Pods:             (3 in total)" in shell.ok("describe", "node/node1")
+
+
+def test_the_amounts_of_a_node_are_in_one_column(shell):
+    capacity = {"cpu": "2", "ephemeral-storage": "12342040Ki"}
+    shell.add(Node(metadata=ObjectMeta(name="node1"), status=NodeStatus(capacity=capacity)))
+    shown = lines(shell.ok("describe", "node/node1"))
+    assert "  cpu:                2" in shown
+    assert "  ephemeral-storage:  12342040Ki" in shown
 
 
 def test_events(shell):
