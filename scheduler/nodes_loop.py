@@ -118,14 +118,16 @@ class NodesLoop(Loop):
         return self._config
 
     def _tell_of_hold(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
-        if plan.held and plan.held != self._held:
+        # nodes without pods hold nothing: the first of a cluster is there a moment before its heartbeat
+        held = plan.held if any(name in self._by_node for name in plan.held) else ()
+        if held and held != self._held:
             text = f"{len(plan.held)} of {plan.total} nodes are gone: no pod is given up until most are back"
             self.log.error("eviction held", nodes=" ".join(plan.held), reason=text)
             for name in plan.held:
                 self.context.events.event(members[name], "Warning", "EvictionHeld", text)
-        elif self._held and not plan.held:
+        elif self._held and not held:
             self.log.info("eviction no longer held")
-        self._held = plan.held
+        self._held = held
 
     def _write_nodes(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
         """The conditions and taints of a node are one write."""

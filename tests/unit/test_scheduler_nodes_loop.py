@@ -68,6 +68,16 @@ def world() -> World:
     return World()
 
 
+def test_the_first_node_of_a_cluster_is_no_alarm_before_its_heartbeat(world):
+    for name in ("n1", "n2", "n3"):
+        world.lose(name)
+        world.registry.delete(Node, "", name)
+        world.registry.delete(Pod, "default", f"on-{name}")
+    world.registry.create(node("first"))
+    world.sync()
+    assert [line for line in world.scheduler.events.lines if "EvictionHeld" in line] == []
+
+
 def test_nothing_is_known_of_a_silent_node_and_its_taints_say_so(world):
     quiet = [Condition(type=kind, status="False") for kind in ("NetworkUnavailable", "MemoryPressure", "DiskPressure")]
     world.change("n2", *quiet, Condition(type="Ready", status="True"))
