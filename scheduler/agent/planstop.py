@@ -43,7 +43,7 @@ class Stops:
             self._wake(failure.until)
             return
         if grace <= 0:
-            self._signal(record, "SIGKILL")
+            self._signal(record, "SIGKILL", why)
             return
         known = self.seen.stops.get(record.id)
         if known is not None and known.signalled is not None:

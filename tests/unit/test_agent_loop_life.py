@@ -142,6 +142,14 @@ def test_an_image_that_may_not_be_pulled_is_told_once(world: World) -> None:
     assert world.told.events == [missing]
 
 
+def test_an_end_without_grace_is_told_too(world: World) -> None:
+    world.serving = lambda _target: (False, "no")
+    probe = Probe(tcp_socket=TCP, period_seconds=1, failure_threshold=1)
+    world.bind("p", container(liveness_probe=probe), termination_grace_period_seconds=0)
+    world.run(3)
+    assert "p: Killing Container web failed liveness probe, will be restarted" in world.told.events
+
+
 def test_a_startup_probe_that_never_passes_ends_in_back_off(world: World) -> None:
     world.serving = lambda _target: (False, "no")
     world.bind("p", container(startup_probe=Probe(tcp_socket=TCP, period_seconds=1, failure_threshold=2)))
