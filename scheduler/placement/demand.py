@@ -53,6 +53,12 @@ class HostPort:
     port: int
     address: str
 
+    def clashes(self, other: HostPort) -> bool:
+        """Not both can be taken on one node."""
+        return (self.protocol, self.port) == (other.protocol, other.port) and (
+            self.address == other.address or ANY_ADDRESS in {self.address, other.address}
+        )
+
     def __str__(self) -> str:
         at = "" if self.address == ANY_ADDRESS else f" of {self.address}"
         return f"{self.protocol} {self.port}{at}"

@@ -18,7 +18,7 @@ from podlane.api.meta import get_condition
 from podlane.api.quantity import bytes_, milli_cpu
 from podlane.api.quantity import count as count_of
 from podlane.api.types import Node, Pod, Taint
-from scheduler.placement.demand import ANY_ADDRESS, HostPort
+from scheduler.placement.demand import HostPort
 from scheduler.placement.shape import Profile, Shape, image_name
 from scheduler.placement.wants import tolerates
 
@@ -199,11 +199,8 @@ class NodeState:
 
     def _taken(self, profile: Profile) -> HostPort | None:
         for wanted in sorted(profile.ports, key=str):
-            for used in self.ports:
-                if (used.protocol, used.port) == (wanted.protocol, wanted.port) and (
-                    used.address == wanted.address or ANY_ADDRESS in {used.address, wanted.address}
-                ):
-                    return wanted
+            if any(wanted.clashes(used) for used in self.ports):
+                return wanted
         return None
 
     # --- scores: lower is better ------------------------------------------------------
