@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from podlane.api.meta import is_pod_finished, is_pod_ready, namespaced_name
-from podlane.api.types import Pod
+from podlane.api.types import Node, Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import Repetition, get_logger
@@ -30,6 +30,7 @@ from scheduler.agent import containers as c
 from scheduler.agent.actions import Create, Pull, Release, RunHook
 from scheduler.agent.downward import NodeFacts
 from scheduler.agent.eviction import REASON as EVICTED
+from scheduler.agent.gate import Gate
 from scheduler.agent.hostports import HostPort, host_ports
 from scheduler.agent.lastwords import LastWords
 from scheduler.agent.memory import Memory
@@ -155,6 +156,8 @@ class Agent:
             podnet, subnet_file, look_again=self.runner.trigger_after, clock=self.clock, node_ips=(node_ip,)
         )
         self._evicted: dict[str, tuple[str, str]] = {}
+        self._gate = Gate(self._ask_for_node, self.runner.trigger_after, self.clock)
+        self.checks_pods = False  # whether somebody says by `node_read` what the Node is
         self._infra_image_due = self.clock.monotonic()
         self._stream: EventStream | None = None
         # what is reported of the node may have to change
@@ -173,6 +176,16 @@ class Agent:
         self._log.warning("evicted", pod=namespaced_name(pod), why=message)
         self._evicted[pod.metadata.uid] = EVICTED, message
         self.trigger()
+
+    def node_read(self, node: Node, as_of: float) -> bool:
+        """What the Node was after `as_of` (monotonic); whether that is waited for. From any thread."""
+        waited_for = self._gate.read(node, as_of)
+        if waited_for:
+            self.trigger()
+        return waited_for
+
+    def _ask_for_node(self) -> None:
+        self.on_node_change()
 
     def network_problem(self) -> str | None:
         """Why no pod can be given a network now; None when it can."""
@@ -204,6 +217,8 @@ class Agent:
             self.on_node_change()
         self._ensure_infra_image()
         records = self._network.with_addresses(self.runtime.list())
+        if self.checks_pods:
+            pods = self._gate.look(pods, {c.pod_uid(r) for r in records})
         endings, stops = self.memory.note_endings(_ending(pods, records)), self.memory.stops()
         seen = Observed(
             now=self.clock.now(),
@@ -229,7 +244,7 @@ class Agent:
             drains=self.drains.look(to_drain(pods, records, endings, stops)),
             drain_delay=self._drain_delay,
             drain_timeout=self._drain_timeout,
-            evicted=dict(self._evicted),
+            evicted={**self._evicted, **self._gate.rejected()},
         )
         planned = plan(seen)
         if self.store_view is not None:

@@ -355,6 +355,7 @@ def agent(
         clock=clock,
         measures=measures,
         on_little_memory=Evictor(usage, lambda: bindings.snapshot().values(), worker.evict, clock).look,
+        on_read=worker.node_read,
     )
     worker.node = node_facts(facts)
     pruner = Pruner(
@@ -367,6 +368,7 @@ def agent(
         limits=image_limits,
     )
     worker.on_node_change = registrar.runner.trigger
+    worker.checks_pods = True
 
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
     threads: dict[str, Callable[[threading.Event], None]] = {

@@ -16,7 +16,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from podlane.api.types import Object, ObjectReference, Pod
+from podlane.api.types import Node, Object, ObjectReference, Pod
 from podlane.store.events import EventRecorder
 from podlane.store.registry import Registry
 from scheduler.agent.agent import Agent
@@ -99,9 +99,15 @@ class HollowNode:
         labels = {HOLLOW_LABEL: "true", **settings.labels}
         facts = Facts(name=name, ip=str(subnet[1]), port=0, capacity=settings.capacity, labels=labels)
         self.registrar = Registrar(
-            facts, registry=registry, runtime=self._runtime, network=self.agent.network, clock=crew.clock
+            facts,
+            registry=registry,
+            runtime=self._runtime,
+            network=self.agent.network,
+            clock=crew.clock,
+            on_read=self._node_read,
         )
-        self.agent.on_node_change = self.registrar.runner.trigger
+        self.agent.on_node_change = self._node_wanted
+        self.agent.checks_pods = True
 
     def start(self) -> None:
         """Begin; no harm if it has begun."""
@@ -152,6 +158,14 @@ class HollowNode:
     def _heard(self, event: RuntimeEvent) -> None:
         self.agent.heard(event)
         self._turning.wake()
+
+    def _node_wanted(self) -> None:
+        self.registrar.runner.trigger()
+        self._calling.wake()
+
+    def _node_read(self, node: Node, as_of: float) -> None:
+        if self.agent.node_read(node, as_of):
+            self._turning.wake()
 
     def _agent_wanted(self) -> None:
         self.agent.trigger()

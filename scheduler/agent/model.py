@@ -93,7 +93,7 @@ class Observed:
     seconds: after that, and for all of it. `known` is what the store says of the
     objects pods name; `users` has whom images run as, where that matters;
     `set_up` by UID what a pod's volumes were made from last; `evicted` by UID why
-    (reason, message) a pod must go for the node's sake.
+    (reason, message) a pod must go for the node's sake, or may not be here at all.
     """
 
     now: float

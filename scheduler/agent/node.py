@@ -161,7 +161,8 @@ class Registrar:
 
     `network` gives (pod CIDR, why it is not usable or ""); without `measures`
     nothing is short and all of the capacity is the pods'. `on_little_memory`
-    is called at each look that finds too little.
+    is called at each look that finds too little, `on_read` with the Node each
+    time it is known, and a moment (monotonic) after which it was read.
     """
 
     def __init__(
@@ -174,6 +175,7 @@ class Registrar:
         clock: Clock,
         measures: Measures | None = None,
         on_little_memory: Callable[[], None] = lambda: None,
+        on_read: Callable[[Node, float], object] = lambda _node, _as_of: None,
     ) -> None:
         self._facts = facts
         self._registry = registry
@@ -182,6 +184,7 @@ class Registrar:
         self._clock = clock
         self._measures = measures
         self._on_little_memory = on_little_memory
+        self._on_read = on_read
         self._pressures: Mapping[Pressure, State] = {}
         self._root = ""
         self._images_due = clock.monotonic()
@@ -199,16 +202,17 @@ class Registrar:
         if facts.problem != self._problem:
             self._log.info("node condition", ready=not facts.problem, problem=facts.problem)
         self._problem = facts.problem
-        now = self._clock.now()
+        now, as_of = self._clock.now(), self._clock.monotonic()
         try:
-            self._registry.modify(Node, "", facts.name, lambda old: describe(old, facts, now))
+            node = self._registry.modify(Node, "", facts.name, lambda old: describe(old, facts, now))
         except NotFound:
             try:
-                self._registry.create(describe(None, facts, now))
+                node = self._registry.create(describe(None, facts, now))
             except AlreadyExists:
                 self.runner.trigger()
                 return
             self._log.info("node registered", node=facts.name, ip=facts.ip, capacity=dict(facts.capacity))
+        self._on_read(node, as_of)
 
     def _look(self) -> Facts:
         cidr, network = self._network()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import msgspec
 
@@ -18,11 +19,11 @@ from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
 from scheduler.agent import status
-from scheduler.agent.eviction import REASON as EVICTED
+from scheduler.agent.admission import REJECTED
 from scheduler.agent.history import all_containers, attempts, is_sidecar, live_infra
 from scheduler.agent.lastwords import LastWords
 from scheduler.agent.model import Observed, Plan, PodPlan
-from scheduler.agent.plan import FAILED_MOUNT, NO_ADDRESS
+from scheduler.agent.plan import DEADLINE, FAILED_MOUNT, NETWORK_LOST, NO_ADDRESS
 from scheduler.agent.planstart import CONFIG_ERROR, NEVER_PULL, is_held
 from scheduler.agent.probes import Prober
 from scheduler.agent.probestate import ProbeKind, Target
@@ -143,7 +144,9 @@ class Reporter:
         self._tell_missing(pod, planned)
         if planned.failed is not None and planned.uid not in self._failed:
             self._failed.add(planned.uid)
-            self._events.event(pod, "Warning" if planned.failed[0] == EVICTED else "Normal", *planned.failed)
+            reason, message = planned.failed
+            kind: Literal["Normal", "Warning"] = "Normal" if planned.failed in {DEADLINE, NETWORK_LOST} else "Warning"
+            self._events.event(pod, kind, reason, message.removeprefix(REJECTED))
         if planned.undrained and planned.uid not in self._undrained:
             self._undrained.add(planned.uid)
             self._log.warning("ended undrained", pod=planned.ref, not_acknowledged=planned.undrained)

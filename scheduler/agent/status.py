@@ -36,6 +36,7 @@ from podlane.api.types import (
     PodStatus,
 )
 from scheduler.agent import containers as c
+from scheduler.agent.admission import REJECTED, is_new
 from scheduler.agent.history import attempts, is_due, is_sidecar, live_infra
 from scheduler.agent.planstart import CREATING
 from scheduler.agent.runtime import Record
@@ -71,6 +72,13 @@ def compute(
     """The status of a pod; `failed` is the plan's reason and message for a pod that fails for another cause than
     its containers.
     """
+    if not records and is_new(pod) and failed is not None:
+        reason, message = failed  # nothing was begun, and as by the kubelet nothing more is told
+        return msgspec.structs.replace(
+            pod.status, phase="Failed", reason=reason, message=message, start_time=utcnow_from(now)
+        )
+    if not records and _was_rejected(pod):
+        return pod.status
     infra = live_infra(records)
     if infra is None or not infra.ip:
         health = replace(health, ready=())
@@ -105,6 +113,10 @@ def compute(
         init_container_statuses=init,
         container_statuses=main,
     )
+
+
+def _was_rejected(pod: Pod) -> bool:
+    return pod.status.phase == "Failed" and pod.status.message.startswith(REJECTED)
 
 
 def is_urgent(old: PodStatus, new: PodStatus) -> bool:

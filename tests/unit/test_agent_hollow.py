@@ -24,6 +24,7 @@ from podlane.api.types import (
     Pod,
     PodSpec,
     PodStatus,
+    ResourceRequirements,
     Volume,
 )
 from podlane.errors import NotFound
@@ -207,6 +208,12 @@ class World:
         version = self.registry.create(pod).metadata.resource_version
         assert self.registry.bind([Binding("default", name, "hollow-7", version)]) == [None]
 
+    def author(self, name: str, cpu: str) -> None:
+        """Make a pod that names the node itself."""
+        asks = ResourceRequirements(requests={"cpu": cpu})
+        spec = PodSpec(containers=(Container(name="web", image="web", resources=asks),), node_name="hollow-7")
+        self.registry.create(Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=spec))
+
     def pod(self, name: str) -> Pod:
         return self.registry.get(Pod, "default", name)
 
@@ -353,6 +360,14 @@ def test_an_agents_own_write_that_comes_back_is_no_change_to_look_at(clock: Fake
     registry.replace(mine, replace(mine, status=PodStatus(phase="Failed")))
     assert come_back().status.phase == "Failed"
     assert told == ["changed"] * 2
+
+
+def test_a_pod_that_names_the_node_and_does_not_fit_is_failed(world: World) -> None:
+    world.author("small", "1")
+    world.author("large", "64")
+    world.run(1)
+    assert world.pod("large").status.reason == "OutOfcpu"
+    world.until(lambda: is_pod_ready(world.pod("small")))
 
 
 def test_a_node_without_a_list_says_so(clock: FakeClock, crew: Crew, tmp_path: Path) -> None:
