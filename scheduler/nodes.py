@@ -5,6 +5,8 @@ exists, a key that ends with the node's etcd lease; so no clock is ever
 compared with another machine's. Invariants:
 - a node that is gone serves no endpoints and gets no pods from the moment its
   key is gone, and says so by its taints;
+- a pod of a node that is gone is marked not ready, once per outage: its agent,
+  which knows better, has the last word as soon as it is back;
 - a pod goes when a NoExecute taint has been there for longer than it tolerates
   (`grace` seconds, where it says nothing, of an unreachable node), counted by
   this leader from what it has seen itself: a new leader evicts later, never
@@ -24,9 +26,10 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from podlane.api import taints
-from podlane.api.meta import get_condition, namespaced_name, utcnow_from
+from podlane.api.meta import is_pod_ready, namespaced_name, utcnow_from
 from podlane.api.types import Node, Pod, Taint
 from scheduler import nodetaints
+from scheduler.nodeseen import Seen, look, ready_condition, ready_status
 
 UNKNOWN_REASON = "NodeStatusUnknown"
 MANY = 3
@@ -56,29 +59,6 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What this leader remembers of a node; times are Unix seconds.
-
-    `since`: when its heartbeat last came or went. `trouble` is the lifecycle
-    taint it deserves, which counts from `evict_from`: later than when it began
-    after a mass outage. `given_up`: when its pods last had to go for that.
-    `tainted`: since when each of an operator's NoExecute taints counts.
-    """
-
-    alive: bool
-    since: float
-    ever_alive: bool
-    trouble: str = ""
-    evict_from: float = 0.0
-    given_up: float = -inf
-    tainted: Mapping[Taint, float] = field(default_factory=dict)
-
-    @property
-    def is_given_up(self) -> bool:
-        return bool(self.trouble) and self.given_up >= self.evict_from
-
-
-@dataclass(frozen=True, slots=True)
 class Eviction:
     """A pod to be given up. `lost`: nobody is there to end it. `missing`: its node has no object: to be verified."""
 
@@ -97,10 +77,15 @@ class Retaint:
     change: str
 
 
+_ACTIONS = ("mark_unknown", "mark_ready", "retaint", "evict", "unready", "tell")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`mark_unknown` and `mark_ready` are nodes whose conditions are to be written, `retaint` has new taints by node.
 
+    `unready`: pods whose Ready condition is to become False. `tell`: nodes of
+    which people are to hear that they became ready, or no longer are.
     `held`: the nodes, of `total`, whose pods are kept because too many are
     gone; `waiting`: those whose turn is yet to come. `seen` is what to pass in
     next time. `next_at` (Unix seconds) is when time alone will change the plan.
@@ -111,6 +96,8 @@ class Plan:
     mark_ready: tuple[str, ...] = ()
     retaint: Mapping[str, Retaint] = field(default_factory=dict)
     evict: tuple[Eviction, ...] = ()
+    unready: tuple[Pod, ...] = ()
+    tell: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     total: int = 0
@@ -118,15 +105,11 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        return not (self.mark_unknown or self.mark_ready or self.retaint or self.evict)
+        return not any(getattr(self, name) for name in _ACTIONS)
 
     def sizes(self) -> dict[str, int]:
         """How many are in each bucket that is not empty."""
-        return {
-            name: len(getattr(self, name))
-            for name in ("mark_unknown", "mark_ready", "retaint", "evict", "held", "waiting")
-            if getattr(self, name)
-        }
+        return {name: len(getattr(self, name)) for name in (*_ACTIONS, "held", "waiting") if getattr(self, name)}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -136,6 +119,8 @@ class Plan:
         yield from (f"mark node {name} ready" for name in self.mark_ready)
         yield from (f"taint node {name} {retaint.change}" for name, retaint in self.retaint.items())
         yield from (f"evict pod {namespaced_name(e.pod)}: {e.why}" for e in self.evict)
+        yield from (f"mark pod {namespaced_name(p)} not ready: node {p.spec.node_name} is gone" for p in self.unready)
+        yield from (f"tell of node {name}: {'' if self.seen[name].told_ready else 'not '}ready" for name in self.tell)
         if self.held:
             yield f"hold {len(self.held)}/{self.total} nodes: {' '.join(self.held)}"
         if self.waiting:
@@ -164,9 +149,9 @@ def plan(
 ) -> Plan:
     """Decide. `alive`: names with a heartbeat key; `pods` by node; `seen`: the last plan's (empty for a new leader)."""
     known = {node.metadata.name: node for node in sorted(nodes, key=lambda n: n.metadata.name)}
-    memory = {name: _look(seen.get(name), known.get(name), name in alive, now) for name in sorted({*known, *pods})}
-    gone, unready = _hold(known, memory)
-    held = {*gone, *unready}
+    memory = {name: look(seen.get(name), known.get(name), name in alive, now) for name in sorted({*known, *pods})}
+    gone, broken = _hold(known, memory)
+    held = {*gone, *broken}
     for name in held:
         # what a pod tolerates counts again when the outage ends, and later: nodes do not all come back in one instant
         memory[name] = replace(memory[name], evict_from=now + patience.recovery)
@@ -189,12 +174,21 @@ def plan(
                 evict.append(eviction)
             elif (moment := stay.next_at(now, given_up=name not in kept)) is not None:
                 wakes.append(moment)
+    silent = {
+        name: pods[name]
+        for name in known.keys() & pods.keys() - held
+        if not memory[name].alive and (name in unknown or ready_status(known[name]) == "Unknown")
+    }
+    unready = _mark_pods(silent, {e.pod.metadata.uid for e in evict}, memory, now, wakes)
+    news = _news(known, memory)
     return Plan(
         seen=memory,
         mark_unknown=tuple(unknown),
         mark_ready=tuple(ready),
         retaint=_retaints(known, memory, ready, held, now),
         evict=tuple(evict),
+        unready=tuple(unready),
+        tell=news,
         held=tuple(gone),
         waiting=tuple(waiting),
         total=len(known),
@@ -250,37 +244,6 @@ class _Stay:
         return min((m for m in moments if now < m < inf), default=None)
 
 
-def _look(before: Seen | None, node: Node | None, alive: bool, now: float) -> Seen:
-    trouble = _trouble(node, alive)
-    tainted: dict[Taint, float] = {}
-    for taint in nodetaints.of_operator(node) if node is not None else ():
-        tainted[taint] = before.tainted.get(taint, now) if before is not None else now
-    if before is None:
-        return Seen(alive=alive, since=now, ever_alive=alive, trouble=trouble, evict_from=now, tainted=tainted)
-    return replace(
-        before,
-        alive=alive,
-        since=before.since if before.alive == alive else now,
-        ever_alive=before.ever_alive or alive,
-        trouble=trouble,
-        evict_from=before.evict_from if before.trouble == trouble else now,
-        tainted=tainted,
-    )
-
-
-def _trouble(node: Node | None, alive: bool) -> str:
-    """Why pods may have to leave; what a node that just came back is, it is about to say itself."""
-    if not alive:
-        return taints.UNREACHABLE
-    status = _ready_status(node)
-    return "" if node is None or status == "Unknown" else nodetaints.trouble(status, alive=True)
-
-
-def _ready_status(node: Node | None) -> str | None:
-    condition = get_condition(node.status.conditions, "Ready") if node is not None else None
-    return condition.status if condition is not None else None
-
-
 def _hold(known: Mapping[str, Node], memory: Mapping[str, Seen]) -> tuple[list[str], list[str]]:
     """Whose pods are kept: the gone nodes if most are gone, and those that are not ready if most are that or gone."""
     gone = [name for name in known if not memory[name].alive]
@@ -319,7 +282,7 @@ def _marks(
     ready: list[str] = []
     for name, node in known.items():
         state = memory[name]
-        condition = get_condition(node.status.conditions, "Ready")
+        condition = ready_condition(node)
         if state.alive:
             wrong = condition is not None and condition.reason == UNKNOWN_REASON
             due, bucket = state.since + SETTLE, ready
@@ -340,7 +303,7 @@ def _retaints(
     changes: dict[str, Retaint] = {}
     for name, node in known.items():
         state = memory[name]
-        status = "True" if name in ready else _ready_status(node)
+        status = "True" if name in ready else ready_status(node)
         if not state.alive and not state.ever_alive and status != "Unknown" and now < state.since + SETTLE:
             continue  # it may be about to register
         trouble = nodetaints.trouble(status, alive=state.alive)
@@ -348,3 +311,43 @@ def _retaints(
         if wanted != node.spec.taints:
             changes[name] = Retaint(wanted, nodetaints.difference(node.spec.taints, wanted))
     return changes
+
+
+def _mark_pods(
+    silent: Mapping[str, Collection[Pod]],
+    evicted: Collection[str],
+    memory: dict[str, Seen],
+    now: float,
+    wakes: list[float],
+) -> list[Pod]:
+    """Those of silent nodes that still say they are ready, noted in `memory`; but those evicted (UIDs) go anyway.
+
+    After an outage of most nodes this waits, as eviction does, for the others to come back.
+    """
+    unready: list[Pod] = []
+    for name in sorted(silent):
+        state = memory[name]
+        done = state.marked.union(evicted)
+        fresh = [pod for pod in silent[name] if is_pod_ready(pod) and pod.metadata.uid not in done]
+        if fresh and now < state.evict_from:
+            wakes.append(state.evict_from)
+        elif fresh:
+            memory[name] = replace(state, marked=state.marked.union(pod.metadata.uid for pod in fresh))
+            unready += fresh
+    return unready
+
+
+def _news(known: Mapping[str, Node], memory: dict[str, Seen]) -> tuple[str, ...]:
+    """The nodes that became ready, or no longer are, whoever said so: noted in `memory`.
+
+    Only what the heartbeat bears out counts: a node on its way back may say something before its heartbeat does.
+    """
+    news: list[str] = []
+    for name, node in known.items():
+        state, status = memory[name], ready_status(node)
+        if status is None or (status == "Unknown") == state.alive:
+            continue
+        if (status == "True") != state.told_ready:
+            memory[name] = replace(state, told_ready=status == "True")
+            news.append(name)
+    return tuple(news)

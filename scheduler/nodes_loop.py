@@ -1,4 +1,4 @@
-"""Carries out what was decided of nodes: marks and taints them, gives up their pods, says when it does not.
+"""Carries out what was decided of nodes: marks and taints them, marks and gives up their pods, says what happens.
 
 Invariant: what this leader remembers of nodes begins with its leadership, so
 grace periods count from what it has seen itself.
@@ -12,16 +12,18 @@ from math import inf
 
 from msgspec.structs import replace
 
-from podlane.api.meta import namespaced_name, set_condition, utcnow_from
+from podlane.api.meta import get_condition, namespaced_name, set_condition, utcnow_from
 from podlane.api.types import ClusterConfig, Condition, ConditionStatus, Lease, Node, Pod
 from podlane.errors import NotFound, PodlaneError
 from podlane.store.bulk import Change
 from scheduler import nodes
 from scheduler.loop import Context, Loop, delete_pods
+from scheduler.nodeseen import Seen, ready_condition, without_mark
 
 CONFIG_SECONDS = 30.0
 GONE = "its heartbeat ended: the node, its agent or the network to it is down"
 BACK = "its heartbeat is back"
+NOT_READY = "Node is not ready"
 
 _BY_AGENT = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure")
 """Conditions that nobody knows of while the agent is silent."""
@@ -37,7 +39,7 @@ class NodesLoop(Loop):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._seen: dict[str, nodes.Seen] = {}
+        self._seen: dict[str, Seen] = {}
         self._held: tuple[str, ...] = ()
         self._config = ClusterConfig()
         self._config_read: float | None = None
@@ -73,9 +75,11 @@ class NodesLoop(Loop):
         self._seen = dict(plan.seen)
         if not plan.empty:
             self.tell(plan.lines(), plan.sizes())
+        self._tell(plan, members)
         self._tell_of_hold(plan, members)
         self._write_nodes(plan, members)
         self._evict(plan.evict)
+        self._mark_pods(plan.unready)
         self._undone = bool(self._failures)
         self._due = inf if plan.next_at is None else plan.next_at
         self.wake_at(plan.next_at)
@@ -117,6 +121,16 @@ class NodesLoop(Loop):
             self._config_read = now
         return self._config
 
+    def _tell(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
+        """In the words of whoever wrote the condition: the agent, or this leader a moment ago."""
+        for name in plan.tell:
+            condition = ready_condition(members[name])
+            why = condition.message if condition is not None else ""
+            if plan.seen[name].told_ready:
+                self.context.events.event(members[name], "Normal", "NodeReady", why)
+            else:
+                self.context.events.event(members[name], "Warning", "NodeNotReady", why)
+
     def _tell_of_hold(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
         # nodes without pods hold nothing: the first of a cluster is there a moment before its heartbeat
         held = plan.held if any(name in self._by_node for name in plan.held) else ()
@@ -147,10 +161,6 @@ class NodesLoop(Loop):
                 self.failed(f"update node {name}", outcome)
                 continue
             self.snapshot.nodes.wrote(outcome)
-            if name in plan.mark_unknown:
-                self.context.events.event(outcome, "Warning", "NodeNotReady", GONE)
-            elif name in plan.mark_ready:
-                self.context.events.event(outcome, "Normal", "NodeReady", BACK)
 
     def _with_conditions(
         self, node: Node, types: Sequence[str], status: ConditionStatus, reason: str, message: str
@@ -168,6 +178,25 @@ class NodesLoop(Loop):
             )
             conditions = set_condition(conditions, said)
         return replace(node, status=replace(node.status, conditions=conditions))
+
+    def _mark_pods(self, pods: Sequence[Pod]) -> None:
+        """Only the status and the time of the condition change, and nothing of the containers: as in Kubernetes."""
+        changes = [Change(pod, self._not_ready(pod)) for pod in pods]
+        for change, outcome in zip(changes, self.registry.update_many(changes), strict=True):
+            pod = change.old
+            if isinstance(outcome, Exception):
+                there = pod.spec.node_name
+                self._seen[there] = without_mark(self._seen[there], pod)
+                self.failed(f"mark pod {namespaced_name(pod)} not ready", outcome)
+                continue
+            self.snapshot.pods.wrote(outcome)
+            self.context.events.event(pod, "Warning", "NodeNotReady", NOT_READY)
+
+    def _not_ready(self, pod: Pod) -> Pod:
+        said = get_condition(pod.status.conditions, "Ready")
+        assert said is not None  # it is True
+        said = replace(said, status="False", last_transition_time=utcnow_from(self.context.clock.now()))
+        return replace(pod, status=replace(pod.status, conditions=set_condition(pod.status.conditions, said)))
 
     def _evict(self, evictions: Sequence[nodes.Eviction]) -> None:
         real: set[str] = set()

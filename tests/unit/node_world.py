@@ -10,6 +10,7 @@ from podlane.api.meta import set_condition
 from podlane.api.types import Condition, Node, Pod, Taint, Toleration
 from scheduler import nodes
 from scheduler.nodes import UNKNOWN_REASON, Patience
+from scheduler.nodeseen import Seen
 
 PATIENCE = Patience(grace=5.0, not_ready=300.0, share=1.0)
 
@@ -26,7 +27,8 @@ class NodeWorld:
         self.nodes: dict[str, Node] = {name: node(name) for name in names}
         self.alive = set(names)
         self.pods: list[Pod] = [pod(f"on-{name}", node=name) for name in names]
-        self.seen: dict[str, nodes.Seen] = {}
+        self.news: list[str] = []
+        self.seen: dict[str, Seen] = {}
         self.last = nodes.Plan()
 
     def plan(self, seconds: float) -> nodes.Plan:
@@ -41,10 +43,10 @@ class NodeWorld:
         return self.last
 
     def at(self, seconds: float) -> str:
-        """Decide and carry out; returns what was decided, but for the taints, which `taints` shows."""
+        """Decide and carry out; returns what was decided, but for taints and news: `taints` and `news` show them."""
         plan = self.plan(seconds)
         self._carry_out(plan)
-        return "\n".join(line for line in plan.lines() if not line.startswith("taint "))
+        return "\n".join(line for line in plan.lines() if not line.startswith(("taint ", "tell ")))
 
     def _carry_out(self, plan: nodes.Plan) -> None:
         for name in plan.mark_unknown:
@@ -53,8 +55,18 @@ class NodeWorld:
             self.says(name, "True", "HeartbeatReturned")
         for name, change in plan.retaint.items():
             self._spec(name, taints=change.taints)
+        for item in plan.unready:
+            self.pod_says(item.metadata.name, "False")
+        self.news += [line.removeprefix("tell of node ") for line in plan.lines() if line.startswith("tell ")]
         evicted = {id(eviction.pod) for eviction in plan.evict}
         self.pods = [item for item in self.pods if id(item) not in evicted]
+
+    def pod_says(self, name: str, ready: str) -> None:
+        """The Ready condition of a pod, by whoever writes it."""
+        for i, item in enumerate(self.pods):
+            if item.metadata.name == name:
+                said = set_condition(item.status.conditions, Condition(type="Ready", status=ready))
+                self.pods[i] = replace(item, status=replace(item.status, conditions=said))
 
     def says(self, name: str, status: str, reason: str = "") -> None:
         """The Ready condition, by whoever writes it."""

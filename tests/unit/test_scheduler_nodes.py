@@ -279,3 +279,105 @@ def test_unreachable():
     assert nodes.unreachable(members, {"n1"}) == {"n2"}
     # with nobody left to tell, what is known stands
     assert nodes.unreachable(members, set()) == frozenset()
+
+
+def test_pods_of_a_node_that_is_gone_are_not_ready_until_its_agent_says_so():
+    c = NodeWorld("n1", "n2", "n3")
+    c.pods = [pod("ready", node="n2", ready=True), pod("not-ready", node="n2"), pod("well", node="n1", ready=True)]
+    c.pods.append(pod("leaving", node="n2", ready=True, terminating=True))
+    c.at(0)
+    c.alive.remove("n2")
+    marks = [f"mark pod default/{name} not ready: node n2 is gone" for name in ("ready", "leaving")]
+    assert c.at(1).splitlines() == ["mark node n2 unknown", *marks]
+    # its agent is on its way back: what it says is not contradicted
+    c.pod_says("ready", "True")
+    assert c.at(2) == ""
+    c.alive.add("n2")
+    c.says("n2", "True", "KubeletReady")
+    assert c.at(3) == ""
+    # the next outage is another
+    c.alive.remove("n2")
+    assert c.at(4).splitlines()[1:] == marks[:1]
+
+
+def test_what_pods_of_a_node_that_lives_say_is_their_agents():
+    c = NodeWorld("n1", "n2", "n3")
+    c.pods = [pod("p", node="n2", ready=True)]
+    c.says("n2", "False", "ContainerRuntimeNotReady")
+    assert (c.at(0), c.at(100)) == ("", "")
+
+
+def test_pods_are_marked_with_their_node_and_not_before():
+    c = NodeWorld("n1", "n2", "n3")
+    c.pods = [pod("p", node="n2", ready=True)]
+    c.alive.remove("n2")
+    assert c.at(0) == ""  # it may be about to register
+    assert c.at(2).splitlines() == ["mark node n2 unknown", "mark pod default/p not ready: node n2 is gone"]
+
+
+def test_a_pod_that_is_given_up_is_not_marked():
+    c = NodeWorld("n1", "n2", "n3")
+    c.at(0)
+    c.alive.remove("n2")
+    c.at(1)
+    c.pods = [pod("late", node="n2", ready=True)]
+    assert c.at(6) == "evict pod default/late: node n2 is gone"
+
+
+def test_most_of_the_cluster_gone_leaves_pods_as_they_are():
+    c = NodeWorld("n1", "n2", "n3")
+    for_ever = Toleration(operator="Exists")
+    c.pods = [tolerant(pod(f"on-{name}", node=name, ready=True), for_ever) for name in ("n1", "n2", "n3")]
+    c.at(0)
+    c.alive -= {"n2", "n3"}
+    c.at(1)
+    assert c.last.unready == ()
+    assert c.last.next_at is None
+    # one is back: the other has time to come, too
+    c.alive.add("n2")
+    c.says("n2", "True")
+    assert c.at(10) == ""
+    assert c.last.next_at == T0 + 11
+    assert c.at(11) == "mark pod default/on-n3 not ready: node n3 is gone"
+    assert c.plan(12).next_at is None
+
+
+def test_people_hear_once_of_each_change_whoever_wrote_it():
+    c = NodeWorld("n1", "n2", "n3")
+    c.at(0)
+    c.alive.remove("n2")
+    c.at(1)
+    assert c.news == []  # not before it is written
+    c.at(2)
+    assert c.news == ["n2: not ready"]
+    # its agent writes before its heartbeat is there: it is marked again, and that is no news
+    c.says("n2", "True", "KubeletReady")
+    assert c.at(3) == "mark node n2 unknown"
+    c.at(4)
+    assert c.news == ["n2: not ready"]
+    c.alive.add("n2")
+    c.at(5)
+    c.says("n2", "False", "NetworkNotReady")
+    c.at(6)
+    assert c.news == ["n2: not ready"]
+    c.says("n2", "True", "KubeletReady")
+    c.at(7)
+    c.at(8)
+    assert c.news == ["n2: not ready", "n2: ready"]
+    c.says("n2", "False", "ContainerRuntimeNotReady")
+    c.at(9)
+    assert c.news[2:] == ["n2: not ready"]
+
+
+def test_a_new_leader_does_not_repeat_what_was_told():
+    c = NodeWorld("n1", "n2", "n3")
+    c.nodes["n4"] = node("n4", ready="False")
+    c.alive = {"n1", "n3", "n4"}
+    c.says("n2", "Unknown", "NodeStatusUnknown")
+    c.at(0)
+    assert c.news == []
+    c.alive.add("n2")
+    c.says("n2", "True", "KubeletReady")
+    c.says("n4", "True", "KubeletReady")
+    c.at(1)
+    assert c.news == ["n2: ready", "n4: ready"]

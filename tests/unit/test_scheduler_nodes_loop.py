@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from scheduler_objects import T0, node, pod
 from scheduler_world import Scheduler
 
+from podlane.api.meta import is_pod_ready, utcnow_from
 from podlane.api.taints import spelled
 from podlane.api.types import NODE_LEASE_NAMESPACE, ClusterConfig, Condition, Lease, Node, Pod, Taint
 from podlane.errors import ApplyError
@@ -83,7 +84,7 @@ def test_nothing_is_known_of_a_silent_node_and_its_taints_say_so(world):
     world.change("n2", *quiet, Condition(type="Ready", status="True"))
     assert world.sync() == 0
     world.lose("n2")
-    assert world.sync() == 1  # conditions and taints are one write
+    assert world.sync() == 2  # conditions and taints are one write; the pod is another
     assert [(c.type, c.status) for c in world.node("n2").status.conditions] == [
         ("NetworkUnavailable", "False"),  # what netd has made is there
         ("MemoryPressure", "Unknown"),
@@ -100,12 +101,15 @@ def test_nothing_is_known_of_a_silent_node_and_its_taints_say_so(world):
     assert world.pods() == ["on-n1", "on-n3"]
     # it comes back and says what it is
     world.registry.put_node_lease("n2", 0, 10)
-    world.change("n2", *quiet, Condition(type="Ready", status="True"), taints=world.node("n2").spec.taints)
+    ready = Condition(type="Ready", status="True", message="the agent runs")
+    world.change("n2", *quiet, ready, taints=world.node("n2").spec.taints)
     assert world.sync() == 1
     assert world.node("n2").spec.taints == ()
-    assert [line.split(":")[0] for line in world.scheduler.events.lines] == [
-        "Warning NodeNotReady n2",
-        "Warning NodeLost on-n2",
+    assert world.scheduler.events.lines == [
+        "Warning NodeNotReady on-n2: Node is not ready",
+        "Warning NodeNotReady n2: its heartbeat ended: the node, its agent or the network to it is down",
+        "Warning NodeLost on-n2: Deleted: node n2 is gone",
+        "Normal NodeReady n2: the agent runs",
     ]
 
 
@@ -152,3 +156,44 @@ def test_what_could_not_be_written_is_tried_again_though_nothing_has_changed(wor
         world.scheduler.sync(NodesLoop)
     assert world.sync() == 1
     assert world.pods() == ["on-n1", "on-n3"]
+
+
+def test_nothing_of_a_pod_changes_but_that_it_is_not_ready(world):
+    before = world.pod("on-n2")
+    world.lose("n2")
+    assert world.sync(after=1) == 2
+    pod, now = world.pod("on-n2"), utcnow_from(world.clock.now())
+    ready = [Condition(type="Ready", status="False", last_transition_time=now)]
+    assert list(pod.status.conditions) == ready
+    assert replace(pod.status, conditions=before.status.conditions) == before.status
+    assert pod.spec == before.spec
+    assert world.sync() == 0
+
+
+def test_a_pod_that_changed_meanwhile_is_looked_at_again(world):
+    world.lose("n2")
+    world.scheduler.drain()
+    # the agent's last words, which the leader's mirror does not show yet
+    old = world.pod("on-n2")
+    world.registry.update(replace(old, status=replace(old.status, message="last words")))
+    world.scheduler.sync(NodesLoop)
+    assert is_pod_ready(world.pod("on-n2"))
+    assert not any("on-n2" in line for line in world.scheduler.events.lines)
+    assert world.sync() == 1
+    assert not is_pod_ready(world.pod("on-n2"))
+    assert world.pod("on-n2").status.message == "last words"
+    world.sync()
+    assert sum("on-n2" in line for line in world.scheduler.events.lines) == 1
+
+
+def test_a_pod_that_could_not_be_marked_is_marked_later(world):
+    world.lose("n2")
+    world.sync()
+    world.registry.create(pod("late", node="n2", ready=True))
+    world.scheduler.drain()
+    world.store.faults.fail_next()
+    with pytest.raises(ApplyError):
+        world.scheduler.sync(NodesLoop)
+    assert is_pod_ready(world.pod("late"))
+    assert world.sync() == 1
+    assert not is_pod_ready(world.pod("late"))

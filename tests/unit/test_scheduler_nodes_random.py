@@ -1,4 +1,4 @@
-"""Nodes that come, go, break and recover at random: what is never done to their pods."""
+"""Nodes that come, go, break and recover at random: what is never done to their pods, nor said of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from hypothesis import strategies as st
 from node_world import NodeWorld, tolerant
 from scheduler_objects import T0, pod
 
+from podlane.api.meta import is_pod_ready
 from podlane.api.taints import UNREACHABLE
 from podlane.api.types import Toleration
-from scheduler.nodes import PACE, Patience
+from scheduler.nodes import PACE, Patience, Plan
+from scheduler.nodeseen import ready_status
 
 pytestmark = pytest.mark.unit
 
 GRACE, NOT_READY, TOLERATED = 5.0, 20.0, 12.0
 
+WHAT = ["goes", "comes", "breaks", "recovers", "speaks"]
+"""What a node does; one that is silent may speak of its pods and itself, once more or already."""
+
 moment = st.tuples(
     st.floats(0.1, 6),
-    st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["goes", "comes", "breaks", "recovers"])), max_size=4),
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from(WHAT)), max_size=4),
     st.booleans(),
 )
 
@@ -30,13 +35,23 @@ class RandomNodes:
         self.names = [f"n{i}" for i in range(size)]
         self.world = NodeWorld(*self.names, patience=Patience(GRACE, NOT_READY, share))
         patient = Toleration(key=UNREACHABLE, operator="Exists", toleration_seconds=int(TOLERATED))
-        self.world.pods += [tolerant(pod(f"patient-{name}", node=name), patient) for name in self.names]
+        self.world.pods = [pod(f"on-{name}", node=name, ready=True) for name in self.names]
+        self.world.pods += [tolerant(pod(f"patient-{name}", node=name, ready=True), patient) for name in self.names]
         self.silent_since: dict[str, float] = {}
         self.broken: set[str] = set()
         self.broken_since: dict[str, float] = {}
         self.at_once = max(1, int(share * size))
         self.given_up: list[tuple[float, str]] = []
         self.evicted: set[str] = set()
+        self.marked: set[str] = set()
+        self.said_ready = dict.fromkeys(self.names, True)
+
+    def new_leader(self) -> None:
+        """It begins with what is stored, and marks a pod once more if its agent said that it is ready."""
+        self.world.seen = {}
+        self.given_up.clear()
+        self.marked.clear()
+        self.said_ready = {name: ready_status(self.world.nodes[name]) == "True" for name in self.names}
 
     def do(self, index: int, what: str) -> None:
         name = self.names[index % len(self.names)]
@@ -44,8 +59,10 @@ class RandomNodes:
         (alive.discard if what == "goes" else alive.add if what == "comes" else lambda _: None)(name)
         if name in alive and what in {"breaks", "recovers"}:
             self.broken = (self.broken | {name}) if what == "breaks" else (self.broken - {name})
-        if name in alive:
+        if name in alive or what == "speaks":
             self.world.says(name, "False" if name in self.broken else "True")
+            for item in [p for p in self.world.pods if p.spec.node_name == name]:
+                self.world.pod_says(item.metadata.name, "True")
 
     def look(self, now: float) -> None:
         """What nobody looked at in between did not happen."""
@@ -65,6 +82,8 @@ class RandomNodes:
         silent, troubled = len(self.silent_since), len(self.silent_since.keys() | self.broken_since.keys())
         self.world.at(now)
         plan = self.world.last
+        self._check_marks(plan)
+        self._check_news(plan)
         for eviction in plan.evict:
             name = eviction.node
             since = self.silent_since if eviction.lost else self.broken_since
@@ -83,6 +102,24 @@ class RandomNodes:
         assert len(recent) <= self.at_once, "more than the share went at once"
         assert plan.next_at is None or plan.next_at > T0 + now
 
+    def _check_marks(self, plan: Plan) -> None:
+        self.marked -= {p.metadata.name for p in self.world.pods if p.spec.node_name not in self.silent_since}
+        silent, size = len(self.silent_since), len(self.names)
+        for item in plan.unready:
+            assert item.spec.node_name in self.silent_since, "its agent lives, and knows better"
+            assert is_pod_ready(item)
+            assert item.metadata.name not in self.marked, "a pod was marked twice in one outage"
+            assert silent < size, "nobody was left"
+            assert size < 3 or 2 * silent <= size, "most of the cluster seemed gone"
+            self.marked.add(item.metadata.name)
+
+    def _check_news(self, plan: Plan) -> None:
+        for name in plan.tell:
+            ready = plan.seen[name].told_ready
+            assert ready != self.said_ready[name], "people heard the same twice"
+            assert ready == (name not in self.silent_since and name not in self.broken)
+            self.said_ready[name] = ready
+
     def _began(self, name: str) -> float:
         return self.silent_since.get(name, self.broken_since.get(name, 0.0))
 
@@ -98,8 +135,7 @@ def test_random_comings_and_goings(size, share, history):
         for index, what in changes:
             run.do(index, what)
         if new_leader and not changes:
-            run.world.seen = {}
-            run.given_up.clear()
+            run.new_leader()
         run.decide(now)
     # and when time is all that passes, everything that may go goes, and what is well stays
     for _ in range(60):
@@ -115,8 +151,9 @@ def test_random_comings_and_goings(size, share, history):
     if size >= 3 and 2 * len(run.silent_since.keys() | run.broken_since.keys()) <= size:
         assert left <= healthy
     assert run.world.plan(now).next_at is None
-    # the taints say what is so
+    # the taints and what people heard say what is so
     for name in run.names:
+        assert run.said_ready[name] == (name in healthy)
         keys = {t.split(":")[0] for t in run.world.taints(name)}
         assert keys == (
             {"unreachable"} if name in run.silent_since else {"not-ready"} if name in run.broken_since else set()
