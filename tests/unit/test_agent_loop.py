@@ -10,7 +10,7 @@ import structlog
 from agent_objects import SPEC, container
 from agent_world import SUBNET_ENV, World, named
 
-from podlane.api.meta import get_condition
+from podlane.api.meta import get_condition, set_condition
 from podlane.api.types import Pod, Probe, TCPSocketAction
 from podlane.store import proxies
 from scheduler.agent.containers import INFRA
@@ -323,3 +323,26 @@ def test_others_changes_to_a_pod_are_not_overwritten(world: World) -> None:
         world.registry.modify(Pod, "default", "p", label)
     world.until(lambda: world.restarts("p") == 1 and world.ready("p"))
     assert world.get("p").metadata.labels == {"who": "1"}
+
+
+def test_a_pod_marked_not_ready_while_its_node_was_away_is_told_of_as_it_is(world: World) -> None:
+    world.start()
+    world.bind("p")
+    world.until(lambda: world.ready("p"))
+    before = world.get("p").status
+
+    def mark(old: Pod) -> Pod:
+        said = get_condition(old.status.conditions, "Ready")
+        assert said is not None
+        conditions = set_condition(old.status.conditions, msgspec.structs.replace(said, status="False"))
+        return msgspec.structs.replace(old, status=msgspec.structs.replace(old.status, conditions=conditions))
+
+    world.registry.modify(Pod, "default", "p", mark)
+    world.until(lambda: world.ready("p"))
+    # and so does an agent that was started anew
+    world.kill()
+    world.registry.modify(Pod, "default", "p", mark)
+    world.start()
+    world.until(lambda: world.ready("p"))
+    assert world.get("p").status.container_statuses == before.container_statuses
+    assert world.restarts("p") == 0
