@@ -75,7 +75,7 @@ class NodesLoop(Loop):
         self._seen = dict(plan.seen)
         if not plan.empty:
             self.tell(plan.lines(), plan.sizes())
-        self._tell(plan, members)
+        self._tell_of_nodes(plan, members)
         self._tell_of_hold(plan, members)
         self._write_nodes(plan, members)
         self._evict(plan.evict)
@@ -121,7 +121,7 @@ class NodesLoop(Loop):
             self._config_read = now
         return self._config
 
-    def _tell(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
+    def _tell_of_nodes(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
         """In the words of whoever wrote the condition: the agent, or this leader a moment ago."""
         for name in plan.tell:
             condition = ready_condition(members[name])
