@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from placement_clusters import clusters
 from placement_objects import REQUIRED, node, pod
-from scheduler_objects import owned_by
+from scheduler_objects import at, owned_by
 
 from podlane.api.meta import get_condition, namespaced_name
-from podlane.api.types import Container, ContainerPort, Node, ObjectMeta, Pod, PodSpec, ResourceRequirements
+from podlane.api.types import Container, ContainerPort, Node, ObjectMeta, Pod, PodSpec, PodStatus, ResourceRequirements
+from podlane.runtime.clock import FakeClock
 from scheduler.agent.admission import refusal
 from scheduler.agent.agent import Agent
-from scheduler.agent.gate import PATIENCE
+from scheduler.agent.gate import PATIENCE, Gate
 from scheduler.agent.node import Facts, Registrar
 from scheduler.placement import Planner
 from scheduler.view import Changes
@@ -111,6 +112,21 @@ def test_what_the_scheduler_places_is_let_in_whatever_comes_first(cluster, rando
     for name, it in placed:
         assert said(it, by_name[name], *there[name]) == ""
         there[name].append(it)
+
+
+def test_a_refusal_that_is_not_written_yet_stays():
+    clock = FakeClock()
+    gate = Gate(lambda: None, lambda _seconds: None, clock)
+    gate.read(node("n1", cpu="2"), clock.monotonic())
+    late = pod("b", cpu="2", node="n1")
+    there = replace(pod("a", cpu="2", node="n1"), status=PodStatus(phase="Running", start_time=at(0)))
+    uids = {p.metadata.uid: p for p in (there, late)}
+    assert gate.look(uids, ()) == uids
+    assert list(gate.rejected()) == [late.metadata.uid]
+    assert gate.look({late.metadata.uid: late}, ()) == {late.metadata.uid: late}  # there is room now
+    assert list(gate.rejected()) == [late.metadata.uid]
+    assert gate.look({}, ()) == {}
+    assert gate.rejected() == {}
 
 
 # --- in the agent's loop ------------------------------------------------------------------
