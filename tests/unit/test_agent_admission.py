@@ -118,7 +118,7 @@ def test_a_refusal_that_is_not_written_yet_stays():
     clock = FakeClock()
     gate = Gate(lambda: None, lambda _seconds: None, clock)
     gate.read(node("n1", cpu="2"), clock.monotonic())
-    late = pod("b", cpu="2", node="n1")
+    late = replace(pod("b", cpu="2", node="n1"), status=PodStatus())
     there = replace(pod("a", cpu="2", node="n1"), status=PodStatus(phase="Running", start_time=at(0)))
     uids = {p.metadata.uid: p for p in (there, late)}
     assert gate.look(uids, ()) == uids
