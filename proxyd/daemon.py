@@ -33,7 +33,7 @@ from proxyd.status import StatusReport
 _SETTLE = 0.01  # seconds between syncs: a roll-out's changes come in bursts
 _PORTS_SETTLE = 0.05  # a pod's start is a burst of link notices
 _VERIFY_SETTLE = 0.1  # and so are somebody's changes of the ruleset
-_VERIFY_SHARE = 400
+_VERIFY_SHARE = 1000
 """How many times longer than a comparison the pause after it is: it is for what no notice told of."""
 _LONGEST_UNVERIFIED = 300.0
 
