@@ -29,7 +29,7 @@ from podlane.store.bulk import Binding
 from podlane.store.interface import Delete, Put
 from podlane.store.registry import Registry
 from podlane.store.writes import MAX_OPS
-from scheduler.placement import Planner
+from scheduler.placement.planner import Planner
 from scheduler.view import Changes
 
 NODES = 5000

@@ -19,7 +19,8 @@ from podlane.api.types import Condition, Lease, Namespace, Node, Pod
 from podlane.errors import NotFound, StoreUnavailable
 from podlane.store.bulk import Binding, Change
 from scheduler.loop import Context, Loop, delete_pods
-from scheduler.placement import Placement, Planner, Preemption, Unplaced
+from scheduler.placement.model import Placement, Preemption, Unplaced
+from scheduler.placement.planner import Planner
 
 RETELL_SECONDS = 5.0
 """Seconds before a pod's unschedulable message is rewritten when only its numbers changed."""

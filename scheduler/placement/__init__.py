@@ -13,47 +13,6 @@ Pure: objects in, a plan out. The parts, each using those before it:
 | explain | why a class fits nowhere |
 | preemption | what has to end so that a pod fits |
 | planner | the order of classes, and what those that fit nowhere wait for |
+
+Nothing is imported here: an agent takes only what says what a pod asks for.
 """
-
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable
-
-from podlane.api.meta import is_pod_active, namespaced_name
-from podlane.api.types import Node, Pod
-from scheduler.placement.demand import Demand, demand_of
-from scheduler.placement.model import Placement, Plan, Preemption, Unplaced
-from scheduler.placement.planner import Planner
-from scheduler.placement.wants import Namespaces
-from scheduler.view import Changes
-
-__all__ = [
-    "Demand",
-    "Placement",
-    "Plan",
-    "Planner",
-    "Preemption",
-    "Unplaced",
-    "demand_of",
-    "is_waiting",
-    "plan",
-]
-
-
-def is_waiting(pod: Pod) -> bool:
-    """The pod wants a node."""
-    return not pod.spec.node_name and is_pod_active(pod)
-
-
-def plan(
-    nodes: Iterable[Node], pods: Iterable[Pod], alive: Collection[str], namespaces: Namespaces | None = None
-) -> Plan:
-    """Decide once, from everything. `alive`: names of the nodes with a heartbeat."""
-    planner = Planner()
-    planner.update(
-        pods=Changes({namespaced_name(pod): pod for pod in pods}, complete=True),
-        nodes=Changes({node.metadata.name: node for node in nodes}, complete=True),
-        alive=alive,
-        namespaces=namespaces,
-    )
-    return planner.plan()

@@ -12,9 +12,10 @@ they depend on topology. Source: kube-scheduler's queue and queueing hints.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from podlane.api.meta import namespaced_name
 from podlane.api.types import Node, Pod
 from scheduler.placement import preemption
 from scheduler.placement.board import Board
@@ -246,3 +247,17 @@ class Planner:
 def _created(pod: Pod) -> float:
     created = pod.metadata.creation_timestamp
     return created.timestamp() if created else float("inf")
+
+
+def plan(
+    nodes: Iterable[Node], pods: Iterable[Pod], alive: Collection[str], namespaces: Namespaces | None = None
+) -> Plan:
+    """Decide once, from everything. `alive`: names of the nodes with a heartbeat."""
+    planner = Planner()
+    planner.update(
+        pods=Changes({namespaced_name(pod): pod for pod in pods}, complete=True),
+        nodes=Changes({node.metadata.name: node for node in nodes}, complete=True),
+        alive=alive,
+        namespaces=namespaces,
+    )
+    return planner.plan()

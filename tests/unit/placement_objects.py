@@ -9,7 +9,8 @@ from scheduler_objects import pod as plain_pod
 
 from podlane.api.meta import namespaced_name
 from podlane.api.types import HOSTNAME_LABEL, ZONE_LABEL, Container, ContainerImage, Node, Pod, PodSpec, Taint
-from scheduler.placement import Plan, Planner, plan
+from scheduler.placement.model import Plan
+from scheduler.placement.planner import Planner, plan
 from scheduler.view import Changes
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"

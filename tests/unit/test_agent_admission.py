@@ -20,7 +20,7 @@ from scheduler.agent.admission import refusal
 from scheduler.agent.agent import Agent
 from scheduler.agent.gate import PATIENCE, Gate
 from scheduler.agent.node import Facts, Registrar
-from scheduler.placement import Planner
+from scheduler.placement.planner import Planner
 from scheduler.view import Changes
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scheduler_objects import node, pod
 
-from scheduler import placement
+from scheduler.placement import planner
+from scheduler.placement.demand import demand_of
 
 pytestmark = pytest.mark.unit
 
@@ -15,7 +16,7 @@ THREE = [node("n1"), node("n2"), node("n3")]
 
 
 def plan(nodes, pods, dead=()):
-    return placement.plan(nodes, pods, {n.metadata.name for n in nodes} - set(dead))
+    return planner.plan(nodes, pods, {n.metadata.name for n in nodes} - set(dead))
 
 
 def why(nodes, waiting, *others, dead=()) -> str:
@@ -123,7 +124,7 @@ def test_nothing_is_overcommitted_and_nothing_that_fits_is_refused(shapes, wante
 
     used: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for placed in result.bind:
-        demand = placement.demand_of(placed.pod)
+        demand = demand_of(placed.pod)
         for index, amount in enumerate((demand.cpu, demand.memory, 1)):
             used[placed.node][index] += amount
     room = {}
@@ -132,6 +133,6 @@ def test_nothing_is_overcommitted_and_nothing_that_fits_is_refused(shapes, wante
         room[n.metadata.name] = (int(c) * 1000 - cpu, int(m[0]) * 2**30 - memory, p - count)
         assert min(room[n.metadata.name]) >= 0
     for unplaced in result.unschedulable:
-        demand = placement.demand_of(unplaced.pod)
+        demand = demand_of(unplaced.pod)
         for cpu, memory, count in room.values():
             assert cpu < demand.cpu or memory < demand.memory or count < 1

@@ -18,7 +18,7 @@ from placement_objects import (
 )
 
 from podlane.api.types import HOSTNAME_LABEL, ZONE_LABEL
-from scheduler.placement import demand_of
+from scheduler.placement.demand import demand_of
 
 pytestmark = pytest.mark.unit
 

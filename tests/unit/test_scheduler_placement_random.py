@@ -11,7 +11,8 @@ from placement_oracle import Cluster
 
 from podlane.api.meta import namespaced_name
 from podlane.api.types import Node, Pod
-from scheduler.placement import Plan, Planner
+from scheduler.placement.model import Plan
+from scheduler.placement.planner import Planner
 from scheduler.view import Changes
 
 pytestmark = pytest.mark.unit
