@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 10250
 HEALTHZ_PORT = 10248
-_M_ARENA_MAX = -8  # malloc.h
 _REFRESH = 30.0
 _RETRY = 1.0
 
@@ -120,14 +119,6 @@ def _own_address(config: StoreConfig) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise click.UsageError(f"--node-ip: cannot tell the address towards {host}: {error}") from error
-
-
-def _spare_memory() -> None:
-    """Let all threads share one malloc arena: glibc's default of several costs 2 MB here and gains nothing."""
-    import ctypes
-
-    with suppress(OSError, AttributeError):  # a C library without mallopt
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _lock(state_dir: Path) -> IO[str]:
@@ -287,7 +278,6 @@ def agent(
     daemon_options: DaemonOptions,
 ) -> None:
     """Register this machine as a node and run, through Docker, the pods bound to it."""
-    _spare_memory()
     # heavy modules are imported when the daemon runs, not for --help
     from podlane.store.events import EventRecorder
     from podlane.store.registry import Registry
