@@ -105,11 +105,19 @@ class Traffic:
     """Keeps asking from several hosts until stopped: `with Traffic(...) as traffic: …; traffic.mark()`.
 
     `sources` maps host names to namespaces; `pause` is the time between two
-    requests of one host, in seconds.
+    requests of one host, in seconds, `timeout` how long one try may take.
     """
 
-    def __init__(self, sources: dict[str, str], address: str, port: int, *, pause: float = 0.02) -> None:
-        self._address, self._port, self._pause = address, port, pause
+    def __init__(
+        self,
+        sources: dict[str, str],
+        address: str,
+        port: int,
+        *,
+        pause: float = 0.02,
+        timeout: float = TRY_TIMEOUT,
+    ) -> None:
+        self._address, self._port, self._pause, self._timeout = address, port, pause, timeout
         self._lock = threading.Lock()
         self._answers: list[Answer] = []
         self._stop = threading.Event()
@@ -138,13 +146,13 @@ class Traffic:
         """End all requests, wait for those under way, and summarize since the last mark."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=MAX_TRIES * TRY_TIMEOUT + 5)
+            thread.join(timeout=MAX_TRIES * self._timeout + 5)
         return self.mark()
 
     def _ask(self, host: str, netns: str) -> None:
         enter(netns)
         while not self._stop.is_set():
-            answer = ask(host, self._address, self._port)
+            answer = ask(host, self._address, self._port, timeout=self._timeout)
             with self._lock:
                 self._answers.append(answer)
             self._stop.wait(self._pause)

@@ -66,7 +66,7 @@ class Daemons:
 def registry(etcd) -> Iterator[Registry]:
     with contextlib.closing(connect(etcd.client_config)) as store:
         registry = Registry(store)
-        registry.init_cluster(ClusterConfig(node_lease_seconds=5, node_grace_seconds=1))
+        registry.init_cluster(ClusterConfig(node_lease_seconds=12, node_grace_seconds=1))
         yield registry
 
 

@@ -16,6 +16,9 @@ from podlane.lab.cluster import Lab
 from podlane.lab.demo import EXAMPLES
 from podlane.lab.topology import Host, Topology
 
+PATIENCE = 3.0
+"""Seconds a try may take: on a machine that is busy with other tests one may have to wait for a processor."""
+
 
 class Cluster:
     """A lab, driven from outside as a user drives it."""
@@ -61,7 +64,7 @@ class Cluster:
     def traffic(self, *without: str) -> traffic.Traffic:
         """Requests to the web service from every node but those named."""
         sources = {h.name: self.topology.netns(h) for h in self.nodes if h.name not in without}
-        return traffic.Traffic(sources, self.address(), 80)
+        return traffic.Traffic(sources, self.address(), 80, timeout=PATIENCE)
 
     def reaches_all(self, count: int) -> bool:
         """Whether every node reaches `count` different pods through the service."""

