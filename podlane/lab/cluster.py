@@ -145,7 +145,7 @@ class Lab:
                 return spec
         raise LabError(f"daemon {daemon!r}: {host.name} has {', '.join(s.name for s in there)}")
 
-    def podlane(self, *arguments: str, timeout: float = 60.0) -> str:
+    def podlane(self, *arguments: str, timeout: float = 150.0) -> str:
         """Run the `podlane` command against this lab and return what it printed."""
         lab = self.topology
         argv = [str(Path(sys.executable).parent / "podlane"), f"--etcd-endpoints={','.join(lab.endpoints)}"]

@@ -81,7 +81,7 @@ class Daemon:
                 return 0, str(error)
 
     def wait_ready(self) -> None:
-        eventually(lambda: self.probe("/readyz")[0] == 200, timeout=60)
+        eventually(lambda: self.probe("/readyz")[0] == 200, timeout=100)
 
     def metric(self, name: str) -> float:
         """A metric's value, of all its labels together; 0 if there is none yet."""
@@ -132,7 +132,7 @@ class Callers:
     def more(self, calls: int = 200) -> None:
         """Wait until so many more were answered."""
         wanted = self.count + calls
-        eventually(lambda: self.count >= wanted, timeout=60)
+        eventually(lambda: self.count >= wanted, timeout=100)
 
 
 def answers(world: World, ns: Any, ip: str = V4.vip, port: int = 80) -> str | None:
