@@ -155,7 +155,7 @@ class LinuxKernel:
         if plan.entry_steps:
             try:
                 failures += self._apply_entries(plan.entry_steps)
-            except BaseException:
+            except BaseException:  # whatever stopped it, some of it may have been done
                 self._memory.doubt()
                 raise
         if failures:

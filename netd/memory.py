@@ -82,7 +82,7 @@ class Memory:
             self._meanwhile = [] if names is not None else None
         try:
             held = look(watched)
-        except BaseException:
+        except BaseException:  # whatever ended the look, what came meanwhile must not be lost
             with self._lock:
                 missed, self._meanwhile = self._meanwhile, None
             if missed:

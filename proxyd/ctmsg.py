@@ -106,8 +106,8 @@ def list_message(request: Request, *, status: int = 0) -> Message:
 def delete_message(body: memoryview) -> Message:
     """Delete exactly the listed entry: by its tuple and its id, lest a successor be hit.
 
-    One that the kernel made in the very place of the listed one has the same id, though, and an entry goes whatever
-    it has become since.
+    The entry goes whatever it has become since. (The id is made of its place in memory and its tuple, so a successor
+    in the same place would have it too; not seen to happen.)
     """
     found = nl.attribute_map(body[4:])
     return Message(_SUBSYSTEM | _DELETE, 0, _original(body) + nl.attr(_ID, found[_ID]))

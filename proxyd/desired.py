@@ -167,7 +167,7 @@ class Index:
         return touched
 
     def _fill(self, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]) -> Touched:
-        """As `update`, for an index that has nothing, in two thirds of the time."""
+        """As `update`, for an index that has nothing: there is nothing to compare with."""
         self._services, self._slices = dict(services), dict(slices)
         for name, each in slices.items():
             if service := _service_of(each):

@@ -214,7 +214,7 @@ def _tap(interface: str, program: Sequence[_Op]) -> socket.socket:
         s.bind((interface, _ETH_P_ALL))
         if why := s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(why, os.strerror(why))  # the interface is down
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nobody else could close it
         s.close()
         raise
     return s
