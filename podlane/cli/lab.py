@@ -15,7 +15,15 @@ from podlane.lab.cluster import DaemonStatus, Lab
 from podlane.lab.daemons import netd_state_dir, specs
 from podlane.lab.topology import DEFAULT_NAME, Topology
 
-_name = click.option("--name", default=DEFAULT_NAME, show_default=True, metavar="NAME", help="Which lab.")
+_name = click.option(
+    "--name",
+    envvar="PODLANE_LAB",
+    show_envvar=True,
+    default=DEFAULT_NAME,
+    show_default=True,
+    metavar="NAME",
+    help="Which lab.",
+)
 
 
 @click.group("lab", short_help="Run a whole cluster on this machine.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+from scheduler_objects import T0
+
 from podlane.api.codec import decode
 from podlane.api.meta import namespaced_name
-from podlane.api.types import EndpointSlice, Lease, Node, Pod, ReplicationController, Service
+from podlane.api.types import ClusterConfig, EndpointSlice, Lease, Node, Pod, ReplicationController, Service
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
 from podlane.store.interface import Compare
@@ -79,6 +81,16 @@ class Events:
     def event(self, about, kind, reason, message) -> None:
         name = about.name if hasattr(about, "name") else about.metadata.name
         self.lines.append(f"{kind} {reason} {name}: {message}")
+
+
+class Stored:
+    """A clock, and a cluster in a store in memory."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock(T0)
+        self.store = MemoryStore(self.clock)
+        self.registry = Registry(self.store, clock=self.clock, rng=random.Random(5))
+        self.registry.init_cluster(ClusterConfig())
 
 
 class Scheduler:

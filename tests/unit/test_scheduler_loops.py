@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 from msgspec.structs import replace
-from scheduler_objects import T0, node, pod, rc, service
-from scheduler_world import Scheduler
+from scheduler_objects import node, pod, rc, service
+from scheduler_world import Scheduler, Stored
 
 from podlane.api.meta import get_condition
 from podlane.api.types import (
     NODE_LEASE_NAMESPACE,
     ZONE_LABEL,
-    ClusterConfig,
     EndpointSlice,
     Lease,
     Node,
@@ -20,11 +17,8 @@ from podlane.api.types import (
     Service,
 )
 from podlane.errors import ApplyError, Fenced
-from podlane.runtime.clock import FakeClock
 from podlane.store import keys
 from podlane.store.interface import Compare, Delete
-from podlane.store.memory import MemoryStore
-from podlane.store.registry import Registry
 from scheduler.endpoints_loop import EndpointsLoop
 from scheduler.garbage_loop import GarbageLoop
 from scheduler.nodes_loop import NodesLoop
@@ -34,12 +28,9 @@ from scheduler.replication_loop import ReplicationLoop
 pytestmark = pytest.mark.unit
 
 
-class World:
+class World(Stored):
     def __init__(self) -> None:
-        self.clock = FakeClock(T0)
-        self.store = MemoryStore(self.clock)
-        self.registry = Registry(self.store, clock=self.clock, rng=random.Random(5))
-        self.registry.init_cluster(ClusterConfig())
+        super().__init__()
         self._scheduler: Scheduler | None = None
 
     @property

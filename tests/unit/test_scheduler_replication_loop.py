@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scheduler_objects import T0, pod, rc
-from scheduler_world import KINDS, Scheduler
+from scheduler_objects import pod, rc
+from scheduler_world import KINDS, Scheduler, Stored
 
 from podlane.api.meta import get_condition, is_pod_active
 from podlane.api.types import (
-    ClusterConfig,
     Container,
     Namespace,
     ObjectMeta,
@@ -23,9 +20,6 @@ from podlane.api.types import (
     ResourceQuotaSpec,
 )
 from podlane.errors import PodlaneError
-from podlane.runtime.clock import FakeClock
-from podlane.store.memory import MemoryStore
-from podlane.store.registry import Registry
 from scheduler.garbage_loop import GarbageLoop
 from scheduler.quota_loop import QuotaLoop
 from scheduler.replication_loop import ReplicationLoop
@@ -33,12 +27,9 @@ from scheduler.replication_loop import ReplicationLoop
 pytestmark = pytest.mark.unit
 
 
-class World:
+class World(Stored):
     def __init__(self) -> None:
-        self.clock = FakeClock(T0)
-        self.store = MemoryStore(self.clock)
-        self.registry = Registry(self.store, clock=self.clock, rng=random.Random(5))
-        self.registry.init_cluster(ClusterConfig())
+        super().__init__()
         self.scheduler = Scheduler(self.store, self.clock)
 
     def sync(self, *classes) -> None:
