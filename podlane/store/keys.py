@@ -32,6 +32,10 @@ CLUSTER_CONFIG = "/podlane/config"
 ELECTION_SCHEDULER = "/podlane/election/scheduler"
 BINDINGS = "/podlane/bindings/"
 PROXIES = "/podlane/proxies/"
+ENROLLED_NODES = "/podlane/enrolled/nodes/"
+ENROLLED_SERVERS = "/podlane/enrolled/servers/"
+JOIN_TOKENS = "/podlane/join-tokens/"
+JOIN_SERVICES = "/podlane/join-services/"
 SERVICE_IPS = "/registry/ranges/serviceips/"
 SERVICE_NODE_PORTS = "/registry/ranges/servicenodeports/"
 
@@ -98,6 +102,24 @@ def binding_key(node: str, namespace: str, name: str) -> str:
 def proxy_key(node: str) -> str:
     """What the proxyd of a node has told of itself; see podlane.store.proxies."""
     return f"{PROXIES}{_part(node)}"
+
+
+def enrolled_node_key(node: str) -> str:
+    """That a node has an identity in this cluster; see podlane.host.enrol."""
+    return f"{ENROLLED_NODES}{_part(node)}"
+
+
+def enrolled_server_key(server: str) -> str:
+    return f"{ENROLLED_SERVERS}{_part(server)}"
+
+
+def join_token_key(identity: str) -> str:
+    return f"{JOIN_TOKENS}{_part(identity)}"
+
+
+def join_service_key(server: str) -> str:
+    """Exists while that server lets nodes join."""
+    return f"{JOIN_SERVICES}{_part(server)}"
 
 
 def service_ip_key(ip: str) -> str:
