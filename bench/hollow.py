@@ -31,7 +31,7 @@ from podlane.api.meta import is_pod_ready
 from podlane.api.types import Pod, ReplicationController
 from podlane.lab import network, process
 from podlane.lab.cluster import Lab
-from podlane.lab.topology import ETCD_CLIENT_PORT, Topology
+from podlane.lab.topology import ETCD_METRICS_PORT, Topology
 from podlane.runtime.log import configure
 from podlane.store import keys
 from podlane.store.config import StoreConfig, connect
@@ -146,9 +146,8 @@ class Cluster:
 
     def _etcd(self) -> dict[str, float]:
         """Etcd's metrics, each summed over its labels; calls by method and renewals besides."""
-        with closing(
-            http.client.HTTPConnection(self.lab.topology.host("server1").address, ETCD_CLIENT_PORT, timeout=5)
-        ) as connection:
+        connection = http.client.HTTPConnection("127.0.0.1", ETCD_METRICS_PORT, timeout=5)
+        with network.inside(self.lab.topology.netns("server1")), closing(connection):
             connection.request("GET", "/metrics")
             lines = connection.getresponse().read().decode().splitlines()
         sums: dict[str, float] = {}

@@ -94,8 +94,7 @@ class Hosts:
             self.end(self.etcd)
 
     def etcd_answers(self) -> bool:
-        answer = self._ask_etcd("GET", "/health")
-        return b'"true"' in answer
+        return self.is_ready(self.server, "etcd")
 
     def put_at_once(self, key: str, value: bytes) -> None:
         """Write by HTTP: a gRPC channel that has seen etcd go pauses before it tries again."""

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import click
 
@@ -135,15 +136,17 @@ def demo(name: str) -> None:
 def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
 
-    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS, NODE_NAME and NETD_STATE_DIR are set for it, so that docker,
-    podlane, netd and proxyd (netd doctor, proxyd status) are about that host. HOST `net` is the
+    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS, NODE_NAME, NETD_STATE_DIR and PATH are set for it, so that docker,
+    podlane, netd and proxyd (netd doctor, proxyd status) are found and are about that host. HOST `net` is the
     underlay itself, which is outside of every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
     if not words:
         fail("COMMAND: missing, as in podlane lab exec node1 -- ip route", 2)
     target = cluster.load(name)
-    environment = {**os.environ, "PODLANE_ETCD_ENDPOINTS": ",".join(target.endpoints)}
+    programs = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}"}
+    environment["PODLANE_ETCD_ENDPOINTS"] = ",".join(target.endpoints)
     netns = target.underlay
     if host != "net":
         netns = target.netns(target.host(host))

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from podlane.lab.topology import ETCD_CLIENT_PORT, ETCD_PEER_PORT, Host, Topology
+from podlane.lab.topology import ETCD_CLIENT_PORT, ETCD_METRICS_PORT, ETCD_PEER_PORT, Host, Topology
 
 NETD_PORT = 10258
 PROXYD_PORT = 10256
@@ -66,12 +66,13 @@ def _etcd(lab: Topology, host: Host) -> DaemonSpec:
             f"--advertise-client-urls=http://{host.address}:{ETCD_CLIENT_PORT}",
             f"--listen-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
             f"--initial-advertise-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
+            f"--listen-metrics-urls=http://127.0.0.1:{ETCD_METRICS_PORT}",
             f"--initial-cluster={peers}",
             f"--initial-cluster-token=podlane-lab-{lab.name}",
             "--logger=zap",
             "--log-level=warn",
         ),
-        ready=f"http://127.0.0.1:{ETCD_CLIENT_PORT}/health",
+        ready=f"http://127.0.0.1:{ETCD_METRICS_PORT}/health",
         # etcd 3.4 refuses to start on arm64 without it
         env=(("ETCD_UNSUPPORTED_ARCH", "arm64"),) if platform.machine() == "aarch64" else (),
     )

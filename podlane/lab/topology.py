@@ -36,6 +36,8 @@ MAX_NODES = 100
 MAX_HOLLOW = 5000
 ETCD_CLIENT_PORT = 2379
 ETCD_PEER_PORT = 2380
+ETCD_METRICS_PORT = 2381
+"""etcd's health and metrics on its host's loopback, for whoever asks there, without a certificate."""
 
 HOLLOW_PER_HOST = 250
 """Hollow nodes of one process, whose interpreter uses one processor at most."""
