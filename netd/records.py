@@ -14,19 +14,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from podlane.api.subnets import Address, Subnets
-
-_ROOT = "/podlane/netd/"
-
-
-def own_prefix(prefix: str) -> str:
-    """Where netd's own keys are, for flannel's prefix: `/podlane/netd/coreos.com/network/`."""
-    inner = prefix.strip("/")
-    return f"{_ROOT}{inner}/" if inner else _ROOT
+from podlane.api.subnets import Address, Subnets, netd_prefix
 
 
 def claims_prefix(prefix: str) -> str:
-    return f"{own_prefix(prefix)}nodes/"
+    return f"{netd_prefix(prefix)}nodes/"
 
 
 def claim_key(prefix: str, address: Address) -> str:
@@ -34,7 +26,7 @@ def claim_key(prefix: str, address: Address) -> str:
 
 
 def recents_prefix(prefix: str) -> str:
-    return f"{own_prefix(prefix)}recent/"
+    return f"{netd_prefix(prefix)}recent/"
 
 
 def recent_key(prefix: str, subnets: Subnets) -> str:

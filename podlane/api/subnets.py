@@ -36,6 +36,12 @@ def subnets_prefix(prefix: str) -> str:
     return f"{prefix.rstrip('/')}/subnets/"
 
 
+def netd_prefix(prefix: str) -> str:
+    """Where netd keeps what flannel has no room for: `/podlane/netd/coreos.com/network/`."""
+    inner = prefix.strip("/")
+    return f"/podlane/netd/{inner}/" if inner else "/podlane/netd/"
+
+
 def load_json(data: bytes | str) -> Any:
     """What anybody may have written. Raises ValueError, also for what is nested too deep to be read."""
     try:
