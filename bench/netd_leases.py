@@ -17,8 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from bench.netd_entries import Entries, fdb_entry, neighbour_entry, route_entry
-from netd.records import own_prefix
-from podlane.api.subnets import DEFAULT_PREFIX, LEASE_TTL, LeaseValue, Subnets, config_key, subnets_prefix
+from podlane.api.subnets import DEFAULT_PREFIX, LEASE_TTL, LeaseValue, Subnets, config_key, netd_prefix, subnets_prefix
 from podlane.lab.topology import UNDERLAY_PREFIX
 from podlane.store.interface import Delete, Op, Put, Store
 from podlane.store.writes import MAX_OPS
@@ -127,5 +126,6 @@ def commit(store: Store, ops: Sequence[Op]) -> float:
 def forget_own(store: Store, some: Iterable[Peer]) -> None:
     """Delete all but the config and these peers: the measured host is new to the network."""
     kept = {peer.key for peer in some} | {config_key(DEFAULT_PREFIX)}
-    items = [item for prefix in (f"{DEFAULT_PREFIX}/", own_prefix(DEFAULT_PREFIX)) for item in store.list(prefix).items]
+    prefixes = (f"{DEFAULT_PREFIX}/", netd_prefix(DEFAULT_PREFIX))
+    items = [item for prefix in prefixes for item in store.list(prefix).items]
     commit(store, [Delete(item.key) for item in items if item.key not in kept])
