@@ -1,0 +1,181 @@
+"""The cluster's authority: one key, what it has signed, and its successor.
+
+Owns: in its folder `ca.key` (the key, its certificate and, while a rotation is
+under way, the cross-certificate and the authority before), and what follows from
+it: `ca.pem` (whom to trust), `ca.crt` (its own certificate) and `issued/` (the last
+certificate of each name). Invariants: `ca.key` is replaced as a whole, so an
+interruption leaves the old state or the new; the bundle trusts all that signed a
+certificate the authority knows to be in use; what is signed is a Profile and the
+public key of a request, nothing else of it.
+
+A new authority signs with a cross-certificate by the one before behind each
+certificate, so those who have the old bundle only accept it as well: nobody has to
+be served first. See docs/adr/0021.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from podlane.errors import AlreadyExists, NotFound, PodlaneError
+from podlane.pki import certificates as c
+from podlane.pki.profile import Profile
+from podlane.runtime.atomic import write_atomic
+
+KEY_FILE = "ca.key"
+BUNDLE_FILE = "ca.pem"
+CERTIFICATE_FILE = "ca.crt"
+ISSUED = "issued"
+
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 365
+
+
+class Rotation(NamedTuple):
+    """`cross`: the new authority's certificate by the one before, `previous`, which is trusted still."""
+
+    cross: x509.Certificate
+    previous: x509.Certificate
+
+
+class Authority:
+    """As it was when it was loaded: a daemon loads it anew for each use, which is cheap."""
+
+    def __init__(
+        self, folder: Path, key: c.PrivateKey, certificate: x509.Certificate, rotation: Rotation | None = None
+    ) -> None:
+        self._folder = folder
+        self._key = key
+        self.certificate = certificate
+        self.rotation = rotation
+
+    @classmethod
+    def create(cls, folder: Path, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
+        """Make one in `folder`. Raises AlreadyExists when there is one, there or elsewhere, PodlaneError."""
+        for name, what in ((KEY_FILE, "an authority"), (BUNDLE_FILE, "the bundle of an authority kept elsewhere")):
+            if (folder / name).exists():
+                raise AlreadyExists(f"make authority in {folder}: {name} is there already, {what}")
+        private_folder(folder)
+        key = c.new_key()
+        authority = cls(folder, key, _own_certificate(key, now, days))
+        authority.save()
+        return authority
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """The authority in `folder`. Raises NotFound when there is none, PodlaneError when it cannot be read."""
+        file = folder / KEY_FILE
+        try:
+            text = file.read_text()
+            key = c.read_key(text)
+            certificate, *others = c.read_certificates(text)
+            if certificate.public_key() != key.public_key():
+                raise ValueError("the key is not that of the certificate")
+            return cls(folder, key, certificate, Rotation(*others) if others else None)
+        except FileNotFoundError as error:
+            raise NotFound(f"load authority: {file} is not there") from error
+        except OSError as error:
+            raise PodlaneError(f"load authority: read {file}: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise PodlaneError(f"load authority: {file}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        return c.common_name(self.certificate.subject)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of its certificate, in hexadecimal."""
+        return c.fingerprint(self.certificate)
+
+    @property
+    def trusted(self) -> tuple[x509.Certificate, ...]:
+        """The bundle's certificates: its own first."""
+        return (self.certificate, self.rotation.previous) if self.rotation else (self.certificate,)
+
+    @property
+    def bundle(self) -> str:
+        return c.certificate_pem(*self.trusted)
+
+    def sign(self, csr_pem: str, profile: Profile, *, now: datetime, days: int = LEAF_DAYS) -> str:
+        """The certificate and what it needs of a chain. It does not outlive the authority. Raises PodlaneError."""
+        public_key = c.requested_key(csr_pem)
+        end = min(now + timedelta(days=days), self.certificate.not_valid_after_utc)
+        if end <= now:
+            raise PodlaneError(
+                f"sign {profile.common_name}: {self.name} expired at {end:%Y-%m-%d}; "
+                "`podlane pki rotate --authority` makes another"
+            )
+        leaf = c.leaf_certificate(
+            profile, public_key, issuer=self.certificate, issuer_key=self._key, begin=now - c.SKEW, end=end
+        )
+        private_folder(self._folder / ISSUED)
+        write_atomic(self._folder / ISSUED / f"{profile.common_name}.pem", c.certificate_pem(leaf))
+        return c.certificate_pem(leaf, *((self.rotation.cross,) if self.rotation else ()))
+
+    def succeeded(self, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
+        """Its successor, which is trusted beside it from now on; `save` makes it so."""
+        key = c.new_key()
+        certificate = _own_certificate(key, now, days)
+        cross = c.authority_certificate(
+            certificate.subject,
+            key.public_key(),
+            issuer=self.certificate,
+            issuer_key=self._key,
+            begin=now - c.SKEW,
+            end=self.certificate.not_valid_after_utc,
+        )
+        return Authority(self._folder, key, certificate, Rotation(cross, self.certificate))
+
+    def alone(self) -> Authority:
+        """It, without the one before; `save` makes it so."""
+        return Authority(self._folder, self._key, self.certificate)
+
+    def issued(self) -> dict[str, x509.Certificate]:
+        """The last certificate it has signed for each name. Raises PodlaneError."""
+        try:
+            files = sorted((self._folder / ISSUED).glob("*.pem"))
+            return {file.name.removesuffix(".pem"): c.read_certificates(file.read_text())[0] for file in files}
+        except (OSError, ValueError) as error:
+            raise PodlaneError(f"read {self._folder / ISSUED}: {error}") from error
+
+    def forget(self, common_name: str) -> None:
+        """Take a name from `issued`, as its holder is gone."""
+        (self._folder / ISSUED / f"{common_name}.pem").unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Make the files say it; the first one counts, the others follow from it."""
+        own = c.certificate_pem(self.certificate, *(self.rotation or ()))
+        write_atomic(self._folder / KEY_FILE, c.key_pem(self._key) + own, mode=0o600)
+        self.publish()
+
+    def publish(self) -> None:
+        """The files that follow from `ca.key`; a rotation may have been interrupted before they were written."""
+        for name, text in ((BUNDLE_FILE, self.bundle), (CERTIFICATE_FILE, c.certificate_pem(self.certificate))):
+            file = self._folder / name
+            if not file.exists() or file.read_text() != text:
+                write_atomic(file, text)
+
+
+def private_folder(folder: Path) -> None:
+    """Make it for its owner only; one that is there stays as it is. Raises PodlaneError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise PodlaneError(f"make folder {folder}: {error.strerror}") from error
+
+
+def _own_certificate(key: c.PrivateKey, now: datetime, days: int) -> x509.Certificate:
+    # a name of its own, or a chain could not be told from that of the authority before
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, f"podlane authority {x509.random_serial_number():040x}"[:26])]
+    )
+    return c.authority_certificate(
+        name, key.public_key(), issuer=None, issuer_key=key, begin=now - c.SKEW, end=now + timedelta(days=days)
+    )
