@@ -25,6 +25,8 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
 from podlane.store.election import Leadership
 from podlane.store.registry import Registry
+from scheduler import census_loop
+from scheduler.census_loop import CensusLoop
 from scheduler.cluster import Cluster, Snapshot
 from scheduler.endpoints_loop import EndpointsLoop
 from scheduler.garbage_loop import GarbageLoop
@@ -43,6 +45,7 @@ LOOPS: tuple[type[Loop], ...] = (
     GarbageLoop,
     NamespacesLoop,
     QuotaLoop,
+    CensusLoop,
 )
 
 JOIN_SECONDS = 6.0
@@ -116,6 +119,7 @@ class Leader:
             if thread.is_alive():
                 self._log.warning("loop has not ended yet, it can write no more", loop=thread.name)
         self._runners = {}
+        census_loop.forget()
         self._log.info("no longer leading")
 
     def _make_runners(self, registry: Registry, events: Recorder, over: threading.Event) -> dict[str, Runner]:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
+from podlane import __version__
+from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.health import Check, Checks, HealthServer, Provider, Reporter
 from podlane.runtime.log import get_logger
@@ -32,6 +34,9 @@ _TICK = 0.2  # seconds between looks at the ready checks until they pass
 _STEADY_TICK = 1.0  # and after
 _LEAVE_SECONDS = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_READY = metrics.gauge("podlane_ready", "1 while all of the daemon's checks for being ready pass.")
+_BUILD = metrics.gauge("podlane_build_info", "Always 1; the labels say what runs.", ["daemon", "version"])
 
 
 def leave(code: int) -> NoReturn:
@@ -81,6 +86,7 @@ class Daemon:
         self._poll = select.poll()  # not select(): it fails on descriptors above 1023
         self._poll.register(self._wake_read, select.POLLIN)
         self._log = get_logger(name)
+        _BUILD.labels(name, __version__).set(1)
 
     def add_thread(self, name: str, target: Callable[[threading.Event], None]) -> None:
         """Run `target(stop)` in a thread; it must return soon after `stop` is set, and not before."""
@@ -189,6 +195,7 @@ class Daemon:
         if status != self._status and (waiting or self._was_ready):
             self._notifier.send(f"STATUS={status}".replace("\n", " "))
         self._was_ready, self._status = not waiting, status
+        _READY.set(not waiting)
         if self._notifier.watchdog is not None and now >= self._next_sign:
             unwell = self._health.failing()
             if not unwell:

@@ -25,7 +25,7 @@ import grpc
 from etcd3 import etcdrpc
 
 from podlane.errors import FieldError, Invalid, PermissionDenied, PodlaneError, StoreUnavailable
-from podlane.runtime import metrics
+from podlane.runtime import expiry, metrics
 from podlane.runtime.log import get_logger
 from podlane.store.config import StoreConfig
 from podlane.store.interface import Compacted, LeaseNotFound, Refused
@@ -318,10 +318,14 @@ def _cause(text: str) -> str:
 def _credentials(config: StoreConfig) -> grpc.ChannelCredentials:
     def read(field: str) -> bytes | None:
         path = getattr(config, field)
+        if not path:
+            return None
         try:
-            return Path(path).read_bytes() if path else None
+            content = Path(path).read_bytes()
         except OSError as error:
             raise Invalid("etcd", [FieldError(field, f"read {path}: {error.strerror}")]) from error
+        expiry.loaded(path, content)
+        return content
 
     return grpc.ssl_channel_credentials(read("cafile"), read("keyfile"), read("certfile"))
 

@@ -53,6 +53,9 @@ _EVENTS = metrics.counter("podlane_mirror_events_total", "Watch events applied."
 _LISTS = metrics.counter("podlane_mirror_lists_total", "Complete lists taken.", ["mirror"])
 _FAILURES = metrics.counter("podlane_mirror_failures_total", "Lists and watches that failed.", ["mirror"])
 _UNDECODABLE = metrics.gauge("podlane_mirror_undecodable", "Keys whose value cannot be read.", ["mirror"])
+_CONTACT = metrics.gauge(
+    "podlane_mirror_last_contact_timestamp_seconds", "When the watch was last known to live.", ["mirror"]
+)
 
 
 class NotSynced(NotReady):
@@ -261,6 +264,7 @@ class Mirror(Generic[T]):
 
     def _contact(self) -> None:
         self._last_contact = self._clock.monotonic()
+        _CONTACT.labels(self.name).set(self._clock.now())
         if self._healthy_since is None:
             self._healthy_since = self._last_contact
             if self._reported is not None:

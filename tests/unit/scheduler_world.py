@@ -102,7 +102,7 @@ class Scheduler:
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
         self.wakes: list[tuple[str, float]] = []
-        context = Context(
+        self.context = context = Context(
             registry=registry if fence is None else registry.fenced(fence),
             snapshot=Snapshot(
                 **{name: self.sources[cls] for name, cls in zip(names, KINDS, strict=False)},

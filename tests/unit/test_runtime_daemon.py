@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from podlane import __version__
+from podlane.runtime import metrics
 from podlane.runtime.clock import FakeClock
 from podlane.runtime.daemon import Daemon
 
@@ -248,6 +251,25 @@ def test_it_may_ask_for_its_own_end_and_restores_the_signal_handlers() -> None:
 
     assert in_process(build) == 3
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_metrics_tell_what_runs_and_whether_it_is_ready() -> None:
+    seen = []
+
+    def build(daemon: Daemon) -> None:
+        daemon.tick()
+        seen.append(metrics.value("podlane_ready"))
+
+        def work(stop: threading.Event) -> None:
+            while metrics.value("podlane_ready") != 1 and not stop.wait(0.01):
+                pass
+            daemon.request_stop()
+
+        daemon.add_thread("work", work)
+
+    assert in_process(build) == 0
+    assert seen == [0]
+    assert metrics.value("podlane_build_info", daemon="test", version=__version__) == 1
 
 
 def test_signs_of_life_come_at_half_the_watchdog_interval(tmp_path: Path) -> None:

@@ -296,6 +296,22 @@ def test_a_store_restored_from_a_backup_is_noticed(run: Run, store: MemoryStore)
 # --- one history or another -------------------------------------------------------------------
 
 
+def test_metrics_tell_when_the_watch_was_last_known_to_live(run: Run, store: MemoryStore) -> None:
+    def heard() -> float:
+        return metrics.value("podlane_mirror_last_contact_timestamp_seconds", mirror="unit") or 0
+
+    run.settle()
+    begin = heard()
+    eventually(lambda: heard() > begin)
+    run.far.close()
+    compact_behind(run)
+    eventually(lambda: run.mirror.healthy_since is None)
+    silent = heard()
+    failed = metrics.value("podlane_mirror_failures_total", mirror="unit") or 0
+    eventually(lambda: (metrics.value("podlane_mirror_failures_total", mirror="unit") or 0) > failed + 3)
+    assert heard() == silent
+
+
 def compact_behind(run: Run) -> None:
     """Make the mirror list again, at once or when the way is opened."""
     run.store.compact(put(run.store, ("compacted", "1")))
