@@ -32,6 +32,7 @@ CLUSTER_CONFIG = "/podlane/config"
 ELECTION_SCHEDULER = "/podlane/election/scheduler"
 BINDINGS = "/podlane/bindings/"
 PROXIES = "/podlane/proxies/"
+REPORTS = "/podlane/reports/"
 ENROLLED_NODES = "/podlane/enrolled/nodes/"
 ENROLLED_SERVERS = "/podlane/enrolled/servers/"
 JOIN_TOKENS = "/podlane/join-tokens/"
@@ -102,6 +103,47 @@ def binding_key(node: str, namespace: str, name: str) -> str:
 def proxy_key(node: str) -> str:
     """What the proxyd of a node has told of itself; see podlane.store.proxies."""
     return f"{PROXIES}{_part(node)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportKey:
+    """What the key of a report says: whose it is, and which pod or event it is of.
+
+    `component` is the daemon that tells of an event, "" for the report of a pod.
+    """
+
+    node: str
+    component: str
+    namespace: str
+    name: str
+
+
+def pod_reports_prefix(node: str) -> str:
+    """Below it are a node's reports of its pods; see podlane.store.reports. Ends in a slash."""
+    return f"{REPORTS}{_part(node)}/pods/"
+
+
+def pod_report_key(node: str, namespace: str, name: str) -> str:
+    return f"{pod_reports_prefix(node)}{_part(namespace)}/{_part(name)}"
+
+
+def event_reports_prefix(node: str, component: str) -> str:
+    """Below it are the events that a daemon of a node tells of. Ends in a slash."""
+    return f"{REPORTS}{_part(node)}/events/{_part(component)}/"
+
+
+def event_report_key(node: str, component: str, namespace: str, name: str) -> str:
+    return f"{event_reports_prefix(node, component)}{_part(namespace)}/{_part(name)}"
+
+
+def parse_report_key(key: str) -> ReportKey:
+    """The reverse of `pod_report_key` and `event_report_key`. Raises ValueError for a key that is neither."""
+    match key.removeprefix(REPORTS).split("/"):
+        case [node, "pods", namespace, name] if node and namespace and name:
+            return ReportKey(node, "", namespace, name)
+        case [node, "events", component, namespace, name] if node and component and namespace and name:
+            return ReportKey(node, component, namespace, name)
+    raise ValueError(f'parse key: no report has the key "{key}"')
 
 
 def enrolled_node_key(node: str) -> str:

@@ -63,7 +63,7 @@ def removal(old: Object) -> Write:
     """Remove it, and what goes with it, if it is still as it was read."""
     ops = [Delete(key_of(old))]
     if isinstance(old, Pod) and old.spec.node_name:
-        ops.append(Delete(_binding_key(old)))
+        ops += [Delete(_binding_key(old)), Delete(_report_key(old))]
     ops += returning(old)
     return Write((unchanged(old),), tuple(ops))
 
@@ -139,3 +139,7 @@ def _puts(new: Object, lease: int = 0) -> tuple[Put, ...]:
 
 def _binding_key(pod: Pod) -> str:
     return keys.binding_key(pod.spec.node_name, pod.metadata.namespace, pod.metadata.name)
+
+
+def _report_key(pod: Pod) -> str:
+    return keys.pod_report_key(pod.spec.node_name, pod.metadata.namespace, pod.metadata.name)
