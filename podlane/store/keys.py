@@ -33,10 +33,13 @@ ELECTION_SCHEDULER = "/podlane/election/scheduler"
 BINDINGS = "/podlane/bindings/"
 PROXIES = "/podlane/proxies/"
 REPORTS = "/podlane/reports/"
-ENROLLED_NODES = "/podlane/enrolled/nodes/"
-ENROLLED_SERVERS = "/podlane/enrolled/servers/"
 JOIN_TOKENS = "/podlane/join-tokens/"
-JOIN_SERVICES = "/podlane/join-services/"
+ADMINISTRATION = "/podlane-admin/"
+"""Not below /podlane/, where operators write: who writes here decides who is a server."""
+ENROLLED_NODES = "/podlane-admin/enrolled/nodes/"
+ENROLLED_SERVERS = "/podlane-admin/enrolled/servers/"
+SERVER_JOIN_TOKENS = "/podlane-admin/join-tokens/"
+JOIN_SERVICES = "/podlane-admin/join-services/"
 SERVICE_IPS = "/registry/ranges/serviceips/"
 SERVICE_NODE_PORTS = "/registry/ranges/servicenodeports/"
 
@@ -155,8 +158,9 @@ def enrolled_server_key(server: str) -> str:
     return f"{ENROLLED_SERVERS}{_part(server)}"
 
 
-def join_token_key(identity: str) -> str:
-    return f"{JOIN_TOKENS}{_part(identity)}"
+def join_token_key(identity: str, *, server: bool = False) -> str:
+    """`server`: of a token that makes a server."""
+    return f"{SERVER_JOIN_TOKENS if server else JOIN_TOKENS}{_part(identity)}"
 
 
 def join_service_key(server: str) -> str:
