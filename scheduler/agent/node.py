@@ -38,6 +38,7 @@ from podlane.api.types import (
     ObjectMeta,
 )
 from podlane.errors import AlreadyExists, NotFound, PodlaneError
+from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
@@ -54,6 +55,10 @@ IMAGES_EVERY = 30.0
 """Seconds between looks at the images."""
 MOST_IMAGES = 50
 """The largest are reported, as many as the kubelet does."""
+
+_AVAILABLE = metrics.gauge("podlane_agent_available_ratio", "What is left of it on this machine, 0 to 1.", ["signal"])
+_PRESSURE = metrics.gauge("podlane_agent_pressure", "1 while the node says that it is short of it.", ["condition"])
+
 _STORE_PAUSE = 1.0
 
 
@@ -245,7 +250,10 @@ class Registrar:
         thresholds = measures.thresholds if measures is not None else {}
         now = self._clock.monotonic()
         judgement = judge(usage, thresholds, self._pressures, now)
+        for signal, amount in usage.items():
+            _AVAILABLE.labels(signal).set(amount.available / amount.capacity if amount.capacity else 1.0)
         for verdict in judgement.verdicts:
+            _PRESSURE.labels(verdict.type).set(verdict.pressed)
             if verdict.pressed != (verdict.type in self._pressures):
                 say = self._log.warning if verdict.pressed else self._log.info
                 say("node pressure", condition=verdict.type, holds=verdict.pressed, why=verdict.message)

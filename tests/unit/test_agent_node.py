@@ -15,6 +15,7 @@ from agent_objects import SPEC
 from podlane.api.meta import get_condition
 from podlane.api.types import Lease, Node, Taint
 from podlane.errors import NotFound
+from podlane.runtime import metrics
 from podlane.runtime.clock import SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
@@ -169,6 +170,8 @@ def test_a_machine_that_runs_short_says_so() -> None:
     b.usage["imagefs.available"] = Amount(1 << 30, 100 << 30)
     b.registrar.sync()
     assert (pressed().status, pressed().message) == ("True", "imagefs.available is less than 15%")
+    assert metrics.value("podlane_agent_pressure", condition="DiskPressure") == 1
+    assert metrics.value("podlane_agent_available_ratio", signal="imagefs.available") == 0.01
     b.usage["imagefs.available"] = Amount(50 << 30, 100 << 30)
     b.registrar.sync()
     assert pressed().status == "True"  # not so soon
