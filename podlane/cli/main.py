@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "taint": ("podlane.cli.nodes:taint", "Set or remove taints, which keep pods away from nodes."),
     "drain": ("podlane.cli.drain:drain", "Cordon nodes and move their pods elsewhere."),
     "init": ("podlane.cli.init:init", "Write the network and cluster configuration into etcd."),
+    "host": ("podlane.cli.host:host", "Install, upgrade or remove Podlane on this machine."),
     "lab": ("podlane.cli.lab:lab", "Run a whole cluster on this machine: up, status, demo, down."),
     "completion": ("podlane.cli.completion:completion", "Print the completion script for a shell."),
     "version": ("podlane.cli.version:version", "Print the version."),
