@@ -105,7 +105,12 @@ def operator_role(prefix: str = DEFAULT_PREFIX) -> Role:
     network = f"{prefix.rstrip('/')}/"
     return Role(
         OPERATOR,
-        (_all("readwrite", keys.REGISTRY), _all("readwrite", _PODLANE), _all("readwrite", network)),
+        (
+            _all("readwrite", keys.REGISTRY),
+            _all("readwrite", _PODLANE),
+            _all("read", keys.ADMINISTRATION),
+            _all("readwrite", network),
+        ),
     )
 
 
