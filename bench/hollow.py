@@ -34,7 +34,7 @@ from podlane.lab.cluster import Lab
 from podlane.lab.topology import ETCD_METRICS_PORT, Topology
 from podlane.runtime.log import configure
 from podlane.store import keys
-from podlane.store.config import StoreConfig, connect
+from podlane.store.config import connect
 from podlane.store.interface import Store
 from podlane.store.registry import Registry
 
@@ -181,8 +181,7 @@ def hollow_lab(say: Progress, nodes: int = NODES) -> Iterator[Cluster]:
     lab = Lab(Topology(f"bench{os.getpid() % 10000}", nodes=0, hollow=nodes), say)
     try:
         lab.up()
-        endpoints = lab.topology.endpoints
-        with network.inside(lab.topology.underlay), closing(connect(StoreConfig(endpoints=endpoints))) as store:
+        with network.inside(lab.topology.underlay), closing(connect(lab.topology.store_config())) as store:
             yield Cluster(lab, store, say)
     finally:
         lab.down()

@@ -1,7 +1,7 @@
 """Hosts in namespaces with one etcd, and netd or proxyd on them as a benchmark says.
 
-Owns: a topology of the lab's kind without its other daemons. Invariant: it is
-removed whatever happens, daemons by their recorded pid, namespaces by the
+Owns: a topology of the lab's kind without its other daemons, on mutual TLS but
+where everybody may do everything. Invariant: it is removed whatever happens, daemons by their recorded pid, namespaces by the
 prefix of this process; after a SIGKILL of the benchmark `podlane lab down`
 still finds it. The benchmark's process is in the underlay's namespace for the
 time, so that its one connection to etcd and its one clock see everything.
@@ -13,6 +13,7 @@ import base64
 import http.client
 import os
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,14 +22,14 @@ from pathlib import Path
 import msgspec
 
 from podlane.errors import PodlaneError
-from podlane.lab import network, process
+from podlane.lab import credentials, network, process
 from podlane.lab.cluster import Lab
 from podlane.lab.daemons import specs, subnet_file
 from podlane.lab.topology import ETCD_CLIENT_PORT, Host, Topology
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.command import run
 from podlane.runtime.log import configure
-from podlane.store.config import StoreConfig, connect
+from podlane.store.config import connect
 from podlane.store.interface import Store
 
 ETCD_START = 30.0  # seconds
@@ -99,16 +100,18 @@ class Hosts:
     def put_at_once(self, key: str, value: bytes) -> None:
         """Write by HTTP: a gRPC channel that has seen etcd go pauses before it tries again."""
         body = {"key": base64.b64encode(key.encode()).decode(), "value": base64.b64encode(value).decode()}
-        if b"revision" not in self._ask_etcd("POST", "/v3/kv/put", msgspec.json.encode(body)):
-            raise BenchHostsError(f"put {key}: etcd did not take it")
-
-    def _ask_etcd(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        with closing(http.client.HTTPConnection(self.server.address, ETCD_CLIENT_PORT, timeout=2)) as connection:
+        config = self.topology.store_config()
+        context = ssl.create_default_context(cafile=config.cafile)
+        context.load_cert_chain(config.certfile, config.keyfile)
+        address = (self.server.address, ETCD_CLIENT_PORT)
+        with closing(http.client.HTTPSConnection(*address, timeout=2, context=context)) as connection:
             try:
-                connection.request(method, path, body)
-                return connection.getresponse().read()
-            except (OSError, http.client.HTTPException):
-                return b""
+                connection.request("POST", "/v3/kv/put", msgspec.json.encode(body))
+                answer = connection.getresponse().read()
+            except (OSError, http.client.HTTPException) as error:
+                answer = str(error).encode()
+        if b"revision" not in answer:
+            raise BenchHostsError(f"put {key}: etcd did not take it: {answer.decode()}")
 
     def _start(self, host: Host, daemon: str, *options: str) -> process.Record:
         spec = next(s for s in specs(self.topology, host) if s.name == daemon)
@@ -167,9 +170,10 @@ def bench_hosts(nodes: int = 1) -> Iterator[Hosts]:
         topology.run_dir.mkdir(parents=True, exist_ok=True)
         source = f"podlane-lab-{topology.name}"
         run(["mount", "-t", "tmpfs", "-o", "mode=0755", source, str(topology.run_dir)], timeout=10)
+        credentials.issue(topology)
         write_atomic(topology.run_dir / "lab.json", topology.encode())
         network.build(topology)
-        with network.inside(topology.underlay), closing(connect(StoreConfig(topology.endpoints))) as store:
+        with network.inside(topology.underlay), closing(connect(topology.store_config())) as store:
             hosts = Hosts(topology, store)
             hosts.start_etcd()
             yield hosts

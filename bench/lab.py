@@ -23,7 +23,7 @@ from podlane.lab.cluster import Lab
 from podlane.lab.topology import Host, Topology
 from podlane.runtime.clock import SystemClock
 from podlane.runtime.log import configure
-from podlane.store.config import StoreConfig, connect
+from podlane.store.config import connect
 from podlane.store.mirror import Mirror
 from podlane.store.registry import Registry
 
@@ -48,7 +48,7 @@ class Watched:
         self.lab = lab
         self.topology = lab.topology
         self.nodes: list[Host] = [h for h in lab.topology.hosts if h.role == "node"]
-        self.store = connect(StoreConfig(endpoints=lab.topology.endpoints))
+        self.store = connect(lab.topology.store_config())
         self.registry = Registry(self.store, clock=SystemClock())
         self.ready_at: dict[str, Ready] = {}
         self._changed = threading.Condition()

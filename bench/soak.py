@@ -36,7 +36,7 @@ from podlane.lab.topology import Topology
 from podlane.runtime.clock import SystemClock
 from podlane.runtime.log import configure
 from podlane.store import keys
-from podlane.store.config import StoreConfig, connect
+from podlane.store.config import connect
 from podlane.store.interface import Compacted
 from podlane.store.registry import Registry
 
@@ -137,7 +137,7 @@ class Soak:
         self._rng = random.Random(seed)
         self._say = say
         self._begin = time.monotonic()
-        self.registry = Registry(connect(StoreConfig(endpoints=lab.topology.endpoints)), clock=SystemClock())
+        self.registry = Registry(connect(lab.topology.store_config()), clock=SystemClock())
         self._faults = Faults(lab, self.registry)
         self._stop = threading.Event()
         self._guard = Guard(self.registry, self._tell)

@@ -8,16 +8,16 @@ come from Docker, links and namespaces from the kernel, leases from etcd.
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import grpc
+from etcd3 import etcdrpc
 
 from podlane.api.meta import is_pod_finished, is_pod_ready
 from podlane.api.types import SERVICE_NAME_LABEL, EndpointSlice, Node, Pod, ReplicationController, Service
@@ -25,10 +25,12 @@ from podlane.errors import PodlaneError
 from podlane.lab.cluster import DaemonStatus, Lab
 from podlane.lab.network import within
 from podlane.lab.residue import CGROUP_ROOT
-from podlane.lab.topology import ETCD_CLIENT_PORT, Host
+from podlane.lab.topology import Host
 from podlane.runtime.command import run
 from podlane.store import keys
 from podlane.store.registry import Registry
+from podlane.store.roles import ROOT
+from podlane.store.wire import key_text
 
 INFRA = "POD"
 SHORT_LEASE = 60
@@ -294,23 +296,22 @@ def _shims(folder: str) -> frozenset[str]:
 
 
 def _leases_of(lab: Lab) -> tuple[LeaseSeen, ...]:
-    """From etcd's JSON gateway: the stubs cannot list leases."""
-    for host in lab.topology.hosts:
-        if host.role == "server":
-            with suppress(OSError, http.client.HTTPException, ValueError):
-                listed = _post(host, "/v3/lease/leases", {}).get("leases", [])
-                asked = (_post(host, "/v3/lease/timetolive", {"ID": each["ID"], "keys": True}) for each in listed)
-                return tuple(_lease(answer) for answer in asked if int(answer.get("TTL", -1)) > 0)
+    """From etcd itself, which lists leases for its administrator."""
+    config = lab.topology.store_config(ROOT)
+    ca, key, certificate = (Path(file).read_bytes() for file in (config.cafile, config.keyfile, config.certfile))
+    for target, _ in config.targets:
+        channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate))
+        with channel, suppress(grpc.RpcError):
+            return tuple(_listed(channel))
     raise PodlaneError("list leases: no etcd member answers")
 
 
-def _lease(answer: Mapping[str, Any]) -> LeaseSeen:
-    names = tuple(base64.b64decode(key).decode(errors="replace") for key in answer.get("keys", ()))
-    return LeaseSeen(f"{int(answer['ID']):x}", int(answer["grantedTTL"]), names)
-
-
-def _post(host: Host, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-    with closing(http.client.HTTPConnection(host.address, ETCD_CLIENT_PORT, timeout=5)) as connection:
-        connection.request("POST", path, json.dumps(body))
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
-        return answer
+def _listed(channel: grpc.Channel) -> Iterator[LeaseSeen]:
+    # no stub has this method; its answer is shaped as a list of members is: a header, and entries that begin with an id
+    answer = etcdrpc.MemberListResponse.FromString
+    leases = channel.unary_unary("/etcdserverpb.Lease/LeaseLeases", lambda _: b"", answer)
+    look = etcdrpc.LeaseStub(channel).LeaseTimeToLive
+    for each in leases(None, timeout=5).members:
+        seen = look(etcdrpc.LeaseTimeToLiveRequest(ID=each.ID, keys=True), timeout=5)
+        if seen.TTL > 0:
+            yield LeaseSeen(f"{seen.ID:x}", seen.grantedTTL, tuple(map(key_text, seen.keys)))

@@ -13,7 +13,7 @@ import click
 from podlane.cli.command import fail, note
 from podlane.lab import cluster, context, network
 from podlane.lab.cluster import DaemonStatus, Lab
-from podlane.lab.daemons import netd_state_dir, specs
+from podlane.lab.daemons import netd_state_dir, specs, store_options
 from podlane.lab.topology import DEFAULT_NAME, Topology
 
 _name = click.option(
@@ -136,8 +136,9 @@ def demo(name: str) -> None:
 def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
 
-    DOCKER_HOST, PODLANE_ETCD_ENDPOINTS, NODE_NAME, NETD_STATE_DIR and PATH are set for it, so that docker,
-    podlane, netd and proxyd (netd doctor, proxyd status) are found and are about that host. HOST `net` is the
+    DOCKER_HOST, PODLANE_ETCD_…, ETCDCTL_…, NODE_NAME, NETD_STATE_DIR and PATH are set for it, so that docker,
+    podlane, netd and proxyd (netd doctor, proxyd status) are found and are about that host, and they and
+    etcdctl act as the lab's operator. HOST `net` is the
     underlay itself, which is outside of every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
@@ -146,7 +147,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     target = cluster.load(name)
     programs = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}"}
-    environment["PODLANE_ETCD_ENDPOINTS"] = ",".join(target.endpoints)
+    environment |= _etcd_environment(target)
     netns = target.underlay
     if host != "net":
         netns = target.netns(target.host(host))
@@ -158,6 +159,19 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
         os.execvpe(words[0], words, environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         fail(f"run {words[0]}: {error.strerror}", 127)
+
+
+def _etcd_environment(target: Topology) -> dict[str, str]:
+    """For podlane's programs and for etcdctl: etcd, and the operator's certificate."""
+    config = target.store_config()
+    return {
+        **{f"PODLANE_ETCD_{name.upper()}": value for name, value in store_options(config).items()},
+        "ETCDCTL_API": "3",
+        "ETCDCTL_ENDPOINTS": ",".join(config.endpoints),
+        "ETCDCTL_CACERT": config.cafile,
+        "ETCDCTL_CERT": config.certfile,
+        "ETCDCTL_KEY": config.keyfile,
+    }
 
 
 @lab.command()

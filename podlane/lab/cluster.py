@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from podlane.errors import PodlaneError
 from podlane.lab import images, network, process, residue
-from podlane.lab.daemons import DaemonSpec, specs
+from podlane.lab.daemons import DaemonSpec, specs, store_options
 from podlane.lab.topology import RUN_ROOT, Host, Topology, decode
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.command import run
@@ -82,6 +82,10 @@ class Lab:
         with self._locked():
             self._check_same()
             self._mount()
+            with self._step("certificates") as note:
+                from podlane.lab import credentials  # loads much that no other command of the lab needs
+
+                note(f"{credentials.issue(lab)} issued")
             write_atomic(lab.run_dir / "lab.json", lab.encode())
             with self._step("network") as note:
                 new = network.build(lab)
@@ -148,8 +152,9 @@ class Lab:
     def podlane(self, *arguments: str, timeout: float = 150.0) -> str:
         """Run the `podlane` command against this lab and return what it printed."""
         lab = self.topology
-        argv = [str(Path(sys.executable).parent / "podlane"), f"--etcd-endpoints={','.join(lab.endpoints)}"]
-        return run(network.within(lab.underlay, [*argv, *arguments]), timeout=timeout).stdout
+        options = (f"--etcd-{name}={value}" for name, value in store_options(lab.store_config()).items())
+        argv = [str(Path(sys.executable).parent / "podlane"), *options, *arguments]
+        return run(network.within(lab.underlay, argv), timeout=timeout).stdout
 
     # --- down -------------------------------------------------------------------
 
@@ -267,6 +272,16 @@ class Lab:
             raise LabError(
                 f"lab {there.name!r} has {there} already; "
                 f"podlane lab down --name {there.name} first, or choose another --name"
+            )
+
+        self.check_tls()
+
+    def check_tls(self) -> None:
+        """Raise LabError when this lab was made by a Podlane whose labs had no certificates."""
+        lab = self.topology
+        if not lab.pki_dir.is_dir():
+            raise LabError(
+                f"lab {lab.name!r}: an older Podlane made it, without TLS; podlane lab down --name {lab.name}, then up"
             )
 
     @contextmanager

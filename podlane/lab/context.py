@@ -19,8 +19,9 @@ def enter(name: str) -> StoreConfig:
     """Move this process into a lab's underlay and return how to reach its etcd.
 
     To be called before any thread or connection is made. Raises LabError when
-    there is no such lab.
+    there is no such lab, or one without TLS.
     """
     lab = cluster.load(name)
+    cluster.Lab(lab).check_tls()
     network.enter(lab.underlay)
-    return StoreConfig(endpoints=lab.endpoints)
+    return lab.store_config()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podlane.lab.topology import ETCD_CLIENT_PORT, ETCD_METRICS_PORT, ETCD_PEER_PORT, Host, Topology
+from podlane.pki.profile import ETCD_PEER_HOSTNAME
+from podlane.store.config import StoreConfig
 
 NETD_PORT = 10258
 PROXYD_PORT = 10256
@@ -55,19 +57,29 @@ def _program(name: str) -> str:
 
 
 def _etcd(lab: Topology, host: Host) -> DaemonSpec:
-    peers = ",".join(f"{h.name}=http://{h.address}:{ETCD_PEER_PORT}" for h in lab.hosts if h.role == "server")
+    peers = ",".join(f"{h.name}=https://{h.address}:{ETCD_PEER_PORT}" for h in lab.hosts if h.role == "server")
+    files = lab.certificate("etcd", host)
     return DaemonSpec(
         "etcd",
         (
             "etcd",
             f"--name={host.name}",
             f"--data-dir={lab.data_dir / host.name / 'etcd'}",
-            f"--listen-client-urls=http://0.0.0.0:{ETCD_CLIENT_PORT}",
-            f"--advertise-client-urls=http://{host.address}:{ETCD_CLIENT_PORT}",
-            f"--listen-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
-            f"--initial-advertise-peer-urls=http://{host.address}:{ETCD_PEER_PORT}",
+            f"--listen-client-urls=https://0.0.0.0:{ETCD_CLIENT_PORT}",
+            f"--advertise-client-urls=https://{host.address}:{ETCD_CLIENT_PORT}",
+            f"--listen-peer-urls=https://{host.address}:{ETCD_PEER_PORT}",
+            f"--initial-advertise-peer-urls=https://{host.address}:{ETCD_PEER_PORT}",
             f"--listen-metrics-urls=http://127.0.0.1:{ETCD_METRICS_PORT}",
             f"--initial-cluster={peers}",
+            "--client-cert-auth",
+            f"--trusted-ca-file={files.ca}",
+            f"--cert-file={files.pem}",
+            f"--key-file={files.key}",
+            "--peer-client-cert-auth",
+            f"--peer-trusted-ca-file={files.ca}",
+            f"--peer-cert-file={files.pem}",
+            f"--peer-key-file={files.key}",
+            f"--peer-cert-allowed-hostname={ETCD_PEER_HOSTNAME}",
             f"--initial-cluster-token=podlane-lab-{lab.name}",
             "--logger=zap",
             "--log-level=warn",
@@ -96,8 +108,19 @@ def _dockerd(lab: Topology, host: Host) -> DaemonSpec:
     )
 
 
-def _store(lab: Topology) -> tuple[str, ...]:
-    return (f"--etcd-endpoints={','.join(lab.endpoints)}",)
+def store_options(config: StoreConfig) -> dict[str, str]:
+    """What is said by `--etcd-NAME=…` and by PODLANE_ETCD_NAME, by name."""
+    return {
+        "endpoints": ",".join(config.endpoints),
+        "cafile": config.cafile,
+        "certfile": config.certfile,
+        "keyfile": config.keyfile,
+    }
+
+
+def _store(lab: Topology, host: Host, daemon: str) -> tuple[str, ...]:
+    config = lab.store_config(daemon, host)
+    return tuple(f"--etcd-{name}={value}" for name, value in store_options(config).items())
 
 
 def _health(port: int) -> tuple[str, ...]:
@@ -114,7 +137,7 @@ def _netd(lab: Topology, host: Host) -> DaemonSpec:
         (
             _program("netd"),
             "run",
-            *_store(lab),
+            *_store(lab, host, "netd"),
             "--iface=eth0",
             "--vxlan-guard",
             f"--node-name={host.name}",
@@ -129,7 +152,7 @@ def _netd(lab: Topology, host: Host) -> DaemonSpec:
 def _proxyd(lab: Topology, host: Host) -> DaemonSpec:
     return DaemonSpec(
         "proxyd",
-        (_program("proxyd"), "run", *_store(lab), f"--node-name={host.name}", *_health(PROXYD_PORT)),
+        (_program("proxyd"), "run", *_store(lab, host, "proxyd"), f"--node-name={host.name}", *_health(PROXYD_PORT)),
         ready=_ready(PROXYD_PORT),
     )
 
@@ -140,7 +163,7 @@ def _agent(lab: Topology, host: Host) -> DaemonSpec:
         (
             _program("scheduler"),
             "agent",
-            *_store(lab),
+            *_store(lab, host, "agent"),
             f"--node-name={host.name}",
             f"--node-ip={host.address}",
             f"--docker-host=unix://{lab.docker_socket(host)}",
@@ -158,7 +181,13 @@ def _agent(lab: Topology, host: Host) -> DaemonSpec:
 def _scheduler(lab: Topology, host: Host) -> DaemonSpec:
     return DaemonSpec(
         "scheduler",
-        (_program("scheduler"), "run", *_store(lab), f"--identity={host.name}", *_health(SCHEDULER_PORT)),
+        (
+            _program("scheduler"),
+            "run",
+            *_store(lab, host, "scheduler"),
+            f"--identity={host.name}",
+            *_health(SCHEDULER_PORT),
+        ),
         ready=_ready(SCHEDULER_PORT),
     )
 
@@ -170,7 +199,7 @@ def _hollow(lab: Topology, host: Host) -> DaemonSpec:
         (
             _program("scheduler"),
             "hollow",
-            *_store(lab),
+            *_store(lab, host, "hollow"),
             f"--nodes={len(numbers)}",
             f"--first={numbers.start}",
             f"--state-dir={lab.data_dir / host.name}",

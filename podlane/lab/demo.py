@@ -22,7 +22,7 @@ from podlane.lab.picture import draw
 from podlane.lab.topology import DEFAULT_NAME, Host
 from podlane.runtime.clock import SystemClock
 from podlane.runtime.command import run
-from podlane.store.config import StoreConfig, connect
+from podlane.store.config import connect
 from podlane.store.registry import Registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -37,7 +37,7 @@ class Demo:
     def __init__(self, lab: Lab, say: Callable[[str], None]) -> None:
         self.lab, self._say = lab, say
         network.enter(lab.topology.underlay)
-        self._store = connect(StoreConfig(endpoints=lab.topology.endpoints))
+        self._store = connect(lab.topology.store_config())
         self._registry = Registry(self._store, clock=SystemClock())
         self._nodes = [h for h in lab.topology.hosts if h.role == "node"]
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from podlane.errors import UsageError
+from podlane.store.config import StoreConfig
+from podlane.store.roles import OPERATOR
 
 RUN_ROOT = Path("/run/podlane/lab")
 NETNS_ROOT = Path("/run/netns")
@@ -39,6 +41,9 @@ ETCD_PEER_PORT = 2380
 ETCD_METRICS_PORT = 2381
 """etcd's health and metrics on its host's loopback, for whoever asks there, without a certificate."""
 
+HOLLOW = "hollow"
+"""The etcd user of all hollow nodes together, and its role."""
+
 HOLLOW_PER_HOST = 250
 """Hollow nodes of one process, whose interpreter uses one processor at most."""
 
@@ -57,6 +62,14 @@ class Host:
     def address6(self) -> str:
         """The IPv6 address it has in a lab with both families: the same number."""
         return f"{UNDERLAY_PREFIX6}:{self.address.rpartition('.')[2]}"
+
+
+class Certificate(NamedTuple):
+    """The files that whoever speaks TLS needs: whom to trust, the own certificate, its key."""
+
+    ca: Path
+    pem: Path
+    key: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +146,12 @@ class Topology:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return tuple(f"http://{h.address}:{ETCD_CLIENT_PORT}" for h in self.hosts if h.role == "server")
+        return tuple(f"https://{h.address}:{ETCD_CLIENT_PORT}" for h in self.hosts if h.role == "server")
+
+    def store_config(self, name: str = OPERATOR, host: Host | None = None) -> StoreConfig:
+        """How to reach etcd from inside the lab: as its operator, or with another's certificate."""
+        files = self.certificate(name, host)
+        return StoreConfig(self.endpoints, cafile=str(files.ca), certfile=str(files.pem), keyfile=str(files.key))
 
     @property
     def prefix(self) -> str:
@@ -172,6 +190,16 @@ class Topology:
         if not self.dual_stack:
             return ()
         return (f"--network={','.join(POD_NETWORKS)}", f"--service-cidr={','.join(SERVICE_RANGES)}")
+
+    @property
+    def pki_dir(self) -> Path:
+        """The authority; the certificates of its operator and administrator, and a folder for those of each host."""
+        return self.run_dir / "pki"
+
+    def certificate(self, name: str, host: Host | None = None) -> Certificate:
+        """A host's daemon's, or without a host the operator's or `root`'s."""
+        folder = self.pki_dir / host.name if host else self.pki_dir
+        return Certificate(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
 
     def docker_socket(self, host: Host | str) -> Path:
         return self.run_dir / (host if isinstance(host, str) else host.name) / "docker.sock"

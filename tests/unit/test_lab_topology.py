@@ -30,7 +30,7 @@ def test_every_host_has_an_address_of_its_own() -> None:
     lab = Topology("lab", nodes=100, servers=3)
     addresses = [h.address for h in lab.hosts]
     assert len(set(addresses)) == len(addresses) == 103
-    assert lab.endpoints == tuple(f"http://192.168.64.{n}:2379" for n in (11, 12, 13))
+    assert lab.endpoints == tuple(f"https://192.168.64.{n}:2379" for n in (11, 12, 13))
 
 
 def test_a_lab_of_both_families() -> None:
