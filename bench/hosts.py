@@ -1,10 +1,11 @@
 """Hosts in namespaces with one etcd, and netd or proxyd on them as a benchmark says.
 
 Owns: a topology of the lab's kind without its other daemons, on mutual TLS but
-where everybody may do everything. Invariant: it is removed whatever happens, daemons by their recorded pid, namespaces by the
-prefix of this process; after a SIGKILL of the benchmark `podlane lab down`
-still finds it. The benchmark's process is in the underlay's namespace for the
-time, so that its one connection to etcd and its one clock see everything.
+where everybody may do everything. Invariant: it is removed whatever happens,
+daemons by their recorded pid, namespaces by the prefix of this process; after a
+SIGKILL of the benchmark `podlane lab down` still finds it. The benchmark's process
+is in the underlay's namespace for the time, so that its one connection to etcd and
+its one clock see everything.
 """
 
 from __future__ import annotations
