@@ -18,16 +18,16 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 from etcd3 import etcdrpc
 
-from podlane.errors import FieldError, Invalid, PermissionDenied, PodlaneError, StoreUnavailable
-from podlane.runtime import expiry, metrics
+from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable
+from podlane.runtime import metrics
 from podlane.runtime.log import get_logger
 from podlane.store.config import StoreConfig
+from podlane.store.credentials import Credentials
 from podlane.store.interface import Compacted, LeaseNotFound, Refused
 
 WARM = 3.0  # seconds after an answer in which an endpoint counts as alive
@@ -53,6 +53,8 @@ class Stubs:
         self.watch = etcdrpc.WatchStub(channel)
         self.auth = etcdrpc.AuthStub(channel)
         self.maintenance = etcdrpc.MaintenanceStub(channel)
+        self.cluster = etcdrpc.ClusterStub(channel)
+        self.channel = channel
 
 
 class Endpoint:
@@ -60,9 +62,13 @@ class Endpoint:
 
     def __init__(self, target: str, channel: grpc.Channel) -> None:
         self.target = target
-        self.stubs = Stubs(channel)
-        self._channel = channel
         self._answered = -float("inf")
+        self.use(channel)
+
+    def use(self, channel: grpc.Channel) -> None:
+        """From the next call on; what goes on over the one before holds that and ends it."""
+        self._channel = channel
+        self.stubs = Stubs(channel)
 
     @property
     def warm(self) -> bool:
@@ -92,11 +98,8 @@ class Endpoints:
 
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
-        credentials = _credentials(config)
-        self._all = [
-            Endpoint(target, _channel(target, credentials if tls else None, config.timeout))
-            for target, tls in config.targets
-        ]
+        self._credentials = Credentials(config)
+        self._all = [Endpoint(target, self._channel(target, tls=tls)) for target, tls in config.targets]
         self._lock = threading.Lock()
         self._current = random.randrange(len(self._all))  # so that many clients spread over the members
         self._login = _Login(config)
@@ -153,17 +156,24 @@ class Endpoints:
             return self._all[self._current]
 
     def leave(self, endpoint: Endpoint) -> None:
-        """Go to the next endpoint, unless another thread has done so already."""
+        """Go to the next endpoint, unless another thread has done so already; with new certificates, if there are."""
         endpoint.failed()
         _FAILOVERS.labels(endpoint.target).inc()
         with self._lock:
             if self._all[self._current] is endpoint:
                 self._current = (self._current + 1) % len(self._all)
+            if not self.closed.is_set() and self._credentials.renewed():
+                for known, (target, tls) in zip(self._all, self._config.targets, strict=True):
+                    known.use(self._channel(target, tls=tls))
 
     def close(self) -> None:
-        self.closed.set()
-        for endpoint in self._all:
-            endpoint.close()
+        with self._lock:
+            self.closed.set()
+            for endpoint in self._all:
+                endpoint.close()
+
+    def _channel(self, target: str, *, tls: bool) -> grpc.Channel:
+        return _channel(target, self._credentials.current if tls else None, self._config.timeout)
 
 
 class Attempts:
@@ -313,21 +323,6 @@ def _cause(text: str) -> str:
     """The end of gRPC's chain of causes: `connect: Connection refused (111)`."""
     cause = text.rpartition("last error: ")[2]
     return re.sub(r"^(UNKNOWN|UNAVAILABLE): |(ipv[46]:\S+: )|Failed to connect to remote host: ", "", cause)
-
-
-def _credentials(config: StoreConfig) -> grpc.ChannelCredentials:
-    def read(field: str) -> bytes | None:
-        path = getattr(config, field)
-        if not path:
-            return None
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise Invalid("etcd", [FieldError(field, f"read {path}: {error.strerror}")]) from error
-        expiry.loaded(path, content)
-        return content
-
-    return grpc.ssl_channel_credentials(read("cafile"), read("keyfile"), read("certfile"))
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None, connect_timeout: float) -> grpc.Channel:
