@@ -207,6 +207,8 @@ def _reserve(step: _Step, asked: Subnets | None) -> Subnets:
         _check_addresses(step)
         kv = step.table.store.get(keys.enrolled_node_key(step.node))
         before = decode(kv) if kv is not None else HostRecord()
+        if asked is not None:
+            _check_asked(step, asked)
         held = asked or _kept(step, before) or _free(step)
         if not _record(step, kv, before, held):
             continue
@@ -227,15 +229,27 @@ def _check_addresses(step: _Step) -> None:
             raise AlreadyExists(f"enrol node {step.node}: address {_listed(shared)} is node {other}'s")
 
 
+def _check_asked(step: _Step, asked: Subnets) -> None:
+    """Before anything is written; `reserve` does it again, against whoever is quicker."""
+    if not step.config.allows(asked):
+        networks = " and ".join(map(str, step.config.networks))
+        raise UsageError(f"enrol node {step.node}: the config of the network {networks} allows no node {asked}")
+    if not _may_have(step, asked, step.addresses):
+        raise SubnetTaken(f"enrol node {step.node}: {asked} is another node's")
+
+
 def _kept(step: _Step, before: HostRecord) -> Subnets | None:
     """The subnets of the node's record, if it can go on with them: allowed, and nobody else's."""
     if not before.subnets:
         return None
     subnets = Subnets.parse_key(before.subnets)
     mine = {*before.parsed_addresses(), *step.addresses}
+    return subnets if step.config.allows(subnets) and _may_have(step, subnets, mine) else None
+
+
+def _may_have(step: _Step, subnets: Subnets, mine: Collection[Address]) -> bool:
     in_the_way = (each for each in step.table.held() if each.subnets.overlaps(subnets))
-    own = all(each.value is not None and mine & set(each.value.addresses) for each in in_the_way)
-    return subnets if own and step.config.allows(subnets) else None
+    return all(each.value is not None and set(mine) & set(each.value.addresses) for each in in_the_way)
 
 
 def _free(step: _Step) -> Subnets:
@@ -279,7 +293,7 @@ def _readdressed(reserved: KeyValue, addresses: tuple[Address, ...]) -> Put:
     v4 = next((each for each in addresses if each.version == 4), None)
     v6 = next((each for each in addresses if each.version == 6), None)
     old = LeaseValue.decode(reserved.value)
-    new = LeaseValue(v4, v6, old.backend_type, old.backend_data, old.backend_v6_data)  # type: ignore[arg-type]
+    new = LeaseValue(v4, v6, old.backend_type, old.backend_data, old.backend_v6_data)
     return Put(reserved.key, new.encode())
 
 
