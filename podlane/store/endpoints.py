@@ -206,6 +206,11 @@ class Attempts:
         if verdict is Verdict.LOGIN and self._logins < LOGINS and self._endpoints.relogin():
             self._logins += 1
             return
+        if verdict is Verdict.ROLES:  # a host is being enrolled; each of its roles may meet us again
+            self._last = f"{endpoint.target}: {meaning}"
+            self._endpoints.relogin()  # a signed token holds the revision
+            self._endpoints.closed.wait(min(PAUSES[0] * random.uniform(0.1, 1.0), self.left))
+            return
         if verdict in {Verdict.ANSWER, Verdict.LOGIN}:
             endpoint.answered()
             _CALLS.labels("refused").inc()
@@ -264,16 +269,19 @@ class _Login:
 class Verdict(enum.Enum):
     ANSWER = "etcd's answer: the same everywhere"
     LOGIN = "the token is not valid any more"
+    ROLES = "users or roles changed while it was on its way: not carried out"
     UNSENT = "surely not carried out"
     UNSURE = "perhaps carried out"
 
 
-_STALE_LOGIN = ("invalid auth token", "revision of auth store is old")
+_STALE_LOGIN = ("invalid auth token",)
+_ROLES_CHANGED = ("revision of auth store is old",)
 _DENIED = ("permission denied", "user name is empty", "authentication failed", "user name not found")
 
 # (status code or any, one of these in the text, what it means, the caller's error); the first that fits counts
 _RULES: tuple[tuple[grpc.StatusCode | None, tuple[str, ...], Verdict, type[PodlaneError]], ...] = (
     (None, _STALE_LOGIN, Verdict.LOGIN, PermissionDenied),
+    (None, _ROLES_CHANGED, Verdict.ROLES, StoreUnavailable),
     (None, _DENIED, Verdict.ANSWER, PermissionDenied),
     (grpc.StatusCode.PERMISSION_DENIED, ("",), Verdict.ANSWER, PermissionDenied),
     (None, ("lease not found",), Verdict.ANSWER, LeaseNotFound),
@@ -314,7 +322,7 @@ def with_action(action: str, error: PodlaneError) -> PodlaneError:
 
 def error_of_cancel(reason: str) -> PodlaneError:
     """What etcd's reason for ending a watch means (without the action)."""
-    if any(part in reason for part in (*_DENIED, *_STALE_LOGIN)):
+    if any(part in reason for part in (*_DENIED, *_STALE_LOGIN, *_ROLES_CHANGED)):
         return PermissionDenied(reason)
     return StoreUnavailable(reason or "cancelled by etcd")
 

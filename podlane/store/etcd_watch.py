@@ -61,9 +61,10 @@ def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float, 
             if not endpoints.closed.is_set():
                 raise
         except PermissionDenied as error:
-            # perhaps the token has expired: etcd says one or the other
-            if denied or not endpoints.relogin():
+            # perhaps the token has expired, or roles changed at that moment: etcd says the same
+            if denied:
                 raise with_action(action, error) from error
+            endpoints.relogin()
             denied = True
         else:
             return watch

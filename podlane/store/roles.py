@@ -43,7 +43,6 @@ OPERATOR = "operator"
 SCHEDULER = "scheduler"
 
 _PODLANE = "/podlane/"
-_REPORTS = "/podlane/reports/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def scheduler_role() -> Role:
             _all("readwrite", keys.REGISTRY),
             _all("readwrite", keys.ELECTION_SCHEDULER),
             _all("readwrite", keys.BINDINGS),
-            _all("readwrite", _REPORTS),
+            _all("readwrite", keys.REPORTS),
             _all("readwrite", keys.PROXIES),
             _all("read", keys.CLUSTER_CONFIG),
         ),
@@ -147,7 +146,7 @@ def _proxyd(prefix: str) -> Role:
 def _proxyd_of(node: str) -> Role:
     return Role(
         f"proxyd@{node}",
-        (_one("readwrite", keys.proxy_key(node)), _all("readwrite", f"{_REPORTS}{node}/events/proxyd/")),
+        (_one("readwrite", keys.proxy_key(node)), _all("readwrite", keys.event_reports_prefix(node, "proxyd"))),
     )
 
 
@@ -173,8 +172,8 @@ def _agent_of(node: str) -> Role:
             _all("read", keys.bindings_prefix(node)),
             _one("readwrite", keys.key_for(Node, "", node)),
             _one("readwrite", keys.key_for(Lease, NODE_LEASE_NAMESPACE, node)),
-            _all("readwrite", f"{_REPORTS}{node}/pods/"),
-            _all("readwrite", f"{_REPORTS}{node}/events/agent/"),
+            _all("readwrite", keys.pod_reports_prefix(node)),
+            _all("readwrite", keys.event_reports_prefix(node, "agent")),
         ),
     )
 
