@@ -48,7 +48,8 @@ class Accounts(Protocol):
 
 
 class HostRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The value of a record. `subnets` is as in the lease's key; `key_hash` is that of the agent's public key.
+    """The value of a record. `subnets` is as in the lease's key; `key_hash` is that of the key it is known by: a node's
+    agent's, a server's etcd's.
 
     `revoked` says when (RFC 3339) the identity was taken away; "" while it holds.
     """
@@ -60,6 +61,14 @@ class HostRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     def parsed_addresses(self) -> tuple[Address, ...]:
         return tuple(map(ip_address, self.addresses))
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """The hash of the key that a host is known by from now on, and that of the one it may take the place of."""
+
+    hash: str
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +104,15 @@ def enrol_node(
     node: str,
     addresses: Collection[Address],
     subnets: Subnets | None = None,
-    key_hash: str = "",
+    key: NewKey | None = None,
     prefix: str = DEFAULT_PREFIX,
     rng: random.Random | None = None,
 ) -> Enrolment:
     """Give a node its subnet, users and roles. The same again changes nothing; new addresses replace the old.
 
     `addresses` are those netd has for public ones, one of a family. What the node has reserved it keeps; else
-    it gets `subnets`, or free ones. Raises UsageError, NotFound (no network config), AlreadyExists (an address
-    is another node's), SubnetTaken, OutOfSubnets, StoreUnavailable, PermissionDenied.
+    it gets `subnets`, or free ones. Raises UsageError, NotFound (no network config), AlreadyExists (the name or
+    an address is another's), SubnetTaken, OutOfSubnets, StoreUnavailable, PermissionDenied.
     """
     if error := dns_subdomain_error(node):
         raise UsageError(f"enrol node {node}: {error}")
@@ -111,7 +120,7 @@ def enrol_node(
     if not wanted or len({each.version for each in wanted}) != len(wanted):
         raise UsageError(f"enrol node {node}: expected one address of each family, got {_listed(wanted) or 'none'}")
     table = SubnetTable(store, prefix)
-    step = _Step(table, _config(table, f"enrol node {node}"), node, wanted, key_hash, rng or random.Random())
+    step = _Step(table, _config(table, f"enrol node {node}"), node, wanted, key, rng or random.Random())
     held = _reserve(step, subnets)
     users = node_roles(node, subnet_keys=(held.key,), addresses=[str(each) for each in wanted], prefix=prefix)
     _ensure_users(accounts, users)
@@ -144,15 +153,20 @@ def remove_node(
 
 
 def enrol_server(
-    store: Store, accounts: Accounts, *, server: str, addresses: Collection[Address], scheduler: bool = True
+    store: Store, accounts: Accounts, *, server: str, addresses: Collection[Address], key: NewKey | None = None
 ) -> None:
     """Give a control-plane host its users. The same again changes nothing. Raises as enrol_node does."""
     if error := dns_subdomain_error(server):
         raise UsageError(f"enrol server {server}: {error}")
-    record = HostRecord(addresses=tuple(sorted(map(str, addresses))))
-    store.txn([], [Put(keys.enrolled_server_key(server), msgspec.json.encode(record))])
-    if scheduler:
-        _ensure_users(accounts, {f"scheduler@{server}": (scheduler_role(),)})
+    where = keys.enrolled_server_key(server)
+    kv = store.get(where)
+    before = decode(kv) if kv is not None else HostRecord()
+    record = HostRecord(tuple(sorted(map(str, addresses))), "", _new_hash(key, before, f"enrol server {server}"))
+    if record != before:
+        compare = Compare.modified_at(where, kv.mod_revision if kv is not None else 0)
+        if not store.txn([compare], [Put(where, msgspec.json.encode(record))]).succeeded:
+            raise Conflict(f"enrol server {server}: its record changed meanwhile; do it again")
+    _ensure_users(accounts, {f"scheduler@{server}": (scheduler_role(),)})
     accounts.ensure_user(f"join@{server}", [ROOT])
 
 
@@ -164,18 +178,6 @@ def remove_server(store: Store, accounts: Accounts, *, server: str) -> None:
     for daemon in ("join", "scheduler"):
         accounts.delete_user(f"{daemon}@{server}")
     store.txn([], [Delete(key)])
-
-
-def set_key_hash(store: Store, node: str, key_hash: str) -> None:
-    """Record which key the node's agent has from now on. Raises NotFound, Conflict."""
-    key = keys.enrolled_node_key(node)
-    kv = store.get(key)
-    if kv is None:
-        raise NotFound(f"record key of node {node}: it is not enrolled")
-    record = msgspec.structs.replace(decode(kv), key_hash=key_hash)
-    changed = Put(key, msgspec.json.encode(record))
-    if not store.txn([Compare.modified_at(key, kv.mod_revision)], [changed]).succeeded:
-        raise Conflict(f"record key of node {node}: its record changed meanwhile")
 
 
 def decode(kv: KeyValue) -> HostRecord:
@@ -197,7 +199,7 @@ class _Step:
     config: NetworkConfig
     node: str
     addresses: tuple[Address, ...]
-    key_hash: str
+    key: NewKey | None
     rng: random.Random
 
 
@@ -265,7 +267,9 @@ def _record(step: _Step, kv: KeyValue | None, before: HostRecord, held: Subnets)
     A reservation it had under other addresses changes in the same transaction, so that no interruption
     leaves one behind that no record knows.
     """
-    record = HostRecord(tuple(map(str, step.addresses)), held.key, step.key_hash or before.key_hash)
+    record = HostRecord(
+        tuple(map(str, step.addresses)), held.key, _new_hash(step.key, before, f"enrol node {step.node}")
+    )
     if record == before:
         return True
     key = keys.enrolled_node_key(step.node)
@@ -287,6 +291,14 @@ def _reservation(table: SubnetTable, record: HostRecord) -> KeyValue | None:
         if set(LeaseValue.decode(kv.value).addresses) & set(record.parsed_addresses()):
             return kv
     return None
+
+
+def _new_hash(key: NewKey | None, before: HostRecord, action: str) -> str:
+    if key is None:
+        return before.key_hash
+    if before.key_hash not in {"", key.hash, key.replaces}:
+        raise AlreadyExists(f"{action}: another host has taken this name meanwhile")
+    return key.hash
 
 
 def _readdressed(reserved: KeyValue, addresses: tuple[Address, ...]) -> Put:

@@ -11,7 +11,7 @@ from netd.reserve import SubnetTaken, reserve
 from podlane.api.network import parse_config
 from podlane.api.subnets import Subnets
 from podlane.errors import AlreadyExists, NotFound, UsageError
-from podlane.host.enrol import Enrolment, enrol_node, enrol_server, read_hosts, remove_node, remove_server
+from podlane.host.enrol import Enrolment, NewKey, enrol_node, enrol_server, read_hosts, remove_node, remove_server
 from podlane.store.interface import Delete, Put
 from podlane.store.memory import MemoryStore
 from tests.contract.netd_hosts import PREFIX, leases, put, subnets
@@ -31,7 +31,9 @@ class Cluster:
         if config:
             put(self.store, f"{PREFIX}/config", config)
 
-    def enrol(self, node: str = "web1", *addresses: str, want: Subnets | None = None, key_hash: str = "") -> Enrolment:
+    def enrol(
+        self, node: str = "web1", *addresses: str, want: Subnets | None = None, key: NewKey | None = None
+    ) -> Enrolment:
         found = [ip_address(each) for each in addresses or ("192.168.64.11",)]
         return enrol_node(
             self.store,
@@ -39,7 +41,7 @@ class Cluster:
             node=node,
             addresses=found,
             subnets=want,
-            key_hash=key_hash,
+            key=key,
             rng=random.Random(1),
         )
 
@@ -104,6 +106,16 @@ def test_an_address_is_one_nodes() -> None:
     with pytest.raises(AlreadyExists, match=r"enrol node web2: address 192\.168\.64\.11 is node web1's"):
         cluster.enrol("web2")
     assert set(read_hosts(cluster.store).nodes) == {"web1"}
+
+
+def test_a_name_whose_key_changed_since_it_was_looked_at_is_another_hosts() -> None:
+    cluster = Cluster()
+    cluster.enrol(key=NewKey("aa"))
+    with pytest.raises(AlreadyExists, match="enrol node web1: another host has taken this name meanwhile"):
+        cluster.enrol(key=NewKey("bb"))
+    cluster.enrol(key=NewKey("bb", replaces="aa"))
+    cluster.enrol()
+    assert read_hosts(cluster.store).nodes["web1"].key_hash == "bb"
 
 
 def test_a_reservation_or_a_lease_of_its_address_becomes_the_nodes() -> None:
@@ -186,12 +198,12 @@ def test_a_removed_node_has_nothing_left_and_the_others_all_of_theirs() -> None:
 
 def test_a_revoked_name_is_remembered_and_its_address_is_free() -> None:
     cluster = Cluster()
-    cluster.enrol(key_hash="aa")
+    cluster.enrol(key=NewKey("aa"))
     cluster.remove("web1", revoked="2026-11-29T00:00:00Z")
     record = read_hosts(cluster.store).nodes["web1"]
     assert (record.revoked, record.key_hash, record.addresses) == ("2026-11-29T00:00:00Z", "", ())
     assert cluster.enrol("web2").node == "web2"
-    assert cluster.enrol("web1", "192.168.64.13", key_hash="bb").node == "web1"
+    assert cluster.enrol("web1", "192.168.64.13", key=NewKey("bb")).node == "web1"
     assert read_hosts(cluster.store).nodes["web1"].revoked == ""
 
 
