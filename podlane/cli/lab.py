@@ -111,6 +111,7 @@ def _print_status(target: Topology, states: list[DaemonStatus]) -> None:
     if cut:
         click.echo("* cut off; podlane lab fault join HOST")
     click.echo(f"logs: {target.log_dir}/HOST/DAEMON.log")
+    click.echo(f"mutual TLS, certificates: {target.pki_dir}")
 
 
 @lab.command("list")
@@ -147,6 +148,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     target = cluster.load(name)
     programs = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}"}
+    environment.pop("PODLANE_LAB", None)  # it would say twice where etcd is
     environment |= _etcd_environment(target)
     netns = target.underlay
     if host != "net":
