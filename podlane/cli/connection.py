@@ -19,7 +19,6 @@ from podlane.errors import Invalid, UsageError
 
 if TYPE_CHECKING:
     from podlane.store.config import StoreConfig
-    from podlane.store.interface import Store
 
 CONFIG_FILE = "/etc/podlane/config.yaml"
 _ETCD_OPTIONS = ("cafile", "certfile", "keyfile", "username", "password")
@@ -114,11 +113,3 @@ def fallback(path: Path, labs: Sequence[str]) -> str:
         f"find etcd: nothing says where it is and {found}; give --etcd-endpoints URL, --lab NAME "
         f"or write etcd.endpoints into {path}"
     )
-
-
-def connect(options: Mapping[str, Given]) -> Store:
-    """Open the store that the options mean."""
-    config = resolve(options)
-    from podlane.store.config import connect as connect_store
-
-    return connect_store(config)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from podlane.api.selectors import Selector
     from podlane.cli.session import Session
     from scheduler.agent.client import AgentClient
+    from scheduler.agent.trust import Trust
 
 DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 
@@ -125,14 +126,24 @@ def agent_at(session: Session, node: Node) -> AgentClient:
     port = status.daemon_endpoints.kubelet_endpoint.port
     if not port:
         raise PodlaneError(f"node {name}: its agent has no API, as on hollow nodes")
+    host = f"[{address}]" if ":" in address else address
+    return AgentClient(f"https://{host}:{port}", _trust(session, node))
+
+
+def _trust(session: Session, node: Node) -> Trust:
+    """By our certificate when we have one, whatever the node tells of itself: it could ask for the token else."""
+    from scheduler.agent.trust import Mutual, Pinned
+
+    name, config = node.metadata.name, session.config
+    if config.certfile:
+        return Mutual(name, config.cafile, config.certfile, config.keyfile)
     fingerprint = node.metadata.annotations.get(AGENT_CERTIFICATE_ANNOTATION, "")
     if not fingerprint:
         raise PodlaneError(
-            f"node {name}: expected the fingerprint of its agent's certificate as annotation "
-            f"{AGENT_CERTIFICATE_ANNOTATION}, got none; start the agent of this version there"
+            f"node {name}: its agent wants an operator's certificate, or is of an older version: "
+            "give --etcd-cafile, --etcd-certfile and --etcd-keyfile"
         )
-    host = f"[{address}]" if ":" in address else address
-    return AgentClient(f"https://{host}:{port}", session.registry.cluster_config().agent_token, fingerprint)
+    return Pinned(session.registry.cluster_config().agent_token, fingerprint)
 
 
 def why_not_started(target: ContainerTarget) -> str | None:

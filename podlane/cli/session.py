@@ -4,7 +4,7 @@ Owns: the only way from a command to the cluster. Invariant: the store is
 opened at first use and once, so that `--help`, `--dry-run` of a broken file
 and completion of sub-commands need no cluster. It is also the tests' seam: a
 `Session(connect=lambda options: MemoryStore(...))` handed to click as `obj`
-replaces etcd and nothing else.
+replaces etcd and nothing else; `etcd` says where that one would be.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from podlane.errors import UsageError
 
 if TYPE_CHECKING:
     from podlane.runtime.clock import Clock
+    from podlane.store.config import StoreConfig
     from podlane.store.interface import Store
     from podlane.store.registry import Registry
 
@@ -36,12 +37,6 @@ class Given:
 Connect = Callable[[Mapping[str, Given]], "Store"]
 
 
-def _connect(options: Mapping[str, Given]) -> Store:
-    from podlane.cli.connection import connect
-
-    return connect(options)
-
-
 @dataclass
 class Session:
     """Made by the group for each invocation.
@@ -50,7 +45,8 @@ class Session:
     whatever waits or watches.
     """
 
-    connect: Connect = _connect
+    connect: Connect | None = None
+    etcd: StoreConfig | None = None
     clock: Clock | None = None
     options: dict[str, Given] = field(default_factory=dict)
     verbose: int = 0
@@ -71,14 +67,30 @@ class Session:
         return str(given.value)
 
     @property
+    def config(self) -> StoreConfig:
+        """Where etcd is and who we are there. Raises UsageError when nothing says so."""
+        if self.etcd is None:
+            from podlane.cli.connection import resolve
+
+            self.etcd = resolve(self.options)  # once: for a lab it moves the process
+        return self.etcd
+
+    @property
     def store(self) -> Store:
         """The open store. Raises UsageError when nothing says where etcd is, StoreUnavailable."""
         if self._store is None:
             from podlane.runtime.log import configure
 
             configure(level="debug" if self.verbose > 1 else "info" if self.verbose else "warning")
-            self._store = self.connect(self.options)
+            self._store = self._open()
         return self._store
+
+    def _open(self) -> Store:
+        if self.connect is not None:
+            return self.connect(self.options)
+        from podlane.store.config import connect
+
+        return connect(self.config)
 
     @property
     def registry(self) -> Registry:

@@ -5,8 +5,8 @@ node's certificates hold nothing by which anybody reaches another service. The
 CN of a client's certificate is its etcd user; etcd knows a peer by
 ETCD_PEER_HOSTNAME, which no other certificate has; an agent is known by
 `agent_hostname(node)`, in a domain of its own, and by no address: so a stolen
-node answers in nobody's place but its own, whatever address it takes.
-See docs/adr/0021.
+node answers in nobody's place but its own, whatever address it takes. Imports nothing of size:
+daemons know each other by these names. See docs/adr/0021.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ began with, which etcd does not look at again.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import grpc
 
 from podlane.errors import FieldError, Invalid
 from podlane.runtime import expiry
+from podlane.runtime.fileversions import FileVersions
 from podlane.runtime.log import get_logger
 from podlane.store.config import StoreConfig
 
@@ -26,25 +26,20 @@ class Credentials:
 
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
-        self._seen = self._versions()
+        self._versions = FileVersions(path for field in _FILES if (path := getattr(config, field)))
         self.current = self._read()
 
     def renewed(self) -> bool:
         """Read the files again if they have been replaced; whether `current` is new."""
-        seen = self._versions()
-        if seen == self._seen:
+        if not self._versions.changed():
             return False
         try:
             self.current = self._read()
-        except Invalid as error:  # it may be there again in a moment
-            get_logger("store").warning("certificates not read", error=str(error))
+        except Invalid as error:  # when it is there again, that is a change
+            get_logger("store").warning("certificates not read, the ones before go on", error=str(error))
             return False
-        self._seen = seen
         get_logger("store").info("certificates read anew", certfile=self._config.certfile)
         return True
-
-    def _versions(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_version(path) for field in _FILES if (path := getattr(self._config, field)))
 
     def _read(self) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(*(self._content(field) for field in _FILES))
@@ -59,12 +54,3 @@ class Credentials:
             raise Invalid("etcd", [FieldError(field, f"read {path}: {error.strerror}")]) from error
         expiry.loaded(path, content)
         return content
-
-
-def _version(path: str) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced or written; None when there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

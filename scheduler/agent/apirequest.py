@@ -7,10 +7,10 @@ is closed, so none of them meets another connection under the same number.
 
 from __future__ import annotations
 
-import hmac
 import io
 import json
 import select
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -21,27 +21,19 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
 from scheduler.agent import frames
+from scheduler.agent.guard import UNKNOWN, Refused
 from scheduler.agent.runtime import ExecSession, LogStream, NoSuchContainer, NotRunning
 from scheduler.agent.wire import Wire
 
 if TYPE_CHECKING:
     from scheduler.agent.server import RequestServer
 
-UNKNOWN = "the cluster's bearer token is required"
 MAX_SESSIONS = 64
 MAX_HEAD = 1 << 16
 MAX_BODY = 1 << 20
 _POLL_MS = 1000
 _CHUNK = 32768
 _JOIN = 5.0
-
-
-class Refused(PodlaneError):
-    """A request that cannot be answered; `status` is the HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
 
 
 class Request(BaseHTTPRequestHandler):
@@ -60,10 +52,17 @@ class Request(BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         try:
-            self.wire.handshake()
+            self._shake_hands()
             super().handle()
         finally:
             self._admit()
+
+    def _shake_hands(self) -> None:
+        try:
+            self.wire.handshake()
+        except ssl.SSLError:
+            self.wire.drain(_JOIN)
+            raise
 
     def finish(self) -> None:
         self.wire.shut()
@@ -93,7 +92,7 @@ class Request(BaseHTTPRequestHandler):
     def _answer(self, handle: Callable[[str, list[str], dict[str, str]], None]) -> None:
         self.close_connection = True
         try:
-            self._check_token()
+            self._check()
             self._admit()
             self.wire.limit(self.server.agent.request_timeout, MAX_BODY)
             url = urlsplit(self.path)
@@ -114,13 +113,8 @@ class Request(BaseHTTPRequestHandler):
         except OSError:
             return  # the client is gone
 
-    def _check_token(self) -> None:
-        wanted = self.server.agent.token()
-        given = self.headers.get("Authorization", "")
-        # in constant time, and never equal to an empty token
-        right = hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {wanted}".encode())
-        if not wanted or not right:
-            raise Refused(401, UNKNOWN)
+    def _check(self) -> None:
+        self.server.agent.guard.check(self.wire.subject(), self.headers.get("Authorization", ""))
 
     def _refuse(self, status: int, message: str) -> None:
         body = f"{message}\n".encode()

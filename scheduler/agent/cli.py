@@ -26,6 +26,7 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig, connect
 from podlane.store.options import store_options
+from scheduler.agent.apioptions import ApiFiles, api_options, guard_of
 from scheduler.agent.engineoptions import engine_options
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ def _beat(cluster: Cluster, clock: Clock, heartbeat: Callable[[int], Heartbeat],
     metavar="SECONDS",
     help="How long a pod may take to get out of its services on every node, within its grace period.",
 )
+@api_options
 @store_options
 @daemon_options("agent", healthz_port=HEALTHZ_PORT)
 def agent(
@@ -274,6 +276,7 @@ def agent(
     node_labels: dict[str, str],
     drain_delay: float,
     drain_timeout: float,
+    api_files: ApiFiles | None,
     store_config: StoreConfig,
     daemon_options: DaemonOptions,
 ) -> None:
@@ -283,7 +286,6 @@ def agent(
     from podlane.store.registry import Registry
     from scheduler.agent.agent import Agent
     from scheduler.agent.capacity import Measures, measure
-    from scheduler.agent.certificate import ensure_certificate
     from scheduler.agent.docker import DockerRuntime
     from scheduler.agent.drain import Drainer
     from scheduler.agent.eviction import Evictor
@@ -317,12 +319,11 @@ def agent(
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
     _follow_store(worker, registry, daemon, clock)
-    certificate = ensure_certificate(state_dir, node_name)
+    guard, fingerprint = guard_of(api_files, state_dir, node_name, cluster.token)
     server = AgentServer(
         *(ip, agent_port),
         runtime=runtime,
-        token=cluster.token,
-        certificate=certificate,
+        guard=guard,
         pods=lambda: bindings.snapshot().values(),
         usage=(usage := Stats(runtime, clock).usage),
         clock=clock,
@@ -335,7 +336,7 @@ def agent(
         capacity=measures.capacity({}),
         allocatable=measures.allocatable({}),
         labels=node_labels,
-        certificate=certificate.fingerprint,
+        certificate=fingerprint,
     )
     registrar = Registrar(
         facts,

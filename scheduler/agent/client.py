@@ -1,8 +1,8 @@
 """The other side of the agent's API, for the operator's command.
 
 Owns: logs, exec and stats over HTTPS from one agent. Invariants: nothing is sent,
-above all not the token, before the other side has shown the certificate that the
-agent's Node tells of; a refusal becomes an AgentError with the agent's own words;
+above all not a token, before the other side has shown the certificate that makes it
+that agent (trust.py); a refusal becomes an AgentError with the agent's own words;
 nothing is asked without a deadline but what a person waits for (followed logs, a
 running command).
 """
@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from podlane.errors import PodlaneError
 from scheduler.agent import frames
-from scheduler.agent.certificate import client_context, fingerprint_of
+from scheduler.agent.trust import Trust, cause_of
 from scheduler.agent.wire import Wire
 
 TIMEOUT = 20.0
@@ -36,17 +36,14 @@ class AgentError(PodlaneError):
 
 
 class AgentClient:
-    """`base_url` as in `https://192.168.64.11:10250`, `token` is ClusterConfig.agent_token, `fingerprint` the
-    Node's annotation AGENT_CERTIFICATE_ANNOTATION.
-    """
+    """`base_url` as in `https://192.168.64.11:10250`. Raises AgentError for another."""
 
-    def __init__(self, base_url: str, token: str, fingerprint: str, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, base_url: str, trust: Trust, *, timeout: float = TIMEOUT) -> None:
         parts = urlsplit(base_url)
         if parts.scheme != "https" or not parts.hostname:
             raise AgentError(f'reach agent: expected https://HOST:PORT, got "{base_url}"')
         self._host, self._port = parts.hostname, parts.port or 10250
-        self._token = token
-        self._fingerprint = fingerprint
+        self._trust = trust
         self._timeout = timeout
 
     def logs(
@@ -113,32 +110,29 @@ class AgentClient:
         wire = self._connect()
         connection = http.client.HTTPConnection(self._host, self._port)
         connection.sock = cast(socket.socket, _Socket(wire))
-        given = {"Authorization": f"Bearer {self._token}", **(headers or {})}
+        given = self._trust.headers() | (headers or {})
         try:
             connection.request(method, path, body, given)
             return wire, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             wire.close()
-            cause = getattr(error, "strerror", None) or error
-            raise AgentError(f"reach agent {self._host}:{self._port}: {cause}") from error
+            raise AgentError(f"reach agent {self._host}:{self._port}: {cause_of(error)}") from error
 
     def _connect(self) -> Wire:
         """A connection to the agent, and to nobody else. Raises AgentError."""
         where = f"{self._host}:{self._port}"
+        context = self._trust.context()
         try:
             plain = socket.create_connection((self._host, self._port), self._timeout)
-            wire = Wire(client_context().wrap_socket(plain, do_handshake_on_connect=False))
+            tls = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=self._trust.hostname)
+            wire = Wire(tls)
             wire.limit(self._timeout)
             wire.handshake()
         except OSError as error:
-            raise AgentError(f"reach agent {where}: {error.strerror or error}") from error
-        shown = fingerprint_of(wire.certificate())
-        if shown != self._fingerprint.lower():
+            raise AgentError(f"reach agent {where}: {cause_of(error)}") from error
+        if doubt := self._trust.check(wire):
             wire.close()
-            raise AgentError(
-                f"reach agent {where}: another certificate (SHA-256 {shown}) than its node has published "
-                f"({self._fingerprint or 'none'}), so nothing was asked"
-            )
+            raise AgentError(f"reach agent {where}: {doubt}")
         return wire
 
     def _refusal(self, wire: Wire, response: http.client.HTTPResponse) -> AgentError:

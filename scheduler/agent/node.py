@@ -85,7 +85,7 @@ class Facts:
     images: tuple[ContainerImage, ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     certificate: str = ""
-    """Fingerprint of what the agent's port shows."""
+    """Fingerprint of what the agent's port shows, when no authority has signed it."""
 
 
 def node_facts(facts: Facts) -> NodeFacts:
@@ -105,6 +105,7 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
         HOSTNAME_LABEL: facts.name,
     }
     annotations = {**node.metadata.annotations}
+    annotations.pop(AGENT_CERTIFICATE_ANNOTATION, None)
     if facts.certificate:
         annotations[AGENT_CERTIFICATE_ANNOTATION] = facts.certificate
     info = facts.info

@@ -5,11 +5,11 @@ Owns: `GET /logs/{namespace}/{pod}/{container}?follow&tail&since&sinceSeconds&ti
 by 101 and frames (frames.py), and `GET /stats` (stats.py). `since` is Unix seconds.
 Errors are one line of text.
 
-Invariants, for the port is open to all who can reach it: every byte is encrypted
-(certificate.py); nothing is answered but 401 without the cluster's bearer token,
-compared in constant time; who has not shown it has REQUEST_TIMEOUT for everything
+Invariants, for the port is open to all who can reach it: every byte is encrypted;
+nothing is answered but a refusal to those the guard does not know (guard.py: an
+operator's certificate or the cluster's token); they have REQUEST_TIMEOUT for everything
 until then, MAX_HEAD bytes, and few connections, so that none of it is missing to
-those who have; who has shown it gets at most MAX_SESSIONS at once; a session ends
+those it knows; who is known gets at most MAX_SESSIONS at once; a session ends
 when either side does.
 """
 
@@ -27,13 +27,13 @@ from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from scheduler.agent import containers as c
-from scheduler.agent.apirequest import MAX_SESSIONS, Refused, Request
-from scheduler.agent.certificate import Certificate
+from scheduler.agent.apirequest import MAX_SESSIONS, Request
+from scheduler.agent.guard import Guard, Refused
 from scheduler.agent.history import attempts
 from scheduler.agent.runtime import Record, Runtime
 
 MAX_STRANGERS = 96
-"""Connections at once that have not shown the token yet, and of these from one address:"""
+"""Connections at once that have not shown who they are, and of these from one address:"""
 MAX_STRANGERS_EACH = 24
 REQUEST_TIMEOUT = 10.0
 """Seconds for the handshake and the whole request."""
@@ -42,7 +42,6 @@ REQUEST_TIMEOUT = 10.0
 class AgentServer:
     """Serves from construction on; `close` ends it. Raises PodlaneError when the address cannot be had.
 
-    `token` gives the token as of now; while it is empty everything is refused.
     `pods` are those bound to the node (raising PodlaneError while they are not
     known); `usage` is what `GET /stats` answers with.
     """
@@ -53,8 +52,7 @@ class AgentServer:
         port: int,
         *,
         runtime: Runtime,
-        token: Callable[[], str],
-        certificate: Certificate,
+        guard: Guard,
         pods: Callable[[], Iterable[Pod]] = tuple,
         usage: Callable[[], object] = dict,
         request_timeout: float = REQUEST_TIMEOUT,
@@ -62,8 +60,7 @@ class AgentServer:
     ) -> None:
         self.runtime = runtime
         self.clock = clock or SystemClock()
-        self.token = token
-        self.certificate = certificate
+        self.guard = guard
         self.usage = usage
         self.request_timeout = request_timeout
         self.sessions = threading.BoundedSemaphore(MAX_SESSIONS)
@@ -132,12 +129,12 @@ class RequestServer(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[Any, Any]:
         connection, address = self.socket.accept()
-        context = self.agent.certificate.context
+        context = self.agent.guard.context()
         # the handshake is the connection's own thread's: it would hold up all others here
         return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether one more that has not shown the token may come in."""
+        """Whether one more may come in that has not shown who it is."""
         del request
         host = client_address[0]
         with self._lock:
@@ -147,7 +144,7 @@ class RequestServer(ThreadingHTTPServer):
             return True
 
     def no_stranger(self, host: str) -> None:
-        """One of those `verify_request` let in has shown the token, or has gone."""
+        """One of those `verify_request` let in has shown who it is, or has gone."""
         with self._lock:
             self._strangers[host] -= 1
             if not self._strangers[host]:

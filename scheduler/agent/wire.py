@@ -18,9 +18,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+
+class Subject(NamedTuple):
+    """Whose certificate it is; empty for one that was not checked, and for none."""
+
+    organization: str = ""
+    name: str = ""
+
 
 _RECORD = 16384
 """Bytes of the longest TLS record: a write that has to be repeated is not longer than one."""
@@ -53,6 +61,12 @@ class Wire(io.RawIOBase):
     def certificate(self) -> bytes:
         """The other side's, in DER."""
         return self._tls.getpeercert(binary_form=True) or b""
+
+    def subject(self) -> Subject:
+        """Of the other side's certificate, after a handshake that has checked it."""
+        shown: Any = (self._tls.getpeercert() or {}).get("subject", ())
+        said = dict(part for parts in shown for part in parts)
+        return Subject(said.get("organizationName", ""), said.get("commonName", ""))
 
     def readable(self) -> bool:
         return True
@@ -94,6 +108,20 @@ class Wire(io.RawIOBase):
             socket.socket.shutdown(self._tls, socket.SHUT_WR)
             while self.read(_RECORD):
                 pass
+
+    def drain(self, seconds: float) -> None:
+        """As `linger`, after a handshake that failed: else the other side may lose the alert that says why."""
+        self.limit(seconds)
+        with suppress(OSError, ValueError):
+            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+            while self._until_done(self._receive_raw):
+                pass
+
+    def _receive_raw(self) -> bytes:
+        try:
+            return socket.socket.recv(self._tls, _RECORD)
+        except BlockingIOError as error:
+            raise ssl.SSLWantReadError from error
 
     def close(self) -> None:
         if not self.closed:

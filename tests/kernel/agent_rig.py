@@ -163,7 +163,8 @@ class Rig:
         """Run Python in the namespace with an AgentClient `c`."""
         known = self.registry.get(Node, "", "n1").metadata.annotations[AGENT_CERTIFICATE_ANNOTATION]
         head = (
-            f"from scheduler.agent.client import *; c = AgentClient('https://127.0.0.1:10250', {TOKEN!r}, {known!r});"
+            "from scheduler.agent.client import *; from scheduler.agent.trust import Pinned;"
+            f"c = AgentClient('https://127.0.0.1:10250', Pinned({TOKEN!r}, {known!r}));"
         )
         return str(self.netns.run([sys.executable, "-c", head + script]))
 

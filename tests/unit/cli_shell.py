@@ -30,6 +30,7 @@ from podlane.api.types import (
 from podlane.cli.main import cli
 from podlane.cli.session import Session
 from podlane.runtime.clock import Clock, ScriptedClock
+from podlane.store.config import StoreConfig
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 
@@ -45,13 +46,14 @@ class Shell:
 
     def __init__(self, clock: Clock | None = None, *, init: bool = True) -> None:
         self.clock = clock or ScriptedClock(NOW.timestamp())
+        self.etcd = StoreConfig()
         self.store = MemoryStore(self.clock)
         self.registry = Registry(self.store, clock=self.clock)
         if init:
             self.registry.init_cluster(ClusterConfig(agent_token="secret"))
 
     def session(self) -> Session:
-        return Session(connect=lambda _: self.store, clock=self.clock)
+        return Session(connect=lambda _: self.store, clock=self.clock, etcd=self.etcd)
 
     def run(self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
         result = CliRunner().invoke(cli, args, obj=self.session(), input=stdin, env=env, prog_name="podlane")

@@ -18,7 +18,9 @@ from agent_objects import Host, container, name, pod
 from scheduler.agent import frames
 from scheduler.agent.certificate import client_context
 from scheduler.agent.client import AgentClient, AgentError
+from scheduler.agent.guard import TokenGuard
 from scheduler.agent.server import AgentServer
+from scheduler.agent.trust import Pinned
 
 pytestmark = pytest.mark.unit
 
@@ -33,8 +35,7 @@ class Api:
         self.server = AgentServer(
             *("127.0.0.1", 0),
             runtime=self.host.runtime,
-            token=lambda: self.token,
-            certificate=certificate(),
+            guard=TokenGuard(certificate(), lambda: self.token),
             pods=self.host.pods.values,
             request_timeout=request_timeout,
             clock=self.host.clock,
@@ -42,7 +43,7 @@ class Api:
         self.client = self.with_token(TOKEN)
 
     def with_token(self, token: str) -> AgentClient:
-        return AgentClient(f"https://127.0.0.1:{self.server.port}", token, certificate().fingerprint)
+        return AgentClient(f"https://127.0.0.1:{self.server.port}", Pinned(token, certificate().fingerprint))
 
     def connect(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
         """As who can reach the port and nothing else."""

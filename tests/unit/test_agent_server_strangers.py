@@ -17,8 +17,10 @@ from scheduler.agent.apirequest import MAX_HEAD, MAX_SESSIONS
 from scheduler.agent.certificate import Certificate, client_context, ensure_certificate
 from scheduler.agent.client import AgentClient, AgentError
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.guard import TokenGuard
 from scheduler.agent.runtime import NO_NETWORK, ContainerConfig
 from scheduler.agent.server import MAX_STRANGERS_EACH, AgentServer
+from scheduler.agent.trust import Pinned
 
 pytestmark = pytest.mark.unit
 
@@ -44,8 +46,7 @@ class Port:
         self.server = AgentServer(
             *("127.0.0.1", 0),
             runtime=runtime,
-            token=lambda: TOKEN,
-            certificate=certificate(),
+            guard=TokenGuard(certificate(), lambda: TOKEN),
             request_timeout=request_timeout,
         )
 
@@ -56,7 +57,7 @@ class Port:
         return client_context().wrap_socket(self.connect())
 
     def client(self, port: int = 0) -> AgentClient:
-        return AgentClient(f"https://127.0.0.1:{port or self.server.port}", TOKEN, certificate().fingerprint)
+        return AgentClient(f"https://127.0.0.1:{port or self.server.port}", Pinned(TOKEN, certificate().fingerprint))
 
     def logs(self, port: int = 0) -> bytes:
         return b"".join(self.client(port).logs("default", "p", "web"))

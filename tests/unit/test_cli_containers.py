@@ -35,7 +35,9 @@ from podlane.runtime.log import configure
 from scheduler.agent import containers as c
 from scheduler.agent.client import AgentClient
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.guard import TokenGuard
 from scheduler.agent.server import AgentServer
+from scheduler.agent.trust import Pinned
 
 pytestmark = pytest.mark.unit
 
@@ -49,8 +51,7 @@ class World:
         self.server = AgentServer(
             *("127.0.0.1", 0),
             runtime=self.runtime,
-            token=lambda: "secret",
-            certificate=certificate(),
+            guard=TokenGuard(certificate(), lambda: "secret"),
             clock=self.shell.clock,
         )
         self.shell.add(
@@ -208,7 +209,7 @@ def test_previous_logs(world):
         (("web-1", "--since=1m", "--since-time=2026-01-01"), 2, "--since and --since-time: expected one"),
         (("unplaced",), 1, "pod unplaced: not placed on a node yet"),
         (("lost",), 1, "pod lost: its node gone is gone"),
-        (("bare",), 1, "node old: expected the fingerprint of its agent's certificate"),
+        (("bare",), 1, "node old: its agent wants an operator's certificate"),
         (("hollow",), 1, "node hollow-1: its agent has no API, as on hollow nodes"),
         (("starting",), 1, "logs of container web of pod starting: it has not started: ErrImagePull"),
     ],
@@ -323,7 +324,7 @@ def test_a_real_terminal(world, keyboard, monkeypatch, capsysbinary):
     configure("error")  # else the server's requests are told on the same output
     keyboard.attach(monkeypatch)
     termios.tcsetwinsize(keyboard.screen, (24, 80))
-    client = AgentClient(f"https://127.0.0.1:{world.server.port}", "secret", certificate().fingerprint)
+    client = AgentClient(f"https://127.0.0.1:{world.server.port}", Pinned("secret", certificate().fingerprint))
     session = Seen(client.exec("default", "web-1", "web", ["sh"], tty=True, stdin=True))
 
     def person() -> None:

@@ -22,6 +22,7 @@ from podlane.api.types import (
     Pod,
 )
 from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.guard import TokenGuard
 from scheduler.agent.server import AgentServer
 
 pytestmark = pytest.mark.unit
@@ -55,8 +56,7 @@ class World:
             server = AgentServer(
                 *("127.0.0.1", 0),
                 runtime=FakeRuntime(),
-                token=lambda: "secret",
-                certificate=certificate(),
+                guard=TokenGuard(certificate(), lambda: "secret"),
                 usage=lambda usage=usage: usage,
             )
             self.servers.append(server)

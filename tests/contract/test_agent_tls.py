@@ -1,0 +1,139 @@
+"""The agent's port behind the cluster's authority: real files, real sockets."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from podlane.errors import PodlaneError
+from podlane.pki import files, profile
+from podlane.pki.authority import Authority
+from podlane.pki.profile import Profile
+from scheduler.agent.certificate import ensure_certificate, fingerprint_of
+from scheduler.agent.client import AgentClient, AgentError
+from scheduler.agent.fake import FakeRuntime
+from scheduler.agent.guard import OperatorGuard
+from scheduler.agent.server import AgentServer
+from scheduler.agent.trust import Mutual, Pinned, Trust
+
+pytestmark = pytest.mark.contract
+
+ALICE = profile.operator("alice")
+AGENT = profile.node_daemon("agent", "n1")
+
+
+class Node:
+    """An agent of node n1 whose `GET /stats` is answered, and the files of its cluster's holders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority.create(folder, now=datetime.now(UTC))
+        for holder in (ALICE, AGENT):
+            self.issue(holder)
+        certfile, keyfile, cafile = (folder / name for name in ("agent.pem", "agent.key", "ca.pem"))
+        self.server = AgentServer(
+            *("127.0.0.1", 0),
+            runtime=FakeRuntime(),
+            guard=OperatorGuard(certfile, keyfile, cafile),
+            usage=lambda: {"node": "n1"},
+        )
+
+    def issue(self, holder: Profile, *, authority: Authority | None = None, age: int = 0, folder: str = "") -> None:
+        """`age` in days; a certificate lives for 365."""
+        now = datetime.now(UTC) - timedelta(days=age)
+        name = files.file_name(holder.common_name)
+        files.issue_into(self.folder / folder, name, authority or self.authority, holder, now=now)
+
+    def as_(self, name: str, *, node: str = "n1", cafile: str = "ca.pem") -> Trust:
+        cert, key = (str(self.folder / f"{name}.{kind}") for kind in ("pem", "key"))
+        return Mutual(node, str(self.folder / cafile), cert, key)
+
+    def ask(self, trust: Trust) -> object:
+        return AgentClient(f"https://127.0.0.1:{self.server.port}", trust).stats()
+
+    def refusal(self, trust: Trust) -> str:
+        with pytest.raises(PodlaneError) as refused:
+            self.ask(trust)
+        return str(refused.value).replace(f"reach agent 127.0.0.1:{self.server.port}: ", "")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path / "pki")
+    yield node
+    threading.Thread(target=node.server.close).start()  # takes up to half a second
+
+
+def test_operators_and_the_administrator_are_answered(node: Node) -> None:
+    node.issue(profile.administrator())
+    assert node.ask(node.as_("alice")) == {"node": "n1"}
+    assert node.ask(node.as_("root")) == {"node": "n1"}
+
+
+def test_another_node_is_told_why_not(node: Node) -> None:
+    node.issue(profile.node_daemon("netd", "n2"))
+    with pytest.raises(AgentError) as refused:
+        node.ask(node.as_("netd"))
+    assert refused.value.status == 403
+    assert str(refused.value) == (
+        'certificate of "netd@n2": expected organization podlane:operators, got "podlane:nodes"; '
+        "the agent's API is for operators only"
+    )
+
+
+def test_who_is_not_of_this_cluster_gets_no_answer(node: Node) -> None:
+    foreign = Authority.create(node.folder / "foreign", now=datetime.now(UTC))
+    node.issue(ALICE, authority=foreign, folder="foreign")
+    assert node.refusal(node.as_("foreign/alice")) == "it refused our certificate: another authority has signed it"
+    told = node.refusal(node.as_("foreign/alice", cafile="foreign/ca.pem"))
+    assert told.startswith("its certificate is not to be trusted: ")
+    fingerprint = ensure_certificate(node.folder, "n1").fingerprint
+    assert node.refusal(Pinned("token", fingerprint)).startswith("another certificate (SHA-256 ")
+
+
+def test_a_token_counts_for_nothing(node: Node) -> None:
+    shown = ssl.PEM_cert_to_DER_cert((node.folder / "agent.pem").read_text())
+    assert "none was shown" in node.refusal(Pinned("token", fingerprint_of(shown)))
+
+
+def test_expired_certificates_of_either_side(node: Node) -> None:
+    node.issue(ALICE, age=366)
+    assert node.refusal(node.as_("alice")) == "it refused our certificate: it has expired"
+    node.issue(ALICE)
+    node.issue(AGENT, age=366)
+    assert node.refusal(node.as_("alice")) == "its certificate is not to be trusted: certificate has expired"
+
+
+def test_an_agent_answers_for_its_own_node_only(node: Node) -> None:
+    told = node.refusal(node.as_("alice", node="n2"))
+    assert told.startswith("its certificate is not to be trusted: Hostname mismatch")
+    assert "n2.agent.podlane" in told
+
+
+def test_a_rotation_reaches_an_agent_that_runs(node: Node) -> None:
+    (node.folder / "old.pem").write_bytes((node.folder / "ca.pem").read_bytes())
+    node.authority.succeeded(now=datetime.now(UTC)).save()
+    node.authority = Authority.load(node.folder)
+    node.issue(ALICE)
+    assert node.ask(node.as_("alice")) == {"node": "n1"}
+    node.issue(AGENT)
+    assert node.ask(node.as_("alice", cafile="old.pem")) == {"node": "n1"}  # by the cross-certificate
+    node.authority.alone().save()
+    assert node.ask(node.as_("alice")) == {"node": "n1"}
+
+    before = node.folder / "agent.pem"
+    os.replace(before, node.folder / "kept.pem")
+    before.write_text("half a certif")
+    assert node.ask(node.as_("alice")) == {"node": "n1"}  # with the one before
+
+
+def test_files_that_cannot_be_used_are_named(node: Node) -> None:
+    with pytest.raises(PodlaneError, match=r"load certificate of the agent's API: .*/none\.pem cannot be read"):
+        OperatorGuard(node.folder / "none.pem", node.folder / "agent.key", node.folder / "ca.pem")
+    assert node.refusal(node.as_("nobody")).startswith("load certificates ")
