@@ -158,6 +158,7 @@ def _proxyd(lab: Topology, host: Host) -> DaemonSpec:
 
 
 def _agent(lab: Topology, host: Host) -> DaemonSpec:
+    shown = lab.certificate("agent", host)
     return DaemonSpec(
         "agent",
         (
@@ -166,6 +167,9 @@ def _agent(lab: Topology, host: Host) -> DaemonSpec:
             *_store(lab, host, "agent"),
             f"--node-name={host.name}",
             f"--node-ip={host.address}",
+            f"--tls-cert-file={shown.pem}",
+            f"--tls-private-key-file={shown.key}",
+            f"--client-ca-file={shown.ca}",
             f"--docker-host=unix://{lab.docker_socket(host)}",
             f"--subnet-file={subnet_file(lab, host)}",
             f"--state-dir={lab.data_dir / host.name / 'agent'}",
