@@ -84,8 +84,8 @@ def join(
     parsed = JoinToken.parse(token)
     if not urls:
         raise UsageError("join: expected the URL of a join service")
-    if error := dns_subdomain_error(node):
-        raise UsageError(f"join: name of this host: {error}")
+    if wrong := dns_subdomain_error(node):
+        raise UsageError(f"join: name of this host: {wrong}")
     _check_folder(into, node)
     daemons = {"node": NODE_DAEMONS, "server": SERVER_DAEMONS}[role] + (NODE_DAEMONS if with_node else ())
     attempt = _Attempt(parsed, node, role, tuple(dict.fromkeys(daemons)), into, clock or SystemClock())
@@ -185,7 +185,7 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def _own(url: ServiceUrl) -> str:
-    """This host's address on the way to the server; nothing is sent to find it out."""
+    """The host's address on the way to the server; nothing is sent to find it out."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -20,13 +20,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography import x509
 
-from podlane.errors import PodlaneError, StoreUnavailable, UsageError
+from podlane.errors import Invalid, PodlaneError, StoreUnavailable, UsageError
 from podlane.host.joinmessages import BUNDLE, MAX_ANSWER, PORT, Problem
 from podlane.host.jointokens import ca_hashes
 from podlane.pki import certificates as c
 from podlane.pki.certificates import SKEW
-from podlane.pki.profile import SERVERS
+from podlane.pki.profile import SERVERS, Profile
 
 TIMEOUT = 30.0
 """Seconds for each step: a service enrols one host at a time."""
@@ -153,11 +154,17 @@ def _ask(
 def _check_service(url: ServiceUrl, connection: object) -> None:
     """That the certificate, whose signature was checked, is a join service's."""
     assert isinstance(connection, ssl.SSLSocket)
-    shown = connection.getpeercert() or {}
-    subject = {name: value for part in shown.get("subject", ()) for name, value in part}  # type: ignore[union-attr, misc]
-    common_name = str(subject.get("commonName", ""))
-    if not common_name.startswith("join@") or subject.get("organizationName") != SERVERS:
-        raise PodlaneError(f'{url}: it is "{common_name}" and not a join service')
+    shown = profile_of(connection.getpeercert(binary_form=True) or b"")
+    if shown is None or not shown.common_name.startswith("join@") or shown.organization != SERVERS:
+        raise PodlaneError(f'{url}: it is "{shown.common_name if shown else "?"}" and not a join service')
+
+
+def profile_of(der: bytes) -> Profile | None:
+    """What the other end's certificate says; None when it is none of Podlane's."""
+    try:
+        return c.profile_of(x509.load_der_x509_certificate(der))
+    except (ValueError, Invalid):
+        return None
 
 
 def _check_clock(url: ServiceUrl, told: datetime | None, now: datetime) -> None:
