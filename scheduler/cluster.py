@@ -30,12 +30,16 @@ from podlane.api.types import (
     ResourceQuota,
     Secret,
     Service,
+    Struct,
 )
 from podlane.errors import StoreUnavailable
 from podlane.runtime.clock import Clock
+from podlane.store import keys
 from podlane.store.mirror import Mirror
 from podlane.store.registry import ObjectList, Registry
+from podlane.store.reports import Report
 from scheduler import nodes
+from scheduler.inbox import Inbox, Reports
 from scheduler.view import Source, View, revision_of
 
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
@@ -57,7 +61,7 @@ class Cluster:
         self.registry = registry
         self._clock = clock
         self._lock = threading.Lock()
-        self._listeners: Mapping[type[Object], tuple[Callable[[], None], ...]] = {}
+        self._listeners: Mapping[type[Struct], tuple[Callable[[], None], ...]] = {}
         self.snapshot: Snapshot | None = None
         self.pods = self._mirror(Pod)
         self.controllers = self._mirror(ReplicationController)
@@ -66,6 +70,14 @@ class Cluster:
         self.nodes = self._mirror(Node)
         self.leases = self._mirror(Lease, NODE_LEASE_NAMESPACE)
         self.further: dict[type[Object], Mirror[Any]] = {cls: self._mirror(cls) for cls in FURTHER}
+        self.reports = Mirror(
+            registry.store,
+            keys.REPORTS,
+            decode=lambda kv: kv,
+            on_change=self._tells_of(Report),
+            name="report",
+            clock=clock,
+        )
 
     @property
     def mirrors(self) -> tuple[Mirror[Any], ...]:
@@ -77,23 +89,29 @@ class Cluster:
             self.nodes,
             self.leases,
             *self.further.values(),
+            self.reports,
         )
 
-    def listen(self, listeners: Mapping[type[Object], Iterable[Callable[[], None]]]) -> None:
+    def listen(self, listeners: Mapping[type[Struct], Iterable[Callable[[], None]]]) -> None:
         """Call these (quick ones: triggers) from now on when a kind changes, and no others."""
         with self._lock:
             self._listeners = {cls: tuple(callbacks) for cls, callbacks in listeners.items()}
 
     def _mirror(self, cls: type[O], namespace: str | None = None) -> Mirror[O]:
+        keep = metadata_only if cls in METADATA_ONLY else None
+        return self.registry.mirror(cls, self._tells_of(cls), namespace, keep=keep)
+
+    def _tells_of(self, cls: type[Struct]) -> Callable[[], None]:
         def changed() -> None:
             for callback in self._listeners.get(cls, ()):
                 callback()
 
-        return self.registry.mirror(cls, changed, namespace, keep=metadata_only if cls in METADATA_ONLY else None)
+        return changed
 
     def catch_up(self, stop: threading.Event) -> None:
         """Wait until every mirror shows all that is stored now, or `stop` is set.
 
+        But for the reports: what is written because of one rests on its being the latest.
         Raises StoreUnavailable after CATCH_UP_SECONDS.
         """
         deadline = self._clock.monotonic() + CATCH_UP_SECONDS
@@ -151,7 +169,9 @@ class Snapshot:
         nodes: Source[Node],
         leases: Source[Lease],
         further: Mapping[type[Object], Source[Any]],
+        reports: Reports,
     ) -> None:
+        self.inbox = Inbox(reports)
         self.pods = View(pods)
         self.controllers = View(controllers)
         self.services = View(services)
@@ -181,12 +201,14 @@ class Snapshot:
             nodes=cluster.nodes,
             leases=cluster.leases,
             further=cluster.further,
+            reports=cluster.reports,
         )
         return cluster.snapshot
 
     def close(self) -> None:
         for view in self._views.values():
             view.close()
+        self.inbox.close()
 
     def of_kind(self, cls: type[O]) -> View[O]:
         """The view of a kind."""

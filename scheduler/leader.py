@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
-from podlane.api.types import Object
+from podlane.api.types import Struct
 from podlane.errors import Fenced
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
@@ -29,6 +29,7 @@ from scheduler import census_loop
 from scheduler.census_loop import CensusLoop
 from scheduler.cluster import Cluster, Snapshot
 from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.events_loop import EventsLoop
 from scheduler.garbage_loop import GarbageLoop
 from scheduler.loop import Context, Loop, Recorder
 from scheduler.namespaces_loop import NamespacesLoop
@@ -36,8 +37,10 @@ from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
 from scheduler.quota_loop import QuotaLoop
 from scheduler.replication_loop import ReplicationLoop
+from scheduler.reports_loop import ReportsLoop
 
 LOOPS: tuple[type[Loop], ...] = (
+    ReportsLoop,
     ReplicationLoop,
     PlacementLoop,
     EndpointsLoop,
@@ -45,6 +48,7 @@ LOOPS: tuple[type[Loop], ...] = (
     GarbageLoop,
     NamespacesLoop,
     QuotaLoop,
+    EventsLoop,
     CensusLoop,
 )
 
@@ -132,7 +136,7 @@ class Leader:
             rng=self._rng,
             wake=lambda name, seconds: runners[name].trigger_after(seconds),
         )
-        listeners: dict[type[Object], list[Callable[[], None]]] = defaultdict(list)
+        listeners: dict[type[Struct], list[Callable[[], None]]] = defaultdict(list)
         for cls in LOOPS:
             loop = cls(context)
             runner = Runner(

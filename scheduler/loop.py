@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from podlane.api.types import Object, ObjectReference, Pod
+from podlane.api.types import Object, ObjectReference, Pod, Struct
 from podlane.errors import ApplyError, Conflict, Fenced, NamespaceTerminating, NotFound
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
@@ -61,7 +61,7 @@ class Loop(ABC):
     """
 
     name: ClassVar[str]
-    watches: ClassVar[tuple[type[Object], ...]]
+    watches: ClassVar[tuple[type[Struct], ...]]
     min_interval: ClassVar[float] = 0.0
     rest: ClassVar[float] = 0.0
 

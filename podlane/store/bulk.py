@@ -21,7 +21,7 @@ from podlane.api.types import Condition, Object, Pod, Service
 from podlane.errors import AlreadyExists, Conflict, Fenced, Forbidden, NotFound, PodlaneError, StoreUnavailable
 from podlane.store import admission, keys, quota
 from podlane.store.deletion import is_over
-from podlane.store.interface import Get
+from podlane.store.interface import Compare, Get
 from podlane.store.namespaces import Admission
 from podlane.store.rules import at_revision, change, creation, key_of, removal, replacement, unchanged
 from podlane.store.writes import MAX_OPS, Lost, Outcome, Write, Written, commit_all
@@ -48,11 +48,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[O]):
-    """Write `new` over `old` if that is as it was read, and so is everything in `rests_on`."""
+    """Write `new` over `old` if that is as it was read, so is everything in `rests_on`, and all of `compare` hold."""
 
     old: O
     new: O
     rests_on: tuple[Object, ...] = ()
+    compare: tuple[Compare, ...] = ()
 
 
 def bind(registry: Registry, bindings: Sequence[Binding]) -> list[Exception | None]:
@@ -145,7 +146,7 @@ def update_many(registry: Registry, changes: Sequence[Change[O]]) -> list[O | Ex
             continue
         if new != item.old:
             write = removal(item.old) if is_over(new) else change(item.old, new)
-            writes[i] = write.resting_on(map(unchanged, item.rests_on))
+            writes[i] = write.resting_on((*map(unchanged, item.rests_on), *item.compare))
             replaced[i] = new
     outcomes = commit_all(registry.store, list(writes.values()), registry.fence)
     for i, outcome in zip(writes, outcomes, strict=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -29,7 +29,8 @@ from podlane.errors import PodlaneError
 from podlane.runtime import metrics
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
-from podlane.store.interface import LeaseNotFound, Put
+from podlane.store.interface import LeaseNotFound, Put, Store
+from podlane.store.keys import event_report_key
 from podlane.store.registry import Registry
 from podlane.store.rules import key_of
 from podlane.store.writes import Write, Written, commit_all
@@ -52,6 +53,27 @@ class _Happening:
     message: str
 
 
+class EventLease:
+    """One etcd lease for the events of several minutes. Not thread-safe."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._id = 0
+        self._made = 0.0
+
+    def current(self) -> int:
+        now = self._clock.monotonic()
+        if not self._id or now >= self._made + SHARED:
+            self._id = self._store.grant(LIFETIME + SHARED)
+            self._made = now
+        return self._id
+
+    def lost(self) -> None:
+        """The store does not know it any more."""
+        self._id = 0
+
+
 class EventRecorder:
     """Thread-safe. `component` and `host` say who saw it; `close` when the daemon ends.
 
@@ -66,18 +88,30 @@ class EventRecorder:
         clock: Clock | None = None,
         *,
         threaded: bool = True,
+        key: Callable[[Event], str] = key_of,
     ) -> None:
         self._registry = registry
+        self._key = key
         self._source = EventSource(component=component, host=host)
         self._clock = clock or SystemClock()
         self._queue: queue.Queue[tuple[_Happening, datetime] | None] = queue.Queue(BACKLOG)
         self._known: OrderedDict[_Happening, Event] = OrderedDict()
-        self._lease = 0
-        self._lease_made = 0.0
+        self._lease = EventLease(registry.store, self._clock)
         self._threaded = threaded
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._log = get_logger("events")
+
+    @classmethod
+    def of_node(
+        cls, registry: Registry, component: str, node: str, clock: Clock, *, threaded: bool = True
+    ) -> EventRecorder:
+        """For a daemon of a node: what it may write are reports of events, which the leader carries over."""
+
+        def key(event: Event) -> str:
+            return event_report_key(node, component, event.metadata.namespace, event.metadata.name)
+
+        return cls(registry, component, node, clock, threaded=threaded, key=key)
 
     def event(
         self,
@@ -145,7 +179,7 @@ class EventRecorder:
         try:
             done = self._commit(list(events.values()))
         except LeaseNotFound:
-            self._lease = 0
+            self._lease.lost()
             done = self._commit(list(events.values()))
         for (happening, event), is_done in zip(events.items(), done, strict=True):
             if is_done:
@@ -157,8 +191,8 @@ class EventRecorder:
         return sum(happening in written for happening, _ in items)
 
     def _commit(self, events: Sequence[Event]) -> list[bool]:
-        lease = self._current_lease()
-        writes = [Write((), (Put(key_of(event), encode(event), lease),)) for event in events]
+        lease = self._lease.current()
+        writes = [Write((), (Put(self._key(event), encode(event), lease),)) for event in events]
         outcomes = commit_all(self._registry.store, writes, self._registry.fence)
         return [isinstance(outcome, Written) for outcome in outcomes]
 
@@ -183,10 +217,3 @@ class EventRecorder:
             first_timestamp=when,
             last_timestamp=when,
         )
-
-    def _current_lease(self) -> int:
-        now = self._clock.monotonic()
-        if not self._lease or now >= self._lease_made + SHARED:
-            self._lease = self._registry.store.grant(LIFETIME + SHARED)
-            self._lease_made = now
-        return self._lease

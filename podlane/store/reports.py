@@ -68,6 +68,12 @@ def carried_over(pod: Pod, said: PodStatus, now: datetime) -> PodStatus:
     return pod.status if new == pod.status else new
 
 
+def is_marked(pod: Pod) -> bool:
+    """Whether the leader made the pod not ready because its node was silent: its agent says both or neither."""
+    ready, containers = (get_condition(pod.status.conditions, kind) for kind in ("Ready", "ContainersReady"))
+    return ready is not None and ready.status == "False" and containers is not None and containers.status == "True"
+
+
 def _conditions(old: tuple[Condition, ...], said: tuple[Condition, ...]) -> tuple[Condition, ...]:
     """In their old order, so that what says the same is equal."""
     there = {condition.type for condition in old}
@@ -77,11 +83,11 @@ def _conditions(old: tuple[Condition, ...], said: tuple[Condition, ...]) -> tupl
 
 
 def _timed(before: Condition | None, after: Condition, now: datetime) -> Condition:
-    was, is_ = (before and before.last_transition_time), after.last_transition_time
-    if before is None or was is None or (is_ is not None and is_ >= was):
+    was = before.last_transition_time if before is not None else None
+    since = after.last_transition_time
+    if before is None or was is None or (since is not None and since >= was):
         return after
-    since = was if before.status == after.status else now
-    return msgspec.structs.replace(after, last_transition_time=since)
+    return msgspec.structs.replace(after, last_transition_time=was if before.status == after.status else now)
 
 
 class Outbox:

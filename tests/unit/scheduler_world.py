@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 from scheduler_objects import T0
 
 from podlane.api.codec import decode
-from podlane.api.meta import namespaced_name
-from podlane.api.types import ClusterConfig, EndpointSlice, Lease, Node, Pod, ReplicationController, Service
+from podlane.api.types import ClusterConfig, EndpointSlice, Lease, Node, Object, Pod, ReplicationController, Service
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
-from podlane.store.interface import Compare
+from podlane.store.interface import Compare, KeyValue
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
+from podlane.store.reports import Report
 from scheduler.cluster import FURTHER, METADATA_ONLY, Snapshot, metadata_only
 from scheduler.endpoints_loop import EndpointsLoop
+from scheduler.events_loop import EventsLoop
 from scheduler.garbage_loop import GarbageLoop
 from scheduler.loop import Context
 from scheduler.namespaces_loop import NamespacesLoop
@@ -23,29 +26,47 @@ from scheduler.nodes_loop import NodesLoop
 from scheduler.placement_loop import PlacementLoop
 from scheduler.quota_loop import QuotaLoop
 from scheduler.replication_loop import ReplicationLoop
+from scheduler.reports_loop import ReportsLoop
 
-LOOPS = (ReplicationLoop, PlacementLoop, EndpointsLoop, NodesLoop, GarbageLoop, NamespacesLoop, QuotaLoop)
+LOOPS = (
+    ReportsLoop,
+    ReplicationLoop,
+    PlacementLoop,
+    EndpointsLoop,
+    NodesLoop,
+    GarbageLoop,
+    NamespacesLoop,
+    QuotaLoop,
+    EventsLoop,
+)
 KINDS = (Pod, ReplicationController, Service, EndpointSlice, Node, Lease, *FURTHER)
 
 
 class LaggingSource:
     """What a mirror shows, but it takes in only as much as the test lets it."""
 
-    def __init__(self, store: MemoryStore, cls) -> None:
-        self.cls = cls
-        listing = store.list(keys.prefix_for(cls))
+    def __init__(self, store: MemoryStore, prefix: str, read: Callable[[KeyValue], Any]) -> None:
+        self.prefix, self.read = prefix, read
+        listing = store.list(prefix)
         self.revision = listing.revision
         self.objects = {}
         self.changes: set[str] = set()
         for kv in listing.items:
             self._put(kv)
-        self.watch = store.watch(keys.prefix_for(cls), start_revision=listing.revision + 1)
+        self.watch = store.watch(prefix, start_revision=listing.revision + 1)
 
-    def _put(self, kv) -> None:
-        obj = decode(self.cls, kv.value, revision=kv.mod_revision)
-        obj = metadata_only(obj) if self.cls in METADATA_ONLY else obj
-        self.objects[namespaced_name(obj)] = obj
-        self.changes.add(namespaced_name(obj))
+    @classmethod
+    def of(cls, store: MemoryStore, kind: type[Object]) -> LaggingSource:
+        def read(kv: KeyValue) -> Object:
+            obj = decode(kind, kv.value, revision=kv.mod_revision)
+            return metadata_only(obj) if kind in METADATA_ONLY else obj
+
+        return cls(store, keys.prefix_for(kind), read)
+
+    def _put(self, kv: KeyValue) -> None:
+        key = kv.key.removeprefix(self.prefix)
+        self.objects[key] = self.read(kv)
+        self.changes.add(key)
 
     def take(self, most: int) -> None:
         for _ in range(most):
@@ -56,7 +77,7 @@ class LaggingSource:
                 if event.type == "put":
                     self._put(event.kv)
                 else:
-                    key = event.kv.key.removeprefix(keys.prefix_for(self.cls))
+                    key = event.kv.key.removeprefix(self.prefix)
                     self.objects.pop(key, None)
                     self.changes.add(key)
             self.revision = batch.revision
@@ -97,7 +118,8 @@ class Scheduler:
     """One leadership, with mirrors of its own that begin up to date."""
 
     def __init__(self, store: MemoryStore, clock: FakeClock, fence: Compare | None = None, seed: int = 1) -> None:
-        self.sources = {cls: LaggingSource(store, cls) for cls in KINDS}
+        self.sources = {cls: LaggingSource.of(store, cls) for cls in KINDS}
+        self.sources[Report] = LaggingSource(store, keys.REPORTS, lambda kv: kv)
         names = ("pods", "controllers", "services", "slices", "nodes", "leases")
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
@@ -107,6 +129,7 @@ class Scheduler:
             snapshot=Snapshot(
                 **{name: self.sources[cls] for name, cls in zip(names, KINDS, strict=False)},
                 further={cls: self.sources[cls] for cls in FURTHER},
+                reports=self.sources[Report],
             ),
             events=self.events,
             clock=clock,

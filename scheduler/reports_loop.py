@@ -1,0 +1,227 @@
+"""Carries over what nodes report of their pods.
+
+Invariants: every write rests on the report and on the pod as they were decided
+on; what others change in a pod is looked at again, so the last report always
+has the last word; nothing is looked at twice while neither it nor its pod has
+changed. There is hardly a minimum interval: a pod that becomes ready waits for
+this loop. What comes while a transaction is under way makes up the next one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from podlane.api.codec import DecodeError, decode
+from podlane.api.meta import namespaced_name
+from podlane.api.types import Lease, Node, Pod
+from podlane.errors import Conflict, NotFound
+from podlane.runtime import metrics
+from podlane.store import keys
+from podlane.store.bulk import Change
+from podlane.store.interface import Compare, Delete, KeyValue
+from podlane.store.reports import Report
+from podlane.store.rules import unchanged
+from podlane.store.writes import Lost, Write, Written, commit_all
+from scheduler import reports
+from scheduler.loop import Context, Loop
+
+_REPORTS = metrics.counter(
+    "podlane_reports_total", "Reports on pods by result: stored, removed, refused, dropped.", ["result"]
+)
+
+
+class ReportsLoop(Loop):
+    """Stores the statuses that nodes report, and removes the pods they have ended."""
+
+    name = "reports"
+    watches = (Report, Pod, Node, Lease)
+    min_interval = 0.005
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._inbox = self.snapshot.inbox.slot(of_events=False)
+        self._pods, self._nodes = self.snapshot.pods.feed(), self.snapshot.nodes.feed()
+        self._leases = self.snapshot.leases.feed()
+        self._alive: frozenset[str] = frozenset()
+        self._of_pod: dict[str, set[str]] = defaultdict(set)
+        self._of_node: dict[str, set[str]] = defaultdict(set)
+        self._done: dict[str, tuple[int, str]] = {}
+        """By report: its revision and its pod's with which there was nothing left to do."""
+        self._told: dict[str, int] = {}
+        """By report: the revision that was refused."""
+        self._dirty: set[str] = set()
+
+    def decide(self) -> None:
+        self._observe()
+        looked_at = sorted(self._dirty)
+        found = {key: kv for key in looked_at if (kv := self._inbox.get(key)) is not None}
+        items = self._items(found)
+        nodes = {name: self._reporter(name) for name in {item.key.node for item in items.values()}}
+        plan = reports.plan(items.values(), nodes, self.context.clock.now())
+        undone: set[str] = set()
+        if not plan.empty:
+            self._remove(plan.remove, undone)
+            self._store(plan.store, undone)
+            self._drop(plan.drop, undone)
+            self._refuse(plan.refuse)
+            (self.log.debug if plan.sizes().keys() == {"store"} else self.log.info)("decided", **plan.sizes())
+            for line in plan.lines():
+                self.log.debug(line)
+        # an error that was not foreseen leaves them all to be decided on once more
+        self._dirty.difference_update(looked_at)
+        self._dirty |= undone
+
+    # --- what is to be looked at ----------------------------------------------------------------
+
+    def _observe(self) -> None:
+        came = self._inbox.take()
+        if came.complete:
+            for index in (self._of_pod, self._of_node, self._done, self._told):
+                index.clear()
+        for key, kv in came.objects.items():
+            self._index(key, there=kv is not None)
+        pods, nodes, leases = self._pods.take(), self._nodes.take(), self._leases.take()
+        if leases.complete or leases.objects:
+            self._alive = self.snapshot.alive()
+        if pods.complete or nodes.complete or leases.complete:
+            self._dirty.update(*self._of_node.values())
+        for name in pods.objects.keys() & self._of_pod.keys():
+            self._dirty |= self._of_pod[name]
+        for changes in (nodes, leases):
+            for path in changes.objects:  # a lease's is namespace/name
+                self._dirty |= self._of_node.get(path.rpartition("/")[2], set())
+
+    def _index(self, key: str, *, there: bool) -> None:
+        node, _, pod = key.replace("/pods/", "/", 1).partition("/")
+        for index, name in ((self._of_node, node), (self._of_pod, pod)):
+            (index[name].add if there else index[name].discard)(key)
+            if not index[name]:
+                del index[name]
+        if there:
+            self._dirty.add(key)
+            return
+        for by_key in (self._done, self._told):
+            by_key.pop(key, None)
+
+    def _items(self, found: dict[str, KeyValue]) -> dict[str, reports.Item]:
+        items: dict[str, reports.Item] = {}
+        unreadable: list[KeyValue] = []
+        for key, kv in found.items():
+            try:
+                named = keys.parse_report_key(kv.key)
+                pod = self.snapshot.pods.get(f"{named.namespace}/{named.name}")
+                if pod is not None and self._done.get(key) == (kv.mod_revision, pod.metadata.resource_version):
+                    continue
+                items[key] = reports.Item(named, kv.mod_revision, decode(Report, kv.value), pod)
+            except (ValueError, DecodeError) as error:
+                self.log.warning("report not understood", key=kv.key, error=str(error))
+                unreadable.append(kv)
+        if unreadable:
+            self._count("dropped", len(unreadable))
+            writes = [Write((_as_read(kv.key, kv.mod_revision),), (Delete(kv.key),)) for kv in unreadable]
+            commit_all(self.registry.store, writes, self.registry.fence)
+        return items
+
+    def _reporter(self, node: str) -> reports.Reporter:
+        return reports.Reporter.of(self.snapshot.nodes.get(node), alive=node in self._alive)
+
+    # --- carrying out ---------------------------------------------------------------------------
+
+    def _store(self, wanted: Sequence[reports.Stored], undone: set[str]) -> None:
+        changes = [Change(_pod(s.item), s.pod, compare=(_as_read(_key(s.item), s.item.revision),)) for s in wanted]
+        for stored, outcome in zip(wanted, self.registry.update_many(changes), strict=True):
+            if isinstance(outcome, Exception):
+                self._failed(f"store status of pod {namespaced_name(stored.pod)}", outcome, stored.item, undone)
+                continue
+            self.snapshot.pods.wrote(outcome)
+            self._done[_short(stored.item)] = stored.item.revision, outcome.metadata.resource_version
+            self._count("stored")
+
+    def _remove(self, wanted: Sequence[reports.Item], undone: set[str]) -> None:
+        outcomes = self.registry.delete_many([_pod(item) for item in wanted], grace_seconds=0)
+        for item, outcome in zip(wanted, outcomes, strict=True):
+            pod = _pod(item)
+            if isinstance(outcome, NotFound | Conflict):  # gone, or another pod has the name now
+                self.snapshot.pods.deleted(pod)
+            elif isinstance(outcome, Exception):
+                self._failed(f"remove pod {namespaced_name(pod)}", outcome, item, undone)
+                continue
+            elif outcome.metadata.finalizers:
+                self.snapshot.pods.wrote(outcome)
+            else:
+                self.snapshot.pods.deleted(pod)
+            self._count("removed")
+
+    def _drop(self, wanted: Sequence[tuple[reports.Item, str]], undone: set[str]) -> None:
+        """Unless the pod is not what we see: it may have come just now."""
+        writes = [
+            Write((_as_read(_key(item), item.revision), _as_seen(item)), (Delete(_key(item)),)) for item, _ in wanted
+        ]
+        outcomes = commit_all(self.registry.store, writes, self.registry.fence)
+        for (item, why), outcome in zip(wanted, outcomes, strict=True):
+            match outcome:
+                case Written():
+                    self._count("dropped")
+                    self.log.info(
+                        "report dropped", node=item.key.node, pod=f"{item.key.namespace}/{item.key.name}", why=why
+                    )
+                case Lost():
+                    pass  # what has changed instead is on its way to us
+                case error:
+                    self._failed(f"drop report {item}", error, item, undone)
+
+    def _refuse(self, wanted: Iterable[tuple[reports.Item, str]]) -> None:
+        """Tell of it, once, if what we see is what the store has: an agent may know sooner than we what has changed."""
+        for item, why in wanted:
+            if self._told.get(_short(item)) == item.revision or not self._is_up_to_date(item):
+                continue
+            self._told[_short(item)] = item.revision
+            self._count("refused")
+            self.log.warning("report refused", node=item.key.node, pod=namespaced_name(_pod(item)), why=why)
+            self.context.events.event(_pod(item), "Warning", "ReportRefused", f"Node {item.key.node}: {why}")
+
+    def _is_up_to_date(self, item: reports.Item) -> bool:
+        pod, node = _pod(item), self.snapshot.nodes.get(item.key.node)
+        try:
+            stored = self.registry.get(Pod, item.key.namespace, item.key.name)
+            if stored.metadata.resource_version != pod.metadata.resource_version:
+                return False
+            if node is None:
+                return True
+            found = self.registry.get(Node, "", item.key.node)
+        except NotFound:
+            return False
+        return found.metadata.resource_version == node.metadata.resource_version
+
+    def _failed(self, step: str, error: Exception, item: reports.Item, undone: set[str]) -> None:
+        """Of a lost race, what won it is on its way to us."""
+        if not isinstance(error, Conflict | NotFound):
+            undone.add(_short(item))
+        self.failed(step, error)
+
+    def _count(self, result: str, number: int = 1) -> None:
+        _REPORTS.labels(result).inc(number)
+
+
+def _pod(item: reports.Item) -> Pod:
+    assert item.pod is not None  # else it is dropped
+    return item.pod
+
+
+def _key(item: reports.Item) -> str:
+    return keys.pod_report_key(item.key.node, item.key.namespace, item.key.name)
+
+
+def _short(item: reports.Item) -> str:
+    return _key(item).removeprefix(keys.REPORTS)
+
+
+def _as_read(key: str, revision: int) -> Compare:
+    return Compare.modified_at(key, revision)
+
+
+def _as_seen(item: reports.Item) -> Compare:
+    if item.pod is None:
+        return Compare.absent(keys.pod_key(item.key.namespace, item.key.name))
+    return unchanged(item.pod)
