@@ -77,7 +77,9 @@ def _setup(given: dict[str, Any]) -> Any:
         etcd=_listed(given["etcd"]),
         join=given["join"],
         etcd_join=_listed(given["etcd_join"]),
-        **places,
+        ca=places.get("ca", ""),
+        cert=places.get("cert", ""),
+        key=places.get("key", ""),
     )
     bare = given["no_packages"] or given["format_"] == "ignition"
     return Setup(
