@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "host": ("podlane.cli.host:host", "Install, upgrade or remove Podlane on this machine."),
     "etcd": ("podlane.cli.etcd:etcd", "Look after the store: its members, disk and snapshots."),
     "cloud-init": ("podlane.cli.cloudinit:cloud_init", "Print user-data that installs Podlane at first boot."),
+    "join-token": ("podlane.cli.jointoken:join_token", "Let another host join: print the line to paste there."),
     "lab": ("podlane.cli.lab:lab", "Run a whole cluster on this machine: up, status, demo, down."),
     "completion": ("podlane.cli.completion:completion", "Print the completion script for a shell."),
     "version": ("podlane.cli.version:version", "Print the version."),

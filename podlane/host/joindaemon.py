@@ -1,0 +1,115 @@
+"""The join service's process: the port, and a key in the store that tells operators where it is.
+
+Owns: how the parts are put together. Invariant: the key is there while the service answers,
+give or take ANNOUNCEMENT_TTL, so `podlane join-token` never prints a line that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from podlane import __version__
+from podlane.errors import PodlaneError
+from podlane.host.joincall import ServiceUrl
+from podlane.host.joinserver import Certificate, JoinServer
+from podlane.host.joinservice import JoinService, ServiceRecord
+from podlane.host.jointokens import ca_hash
+from podlane.runtime.clock import Clock, SystemClock
+from podlane.runtime.log import Repetition, get_logger
+from podlane.runtime.options import DaemonOptions
+from podlane.store import keys
+from podlane.store.administration import Administration
+from podlane.store.config import StoreConfig, connect
+from podlane.store.interface import LeaseNotFound, Put, Store
+
+ANNOUNCEMENT_TTL = 60
+ANY = "::"
+"""All addresses of both families."""
+
+_log = get_logger("join")
+
+
+def run_daemon(
+    name: str,
+    addresses: Sequence[str],
+    listen: tuple[str, int],
+    *,
+    folder: Path,
+    store_config: StoreConfig,
+    options: DaemonOptions,
+) -> int:
+    """Run until a signal and return the exit code. `addresses` are what hosts are told to come to."""
+    clock = SystemClock()
+    daemon = options.make_daemon("join", clock=clock)
+    store, etcd = connect(store_config), Administration(store_config)
+    daemon.on_stop(store.close)
+    daemon.on_stop(etcd.close)
+    service = JoinService(store, etcd, folder, clock=clock)
+    server = _listen(*listen, service=service, certificate=Certificate(folder))
+    urls = tuple(str(ServiceUrl(address, server.port)) for address in addresses)
+    announcement = Announcement(store, name, urls, service, clock)
+    daemon.add_thread("serve", server.serve)
+    daemon.add_thread("announce", announcement.run)
+    daemon.add_ready_check("announced", announcement.not_ready)
+    _log.info("serving", urls=",".join(urls))
+    return daemon.run()
+
+
+def _listen(host: str, port: int, *, service: JoinService, certificate: Certificate) -> JoinServer:
+    try:
+        return JoinServer(host, port, service=service, certificate=certificate)
+    except PodlaneError:
+        if host != ANY:
+            raise
+        return JoinServer("0.0.0.0", port, service=service, certificate=certificate)  # a kernel without IPv6
+
+
+class Announcement:
+    """Keeps the service's key in the store, on a lease of its own."""
+
+    def __init__(self, store: Store, name: str, urls: tuple[str, ...], service: JoinService, clock: Clock) -> None:
+        self._store = store
+        self._key = keys.join_service_key(name)
+        self._urls = urls
+        self._service = service
+        self._clock = clock
+        self._lease = 0
+        self._problem: str | None = "not yet"
+        self._repetition = Repetition()
+
+    def not_ready(self) -> str | None:
+        return self._problem
+
+    def run(self, stop: threading.Event) -> None:
+        """Tell, and see to it that it stays told, until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self._tell()
+                self._problem = None
+                self._repetition.over()
+            except PodlaneError as error:
+                self._problem = str(error)
+                if self._repetition.is_news(self._problem, self._clock.monotonic()):
+                    _log.warning("not announced, will try again", error=self._problem)
+            self._clock.wait(stop, 2.0 if self._problem else ANNOUNCEMENT_TTL / 4)
+        if self._lease:
+            try:
+                self._store.revoke(self._lease)
+            except PodlaneError as error:
+                _log.warning("announcement not withdrawn, it runs out by itself", error=str(error))
+
+    def _tell(self) -> None:
+        value = msgspec.json.encode(ServiceRecord(self._urls, ca_hash(self._service.authority().bundle), __version__))
+        try:
+            if self._lease:
+                self._store.keep_alive(self._lease)
+        except LeaseNotFound:
+            self._lease = 0
+        self._lease = self._lease or self._store.grant(ANNOUNCEMENT_TTL)
+        there = self._store.get(self._key)
+        if there is None or (there.value, there.lease) != (value, self._lease):
+            self._store.txn([], [Put(self._key, value, self._lease)])
