@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "uninstall": ("podlane.cli.hostuninstall:uninstall", "Remove Podlane from this machine."),
     "keys": ("podlane.cli.hostkeys:keys", "Make the keys and certificates that a server lacks."),
     "enrol": ("podlane.cli.hostkeys:enrol", "Make etcd's roles and users for this machine."),
+    "join": ("podlane.cli.hostkeys:join", "Join a cluster with a token, without installing anything."),
     "join-serve": ("podlane.cli.hostjoin:join_serve", "Answer nodes that join with a token."),
     "renew": ("podlane.cli.hostjoin:renew", "Renew this machine's certificates that end soon."),
 }

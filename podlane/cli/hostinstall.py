@@ -1,0 +1,152 @@
+"""`podlane host install`: make this machine a server, a node, or both.
+
+Owns: the options, the order check, preflight, plan, apply, and what is said. The
+bundle runs it from an unpacked folder (PODLANE_BUNDLE), before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from podlane.cli.command import fail, failure, note
+from podlane.errors import PodlaneError
+from podlane.host.layout import JOIN_PORT, Role
+from podlane.host.options import InstallOptions
+
+_INIT = (
+    ("--network", "CIDR[,CIDR]", "Addresses of the pods."),
+    ("--service-cidr", "CIDR[,CIDR]", "Addresses of the services."),
+    ("--subnet-len", "BITS", "Prefix length of a node's share of the pods' network."),
+    ("--service-node-port-range", "FROM-TO", "Ports on every node for services of type NodePort."),
+    ("--backend", "vxlan|host-gw", "How packets travel between nodes."),
+    ("--mtu", "BYTES", "MTU of the underlay."),
+    ("--cluster-domain", "DOMAIN", "DNS domain of the services."),
+)
+"""Passed on to `podlane init`; its defaults are its own."""
+
+
+def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    del ctx, param
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def init_options(command: Any) -> Any:
+    for name, metavar, text in reversed(_INIT):
+        command = click.option(name, metavar=metavar, help=f"{text} As `podlane init` has it.")(command)
+    return command
+
+
+@click.command("install")
+@click.option("--role", type=click.Choice(["server", "node", "all"]), required=True, help="What this machine shall be.")
+@click.option("--name", default="", metavar="NAME", help="Its name in the cluster.  [default: the host's name]")
+@click.option(
+    "--address",
+    "addresses",
+    callback=_split,
+    metavar="IP[,IP]",
+    help="How other hosts reach it, one of a family.  [default: that of --iface]",
+)
+@click.option(
+    "--iface", default="", metavar="NAME|IP", help="Interface to the other hosts.  [default: the one that leads there]"
+)
+@click.option("--join", default="", metavar="URL[,URL]", help="Join service of the cluster, with --token.")
+@click.option("--token", default="", metavar="TOKEN", envvar="PODLANE_TOKEN", show_envvar=True, help="A join token.")
+@click.option("--etcd", callback=_split, metavar="URL[,URL]", help="An etcd that is there already.")
+@click.option("--ca", default="", metavar="FILE", help="Authority that signed that etcd's certificate.")
+@click.option("--cert", default="", metavar="FILE", help="Certificate for etcd, the same for all daemons.")
+@click.option("--key", default="", metavar="FILE", help="Its key.")
+@click.option("--cert-dir", default="", metavar="DIR", help="Instead: NAME.pem and NAME.key of each daemon.")
+@click.option(
+    "--etcd-join",
+    callback=_split,
+    metavar="NAME=URL,…",
+    help="Members of the etcd that this server becomes one of; `podlane etcd add-member` prints it.",
+)
+@init_options
+@click.option("--ip-masq/--no-ip-masq", default=True, help="Masquerade what pods send out of the pods' network.")
+@click.option("--firewalld", is_flag=True, help="Let firewalld pass what Podlane needs.")
+@click.option("--dry-run", is_flag=True, help="Print every file and command; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a daemon may take to be ready.",
+)
+def install(
+    *, role: Role, token: str, dry_run: bool, yes: bool, timeout: float, firewalld: bool, ip_masq: bool, **given: Any
+) -> None:
+    """Make this machine a server, a node, or both.
+
+    The same options again change nothing. Whatever fails, the machine is left as it was.
+    """
+    init = tuple(f"{name}={value}" for name, _, _ in _INIT if (value := given.pop(name[2:].replace("-", "_"))))
+    options = InstallOptions(role=role, init=init, firewalld=firewalld, ip_masq=ip_masq, **_strip(given))
+    try:
+        _install(options, token, dry_run=dry_run, yes=yes, timeout=timeout)
+    except PodlaneError as error:
+        raise failure(str(error), error.exit_code) from error
+
+
+def _strip(given: dict[str, Any]) -> dict[str, Any]:
+    """File names as they are from anywhere."""
+    return {
+        name: os.path.abspath(value) if name in ("ca", "cert", "key", "cert_dir") and value else value
+        for name, value in given.items()
+    }
+
+
+def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, timeout: float) -> None:
+    # heavy modules are imported when it runs, not for --help
+    from netd.kernel import LinuxKernel
+    from podlane.cli.hostbundle import unpacked
+    from podlane.host import install as host_install
+    from podlane.host.apply import Applier
+    from podlane.host.machine import observe
+    from podlane.host.options import check
+    from podlane.host.system import RealSystem
+    from podlane.runtime.clock import SystemClock
+
+    check(options, token=token)
+    if os.geteuid() != 0:
+        fail("install: needs root; try sudo")
+    bundle, system = unpacked(), RealSystem()
+    machine = observe(options, system, LinuxKernel())
+    note(f"{machine.name}: {', '.join(machine.addresses)} on {machine.iface} ({machine.why})")
+    refuse_unfit(options, machine, bundle, force=dry_run)
+    wanted = host_install.files(options, machine, bundle)
+    plan = host_install.plan(options, machine, bundle, host_install.look(system, wanted), token=token)
+    if dry_run:
+        click.echo(plan)
+        return
+    if not plan.stages:
+        note(f"nothing to change: {machine.name} is what was asked for ({options.role}, version {bundle.version}) already")
+        return
+    if not yes and sys.stdin.isatty():
+        names = ", ".join(stage.name for stage in plan.stages)
+        click.confirm(f"install Podlane {bundle.version} as {options.role}: {names}?", abort=True, err=True)
+    Applier(system, SystemClock(), note, timeout).apply(plan)
+    for line in (*plan.notes, *_next(options, machine.addresses[0])):
+        note(line)
+
+
+def refuse_unfit(options: InstallOptions, machine: Any, bundle: Any, *, force: bool) -> None:
+    """Preflight, before anything is changed."""
+    del options, machine, bundle, force
+
+
+def _next(options: InstallOptions, address: str) -> list[str]:
+    lines = ["", f"running: {', '.join(options.daemons)}"]
+    if options.founds:
+        lines += [
+            "look: /opt/podlane/bin/podlane get nodes",
+            "next node: run `/opt/podlane/bin/podlane join-token` here, and the line it prints on that host",
+            f"(the join service answers at https://{address}:{JOIN_PORT})",
+        ]
+    return lines

@@ -1,0 +1,156 @@
+"""What `install` must know of the machine it runs on.
+
+Owns: the facts and how they are observed. Invariant: looking changes nothing.
+The interface is chosen as netd chooses it (netd.underlay), so that the address
+in certificates and in etcd's settings is the one the overlay uses.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from netd.underlay import NoUnderlay, UnderlayWish, choose_underlay
+from podlane.errors import UsageError
+from podlane.host.options import InstallOptions, name_error
+from podlane.host.system import System
+
+if TYPE_CHECKING:
+    from netd.model import Interface
+    from podlane.api.subnets import Address
+
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`etcd` is the path of the program, "" without one. `addresses` are what others reach this host by."""
+
+    name: str
+    addresses: tuple[str, ...]
+    iface: str
+    why: str = ""
+    etcd: str = ""
+    restorecon: str = ""
+    selinux: str = "disabled"
+    firewalld: bool = False
+    network_manager: bool = False
+    arm64: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What is installed: an unpacked bundle. `digest` is of all that is in it."""
+
+    folder: str
+    version: str
+    digest: str
+    python: str
+    with_etcd: bool = False
+    with_python: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its folder: two builds of one version are two."""
+        return f"{self.version}-{self.digest[:8]}"
+
+
+class Network(Protocol):
+    """The part of netd's kernel that is asked here."""
+
+    def interfaces(self) -> tuple[Interface, ...]: ...
+
+    def route_to(self, address: Address) -> str: ...
+
+
+def program(name: str) -> str:
+    """Its path, "" when there is none."""
+    return shutil.which(name, path=SEARCHED) or ""
+
+
+def observe(
+    options: InstallOptions, system: System, network: Network, *, find: Callable[[str], str] = program
+) -> Machine:
+    """Raises UsageError when the name or the address cannot be told, saying which option tells it."""
+    name = options.name or os.uname().nodename
+    if error := name_error(name):
+        raise UsageError(f"--name: the host's name will not do, give another: {error}")
+    addresses, iface, why = choose_address(options, network)
+    return Machine(
+        name=name,
+        addresses=addresses,
+        iface=iface,
+        why=why,
+        etcd=find("etcd"),
+        restorecon=find("restorecon"),
+        selinux=selinux(),
+        firewalld=is_active(system, "firewalld.service"),
+        network_manager=system.look("/etc/NetworkManager/conf.d") is not None,
+        arm64=platform.machine() == "aarch64",
+    )
+
+
+def choose_address(options: InstallOptions, network: Network) -> tuple[tuple[str, ...], str, str]:
+    """The addresses, the interface that has the first, and why it is that. Raises UsageError."""
+    interfaces = network.interfaces()
+    own = {str(address.ip): each.name for each in interfaces for address in each.addresses}
+    if options.addresses:
+        if options.addresses[0] not in own:
+            raise UsageError(
+                f"--address: {options.addresses[0]} is none of this host's; it has {', '.join(own) or 'none'}"
+            )
+        return options.addresses, own[options.addresses[0]], "--address"
+    wish = UnderlayWish(ifaces=(options.iface,) if options.iface else ())
+    reach = peers(options)
+    try:
+        chosen = choose_underlay(interfaces, wish, reach=reach, route_to=network.route_to)
+    except NoUnderlay as error:
+        raise UsageError(str(error).replace("--iface", "--iface or --address")) from error
+    found = chosen.v4 or chosen.v6
+    assert found is not None, "an interface without an address is not chosen"
+    why = "--iface" if options.iface else _reason(reach, interfaces, chosen.name)
+    return (str(found.ip),), chosen.name, why
+
+
+def _reason(reach: Sequence[Address], interfaces: Iterable[Interface], name: str) -> str:
+    if reach:
+        return f"leads to {reach[0]}"
+    metric = next(each.default_metric for each in interfaces if each.name == name)
+    return "the only one that fits" if metric is None else "has the default route"
+
+
+def peers(options: InstallOptions) -> tuple[Address, ...]:
+    """Addresses that this host must reach: the join service's, etcd's. A name that cannot be resolved is left out."""
+    from podlane.store.config import StoreConfig, resolve
+
+    urls = (
+        *options.etcd,
+        *((options.join,) if options.join else ()),
+        *(m.partition("=")[2] for m in options.etcd_join),
+    )
+    found: list[Address] = []
+    for url in filter(None, urls):
+        host = urlsplit(url if "://" in url else f"//{url}").hostname or ""
+        try:
+            found.append(ip_address(host))
+        except ValueError:
+            found += resolve(StoreConfig(endpoints=(url,)))
+    return tuple(found)
+
+
+def selinux() -> str:
+    try:
+        return "enforcing" if Path("/sys/fs/selinux/enforce").read_text().strip() == "1" else "permissive"
+    except OSError:
+        return "disabled"
+
+
+def is_active(system: System, unit: str) -> bool:
+    return system.run(["systemctl", "is-active", "--quiet", unit], timeout=30, check=False).returncode == 0
