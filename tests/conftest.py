@@ -71,6 +71,7 @@ class Member:
     folder: Path
     extra: tuple[str, ...] = ()
     scheme: str = "http"
+    peer_scheme: str = "http"
     client_port: int = field(default_factory=free_port)
     peer_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -80,23 +81,26 @@ class Member:
         return f"{self.scheme}://127.0.0.1:{self.client_port}"
 
     @property
+    def peer_url(self) -> str:
+        return f"{self.peer_scheme}://127.0.0.1:{self.peer_port}"
+
+    @property
     def peer(self) -> str:
-        return f"{self.name}=http://127.0.0.1:{self.peer_port}"
+        return f"{self.name}={self.peer_url}"
 
     @property
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
 
-    def start(self, initial_cluster: str) -> None:
+    def start(self, initial_cluster: str, state: str = "new") -> None:
         assert self.process is None, f"{self.name} runs already"
         self.folder.mkdir(parents=True, exist_ok=True)
-        peer_url = f"http://127.0.0.1:{self.peer_port}"
         argv = [
             *("setpriv", "--pdeathsig", "KILL", "etcd", "--name", self.name, "--log-level", "warn"),
             *("--data-dir", str(self.folder / self.name), "--logger", "zap"),
             *("--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint),
-            *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
-            *("--initial-cluster", initial_cluster, *self.extra),
+            *("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url),
+            *("--initial-cluster", initial_cluster, "--initial-cluster-state", state, *self.extra),
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log)

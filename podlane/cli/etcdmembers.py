@@ -165,7 +165,7 @@ def _step(admin: Administration, added: Member) -> str:
         if "in sync with leader" in str(error):
             return "catches up"
         raise
-    return "votes from now on"
+    return ""
 
 
 def _invitation(session: Session, admin: Administration, name: str) -> tuple[str, str]:

@@ -150,18 +150,17 @@ class Administration:
 
     def members(self) -> tuple[Member, ...]:
         """As the first member that answers knows them, also when they have no leader."""
-        failure: PodlaneError | None = None
+        failures: list[PodlaneError] = []
         for endpoint in self.config.endpoints:
             try:
                 response = self._ask(
                     endpoint, "list members", lambda stubs: stubs.cluster.MemberList, etcdrpc.MemberListRequest()
                 )
             except PodlaneError as error:
-                failure = failure or error
+                failures.append(error)
             else:
                 return wire.members(response)
-        assert failure is not None, "a config has an endpoint"
-        raise failure
+        raise type(failures[0])("; ".join(map(str, failures)))
 
     def add_member(self, name: str, peer_urls: Sequence[str], *, learner: bool = False) -> Member:
         """Let a member join; it counts for the quorum from now on, or as a learner once it is promoted.

@@ -276,7 +276,7 @@ class Verdict(enum.Enum):
 
 _STALE_LOGIN = ("invalid auth token",)
 _ROLES_CHANGED = ("revision of auth store is old",)
-_DENIED = ("permission denied", "user name is empty", "authentication failed", "user name not found")
+_DENIED = ("permission denied", "user name is empty", "authentication failed", "user name not found", "user not found")
 
 # (status code or any, one of these in the text, what it means, the caller's error); the first that fits counts
 _RULES: tuple[tuple[grpc.StatusCode | None, tuple[str, ...], Verdict, type[PodlaneError]], ...] = (

@@ -96,6 +96,7 @@ def quorum(voters: int) -> int:
 
 def check_addition(survey: Survey, name: str, peer_urls: Sequence[str]) -> Surveyed | None:
     """Whether a member may be added. One with these URLs that was added before is returned. Raises PodlaneError."""
+    _check_leader(survey, f"add member {name}")
     for each in survey.members:
         if set(each.member.peer_urls) == set(peer_urls):
             if each.started and each.member.name != name:
@@ -120,11 +121,12 @@ def check_addition(survey: Survey, name: str, peer_urls: Sequence[str]) -> Surve
 
 def check_removal(survey: Survey, target: Surveyed) -> None:
     """Raises PodlaneError when the rest would have no quorum."""
+    _check_leader(survey, f"remove member {target.name}")
     if len(survey.members) == 1:
         raise PodlaneError(f"remove member {target.name}: it is the only one, and the cluster's data with it")
     if not target.votes or not target.started:
         return
-    rest = [each for each in survey.members if each is not target and each.votes]
+    rest = [each for each in survey.members if each.votes and each.member.id != target.member.id]
     well = sum(each.healthy for each in rest)
     if well < quorum(len(rest)):
         ill = ", ".join(f"{each.name} ({each.complaint})" for each in rest if not each.healthy)
@@ -139,13 +141,23 @@ def check_pause(survey: Survey, target: Surveyed) -> None:
 
     One of one or two may, if all are well: then everybody waits for it.
     """
-    others = [each for each in survey.members if each.votes and each is not target]
+    others = [each for each in survey.members if each.votes and each.member.id != target.member.id]
     well = sum(each.healthy for each in others)
     if target.votes and well < len(others) and well < quorum(len(others) + 1):
         ill = ", ".join(f"{each.name} ({each.complaint})" for each in others if not each.healthy)
         raise PodlaneError(
             f"pause member {target.name}: meanwhile {well} of {len(others) + 1} would answer and "
             f"{quorum(len(others) + 1)} are needed; not well: {ill}"
+        )
+
+
+def _check_leader(survey: Survey, action: str) -> None:
+    voters = [each for each in survey.members if each.votes]
+    if not any(each.healthy for each in voters):
+        lost = ", ".join(f"{each.name} ({each.complaint})" for each in voters if each.status is None)
+        raise PodlaneError(
+            f"{action}: etcd has no leader, for {quorum(len(voters))} of {len(voters)} members are needed; bring back "
+            f"{lost or 'the others'}, or restore a snapshot (podlane etcd restore)"
         )
 
 
