@@ -126,7 +126,7 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
         click.echo(plan)
         return
     if not plan.stages:
-        note(f"nothing to change: {machine.name} is what was asked for ({options.role}, version {bundle.version}) already")
+        note(f"nothing to change: {machine.name} is {options.role}, of version {bundle.version}, already")
         return
     if not yes and sys.stdin.isatty():
         names = ", ".join(stage.name for stage in plan.stages)

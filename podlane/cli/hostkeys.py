@@ -37,11 +37,17 @@ def _who(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("keys")
 @_who
-@click.option("--pki", type=click.Path(file_okay=False, path_type=Path), default=PKI, show_default=True)
+@click.option(
+    "--pki", type=click.Path(file_okay=False, path_type=Path), default=PKI, show_default=True, help="Where to."
+)
 @click.option("--ca", type=_FILE, help="The authority that signed what is given.")
-@click.option("--cert-dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--cert", type=_FILE)
-@click.option("--key", type=_FILE)
+@click.option(
+    "--cert-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="NAME.pem and NAME.key of each daemon.",
+)
+@click.option("--cert", type=_FILE, help="Instead: one certificate for all daemons.")
+@click.option("--key", type=_FILE, help="Its key.")
 def keys(
     *,
     role: Role,

@@ -60,7 +60,7 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         say(f"wheels: {len(list(wheels.iterdir()))} for Python {', '.join(pythons)}")
         _pip_wheel(folder)
         _requirements(root, folder, own)
-        shutil.copyfile(Path(__file__).with_name("bundlerun.py"), folder / "run.py")
+        shutil.copyfile(root / "podlane" / "cli" / "bundlerun.py", folder / "run.py")
         if wanted.with_etcd:
             _programs(folder, ("etcd", "etcdctl"), say)
         manifest = {
