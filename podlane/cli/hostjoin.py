@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
+from podlane.cli.command import note
 from podlane.host.joinmessages import PORT
 from podlane.host.layout import PKI
+from podlane.pki.authority import BUNDLE_FILE
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig
 from podlane.store.options import store_options
@@ -80,3 +82,32 @@ def join_serve(
     reached = [each.strip() for each in addresses.split(",") if each.strip()]
     listen = (listen_ip, port)
     leave(run_daemon(name, reached, listen, folder=folder, store_config=store_config, options=daemon_options))
+
+
+@click.command("renew")
+@_folder
+@click.option("--force", is_flag=True, help="Renew all, whenever they end.")
+@click.option("--no-restart", is_flag=True, help="Leave it to you to restart daemons that work with copies.")
+def renew(*, folder: Path, force: bool, no_restart: bool) -> None:
+    """Renew this host's certificates that end soon, or that the cluster's authority of today has not signed.
+
+    A timer does it daily. Daemons read the new ones by themselves; only those that systemd gives copies to are
+    restarted. Traffic is not interrupted.
+    """
+    from datetime import UTC, datetime
+
+    from podlane.host import renew as host
+    from podlane.host.renewing import restart_stale, write_endpoints
+
+    done = host.renew(folder, now=datetime.now(UTC), force=force)
+    for holder, reason in done.reasons.items():
+        note(f"renewed {holder}: {reason}")
+    if BUNDLE_FILE in done.changed:
+        note("the authorities to trust have changed" + (": one is trusted no longer" if done.distrusted else ""))
+    if done.endpoints:
+        note(f"etcd is at {', '.join(done.endpoints)} now")
+        write_endpoints(done.endpoints)
+    if not done.changed and not done.endpoints:
+        note("nothing to renew")
+    if not no_restart:
+        restart_stale(done, note, folder)

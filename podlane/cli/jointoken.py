@@ -56,7 +56,9 @@ def _output(*formats: str) -> Callable[[Any], Any]:
 @click.option("--ttl", type=DURATION, default="24h", show_default=True, help="How long it can be used.")
 @click.option("--uses", type=int, default=1, show_default=True, metavar="N", help="For how many hosts.")
 @click.option("--node", default="", metavar="NAME", help="For this name only, also if there is such a host already.")
-@click.option("--role", type=click.Choice(["node", "server"]), default="node", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["node", "server"]), default="node", show_default=True, help="What the host becomes."
+)
 @click.option("--authority-key", is_flag=True, help="A server that joins with it gets the authority's key: all power.")
 @click.option("--server", metavar="URL[,URL]", help="By what the host reaches a server.  [default: as servers say]")
 @_output("text", "json")
@@ -95,7 +97,7 @@ def create(
     )
     argv = ["sudo", "sh", f"podlane-{record.version}.run", "install", "--role", role]
     argv += [*(("--name", node) if node else ()), "--join", ",".join(urls), "--token", str(token)]
-    _remarks(session, kept, node)
+    _remarks(session, token.id, kept)
     if output == "json":
         _print_json(
             {
@@ -123,16 +125,21 @@ def _urls(services: dict[str, ServiceRecord]) -> str:
     return ",".join([record.urls[0] for _, record in sorted(services.items()) if record.urls][:_SERVERS])
 
 
-def _remarks(session: Session, record: TokenRecord, node: str) -> None:
+def _remarks(session: Session, identity: str, record: TokenRecord) -> None:
     """What is good to know before it is pasted."""
     from podlane.host.enrol import read_hosts
 
+    node = record.node
     hosts = f"{record.uses} hosts" if record.uses > 1 else f"host {node}" if node else "one host"
-    note(f"for {hosts}, as {record.role}, until {record.expires}; to take it back: podlane join-token delete")
+    note(
+        f"for {hosts}, as {record.role}, until {record.expires}; to take it back: podlane join-token delete {identity}"
+    )
     present = read_hosts(session.store).nodes.get(node) if node else None
     if present is not None and present.revoked:
-        note(f"warning: {node} was revoked at {present.revoked}: with this its old certificates are good again too, ")
-        note("unless the authority has been replaced since (podlane pki rotate --authority)")
+        note(
+            f"warning: {node} was revoked at {present.revoked}: when the host has joined, its old certificates are "
+            "good again too, unless the authority was replaced since (podlane pki rotate --authority)"
+        )
     elif present is not None:
         note(f"warning: there is a node {node}; the host that joins with this takes its place")
     if record.is_server:

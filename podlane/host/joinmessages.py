@@ -25,7 +25,7 @@ HostRole = Literal["node", "server"]
 
 Word = Annotated[str, Meta(min_length=1, max_length=253)]
 Csr = Annotated[str, Meta(max_length=8192)]
-Csrs = Annotated[dict[Annotated[str, Meta(max_length=16)], Csr], Meta(min_length=1, max_length=6)]
+Csrs = Annotated[dict[Annotated[str, Meta(max_length=16)], Csr], Meta(max_length=6)]
 
 
 class JoinRequest(msgspec.Struct, frozen=True, rename="camel"):
@@ -54,6 +54,8 @@ class JoinAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 class RenewRequest(msgspec.Struct, frozen=True, rename="camel"):
+    """Without any, it asks for the rest of the answer."""
+
     csrs: Csrs
 
 
