@@ -1,16 +1,16 @@
 """The cluster's authority: one key, what it has signed, and its successor.
 
-Owns: in its folder `ca.key` (the key, its certificate and, while a rotation is
-under way, the cross-certificate and the authority before), and what follows from
-it: `ca.pem` (whom to trust), `ca.crt` (its own certificate) and `issued/` (the last
+Owns: in its folder `ca.key` (the key, its certificate and, of the authority before,
+the cross-certificate and, while that is trusted, its own), and what follows from it:
+`ca.pem` (whom to trust), `ca.crt` (its own certificate) and `issued/` (the last
 certificate of each name). Invariants: `ca.key` is replaced as a whole, so an
-interruption leaves the old state or the new; the bundle trusts all that signed a
-certificate the authority knows to be in use; what is signed is a Profile and the
+interruption leaves the old state or the new; what is signed is a Profile and the
 public key of a request, nothing else of it.
 
-A new authority signs with a cross-certificate by the one before behind each
-certificate, so those who have the old bundle only accept it as well: nobody has to
-be served first. See docs/adr/0021.
+A new authority puts a cross-certificate by the one before behind each certificate,
+so those who have the old bundle only accept it as well: nobody has to be served first,
+and who reads the bundle at its start only (etcd) need not start at once. See
+docs/adr/0021.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ AUTHORITY_DAYS = 3650
 LEAF_DAYS = 365
 
 
-class Rotation(NamedTuple):
-    """`cross`: the new authority's certificate by the one before, `previous`, which is trusted still."""
+class Before(NamedTuple):
+    """The authority before: what it says of this one, and, while it is trusted still, its own certificate."""
 
     cross: x509.Certificate
-    previous: x509.Certificate
+    certificate: x509.Certificate | None = None
 
 
 class Authority:
     """As it was when it was loaded: a daemon loads it anew for each use, which is cheap."""
 
     def __init__(
-        self, folder: Path, key: c.PrivateKey, certificate: x509.Certificate, rotation: Rotation | None = None
+        self, folder: Path, key: c.PrivateKey, certificate: x509.Certificate, before: Before | None = None
     ) -> None:
         self._folder = folder
         self._key = key
         self.certificate = certificate
-        self.rotation = rotation
+        self.before = before
 
     @classmethod
     def create(cls, folder: Path, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
@@ -76,7 +76,7 @@ class Authority:
             certificate, *others = c.read_certificates(text)
             if certificate.public_key() != key.public_key():
                 raise ValueError("the key is not that of the certificate")
-            return cls(folder, key, certificate, Rotation(*others) if others else None)
+            return cls(folder, key, certificate, Before(*others) if others else None)
         except FileNotFoundError as error:
             raise NotFound(f"load authority: {file} is not there") from error
         except OSError as error:
@@ -96,7 +96,12 @@ class Authority:
     @property
     def trusted(self) -> tuple[x509.Certificate, ...]:
         """The bundle's certificates: its own first."""
-        return (self.certificate, self.rotation.previous) if self.rotation else (self.certificate,)
+        return (self.certificate, self.previous) if self.previous else (self.certificate,)
+
+    @property
+    def previous(self) -> x509.Certificate | None:
+        """That of the authority before, until the rotation has ended."""
+        return self.before.certificate if self.before else None
 
     @property
     def bundle(self) -> str:
@@ -116,12 +121,17 @@ class Authority:
         )
         private_folder(self._folder / ISSUED)
         write_atomic(self._folder / ISSUED / f"{profile.common_name}.pem", c.certificate_pem(leaf))
-        return c.certificate_pem(leaf, *((self.rotation.cross,) if self.rotation else ()))
+        return c.certificate_pem(leaf, *self._cross(now))
 
     def succeeded(self, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
-        """Its successor, which is trusted beside it from now on; `save` makes it so."""
+        """Its successor, which is trusted beside it from now on; `save` makes it so.
+
+        An expired one has no say in it: whoever it signed for has to join anew.
+        """
         key = c.new_key()
         certificate = _own_certificate(key, now, days)
+        if self.certificate.not_valid_after_utc <= now:
+            return Authority(self._folder, key, certificate)
         cross = c.authority_certificate(
             certificate.subject,
             key.public_key(),
@@ -130,11 +140,11 @@ class Authority:
             begin=now - c.SKEW,
             end=self.certificate.not_valid_after_utc,
         )
-        return Authority(self._folder, key, certificate, Rotation(cross, self.certificate))
+        return Authority(self._folder, key, certificate, Before(cross, self.certificate))
 
     def alone(self) -> Authority:
-        """It, without the one before; `save` makes it so."""
-        return Authority(self._folder, self._key, self.certificate)
+        """It, without trust in the one before; `save` makes it so."""
+        return Authority(self._folder, self._key, self.certificate, self.before and Before(self.before.cross))
 
     def issued(self) -> dict[str, x509.Certificate]:
         """The last certificate it has signed for each name. Raises PodlaneError."""
@@ -150,16 +160,33 @@ class Authority:
 
     def save(self) -> None:
         """Make the files say it; the first one counts, the others follow from it."""
-        own = c.certificate_pem(self.certificate, *(self.rotation or ()))
-        write_atomic(self._folder / KEY_FILE, c.key_pem(self._key) + own, mode=0o600)
+        known = (self.certificate, *(each for each in self.before or () if each is not None))
+        write_atomic(self._folder / KEY_FILE, c.key_pem(self._key) + c.certificate_pem(*known), mode=0o600)
         self.publish()
 
     def publish(self) -> None:
         """The files that follow from `ca.key`; a rotation may have been interrupted before they were written."""
-        for name, text in ((BUNDLE_FILE, self.bundle), (CERTIFICATE_FILE, c.certificate_pem(self.certificate))):
-            file = self._folder / name
-            if not file.exists() or file.read_text() != text:
+        for file, text in self._following():
+            if not _is(file, text):
                 write_atomic(file, text)
+
+    def is_published(self) -> bool:
+        return all(_is(file, text) for file, text in self._following())
+
+    def _cross(self, now: datetime) -> tuple[x509.Certificate, ...]:
+        """Expired, it is of no use to anybody, and some would stumble over it."""
+        return (self.before.cross,) if self.before and self.before.cross.not_valid_after_utc > now else ()
+
+    def _following(self) -> tuple[tuple[Path, str], ...]:
+        own = c.certificate_pem(self.certificate)
+        return (self._folder / BUNDLE_FILE, self.bundle), (self._folder / CERTIFICATE_FILE, own)
+
+
+def _is(file: Path, text: str) -> bool:
+    try:
+        return file.read_text() == text
+    except (OSError, ValueError):
+        return False
 
 
 def private_folder(folder: Path) -> None:
