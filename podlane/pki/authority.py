@@ -49,7 +49,7 @@ class Authority:
     def __init__(
         self, folder: Path, key: c.PrivateKey, certificate: x509.Certificate, before: Before | None = None
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._key = key
         self.certificate = certificate
         self.before = before
@@ -119,8 +119,8 @@ class Authority:
         leaf = c.leaf_certificate(
             profile, public_key, issuer=self.certificate, issuer_key=self._key, begin=now - c.SKEW, end=end
         )
-        private_folder(self._folder / ISSUED)
-        write_atomic(self._folder / ISSUED / f"{profile.common_name}.pem", c.certificate_pem(leaf))
+        private_folder(self.folder / ISSUED)
+        write_atomic(self.folder / ISSUED / f"{profile.common_name}.pem", c.certificate_pem(leaf))
         return c.certificate_pem(leaf, *self._cross(now))
 
     def succeeded(self, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
@@ -131,7 +131,7 @@ class Authority:
         key = c.new_key()
         certificate = _own_certificate(key, now, days)
         if self.certificate.not_valid_after_utc <= now:
-            return Authority(self._folder, key, certificate)
+            return Authority(self.folder, key, certificate)
         cross = c.authority_certificate(
             certificate.subject,
             key.public_key(),
@@ -140,28 +140,28 @@ class Authority:
             begin=now - c.SKEW,
             end=self.certificate.not_valid_after_utc,
         )
-        return Authority(self._folder, key, certificate, Before(cross, self.certificate))
+        return Authority(self.folder, key, certificate, Before(cross, self.certificate))
 
     def alone(self) -> Authority:
         """It, without trust in the one before; `save` makes it so."""
-        return Authority(self._folder, self._key, self.certificate, self.before and Before(self.before.cross))
+        return Authority(self.folder, self._key, self.certificate, self.before and Before(self.before.cross))
 
     def issued(self) -> dict[str, x509.Certificate]:
         """The last certificate it has signed for each name. Raises PodlaneError."""
         try:
-            files = sorted((self._folder / ISSUED).glob("*.pem"))
+            files = sorted((self.folder / ISSUED).glob("*.pem"))
             return {file.name.removesuffix(".pem"): c.read_certificates(file.read_text())[0] for file in files}
         except (OSError, ValueError) as error:
-            raise PodlaneError(f"read {self._folder / ISSUED}: {error}") from error
+            raise PodlaneError(f"read {self.folder / ISSUED}: {error}") from error
 
     def forget(self, common_name: str) -> None:
         """Take a name from `issued`, as its holder is gone."""
-        (self._folder / ISSUED / f"{common_name}.pem").unlink(missing_ok=True)
+        (self.folder / ISSUED / f"{common_name}.pem").unlink(missing_ok=True)
 
     def save(self) -> None:
         """Make the files say it; the first one counts, the others follow from it."""
         known = (self.certificate, *(each for each in self.before or () if each is not None))
-        write_atomic(self._folder / KEY_FILE, c.key_pem(self._key) + c.certificate_pem(*known), mode=0o600)
+        write_atomic(self.folder / KEY_FILE, c.key_pem(self._key) + c.certificate_pem(*known), mode=0o600)
         self.publish()
 
     def publish(self) -> None:
@@ -179,7 +179,7 @@ class Authority:
 
     def _following(self) -> tuple[tuple[Path, str], ...]:
         own = c.certificate_pem(self.certificate)
-        return (self._folder / BUNDLE_FILE, self.bundle), (self._folder / CERTIFICATE_FILE, own)
+        return (self.folder / BUNDLE_FILE, self.bundle), (self.folder / CERTIFICATE_FILE, own)
 
 
 def _is(file: Path, text: str) -> bool:

@@ -95,8 +95,10 @@ def agent_hostname(node: str) -> str:
 
 def operator(name: str) -> Profile:
     """For a person; `name` is the etcd user, so it may not be that of a part of Podlane."""
-    if name in _RESERVED:
-        raise Invalid("certificate", [FieldError("name", f'"{name}" is a part of Podlane, choose another')])
+    # a name with an @ would be a daemon's
+    problem = f'"{name}" is a part of Podlane, choose another' if name in _RESERVED else dns_subdomain_error(name)
+    if problem:
+        raise Invalid("certificate", [FieldError("name", problem)])
     return Profile(name, OPERATORS, client=True)
 
 
