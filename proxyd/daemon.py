@@ -59,7 +59,7 @@ def run(options: DaemonOptions, store_config: StoreConfig, settings: Settings) -
     health = ProxyHealth(clock, VERIFY_INTERVAL)
     checks = HealthCheckServer(health.live)
     acknowledger = Acknowledger(store, settings.node, clock=clock)
-    events = EventRecorder(Registry(store, clock=clock), "proxyd", settings.node, clock)
+    events = EventRecorder.of_node(Registry(store, clock=clock), "proxyd", settings.node, clock)
 
     def changed() -> None:
         health.queued()

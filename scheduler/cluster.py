@@ -25,6 +25,7 @@ from podlane.api.types import (
     Node,
     Object,
     Pod,
+    PodReport,
     PriorityClass,
     ReplicationController,
     ResourceQuota,
@@ -37,7 +38,6 @@ from podlane.runtime.clock import Clock
 from podlane.store import keys
 from podlane.store.mirror import Mirror
 from podlane.store.registry import ObjectList, Registry
-from podlane.store.reports import Report
 from scheduler import nodes
 from scheduler.inbox import Inbox, Reports
 from scheduler.view import Source, View, revision_of
@@ -74,7 +74,7 @@ class Cluster:
             registry.store,
             keys.REPORTS,
             decode=lambda kv: kv,
-            on_change=self._tells_of(Report),
+            on_change=self._tells_of(PodReport),
             name="report",
             clock=clock,
         )

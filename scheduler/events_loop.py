@@ -10,14 +10,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from podlane.api.codec import DecodeError, decode, encode
-from podlane.api.types import EndpointSlice, Event, Node, ObjectReference, Pod, Service
+from podlane.api.types import EndpointSlice, Event, Node, ObjectReference, Pod, PodReport, Service
 from podlane.errors import NotFound
 from podlane.runtime import metrics
 from podlane.runtime.log import Repetition
 from podlane.store import keys
 from podlane.store.events import EventLease
 from podlane.store.interface import Compare, Delete, KeyValue, LeaseNotFound, Put
-from podlane.store.reports import Report
 from podlane.store.rules import key_of
 from podlane.store.writes import Lost, Write, Written, commit_all
 from scheduler import nodeevents
@@ -36,7 +35,7 @@ class EventsLoop(Loop):
     """Stores the events that nodes report. It leaves time to the other loops: nothing waits for an event."""
 
     name = "events"
-    watches = (Report,)
+    watches = (PodReport,)
     min_interval = 0.1
     rest = 1.0
 

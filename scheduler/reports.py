@@ -19,9 +19,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 import msgspec
 
 from podlane.api.meta import is_pod_ready, namespaced_name, utcnow_from
-from podlane.api.types import Node, Pod, PodStatus
+from podlane.api.types import Node, Pod, PodReport, PodStatus
 from podlane.store.keys import ReportKey
-from podlane.store.reports import Report, carried_over, is_marked
+from podlane.store.reports import carried_over, is_marked
 
 Network = IPv4Network | IPv6Network
 
@@ -37,7 +37,7 @@ class Item:
 
     key: ReportKey
     revision: int
-    report: Report
+    report: PodReport
     pod: Pod | None
 
     def __str__(self) -> str:

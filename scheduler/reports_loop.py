@@ -14,13 +14,12 @@ from collections.abc import Iterable, Sequence
 
 from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import namespaced_name
-from podlane.api.types import Lease, Node, Pod
+from podlane.api.types import Lease, Node, Pod, PodReport
 from podlane.errors import Conflict, NotFound
 from podlane.runtime import metrics
 from podlane.store import keys
 from podlane.store.bulk import Change
 from podlane.store.interface import Compare, Delete, KeyValue
-from podlane.store.reports import Report
 from podlane.store.rules import unchanged
 from podlane.store.writes import Lost, Write, Written, commit_all
 from scheduler import reports
@@ -35,7 +34,7 @@ class ReportsLoop(Loop):
     """Stores the statuses that nodes report, and removes the pods they have ended."""
 
     name = "reports"
-    watches = (Report, Pod, Node, Lease)
+    watches = (PodReport, Pod, Node, Lease)
     min_interval = 0.005
 
     def __init__(self, context: Context) -> None:
@@ -113,7 +112,7 @@ class ReportsLoop(Loop):
                 pod = self.snapshot.pods.get(f"{named.namespace}/{named.name}")
                 if pod is not None and self._done.get(key) == (kv.mod_revision, pod.metadata.resource_version):
                     continue
-                items[key] = reports.Item(named, kv.mod_revision, decode(Report, kv.value), pod)
+                items[key] = reports.Item(named, kv.mod_revision, decode(PodReport, kv.value), pod)
             except (ValueError, DecodeError) as error:
                 self.log.warning("report not understood", key=kv.key, error=str(error))
                 unreadable.append(kv)

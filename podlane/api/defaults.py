@@ -196,7 +196,10 @@ def inherit(old: O, new: O) -> O:
         )
         kept = msgspec.structs.replace(kept, spec=completed_spec(spec, old.metadata.labels))
     elif isinstance(kept, Node) and isinstance(old, Node) and not kept.spec.pod_cidr:
-        kept = msgspec.structs.replace(kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=old.spec.pod_cidr))
+        was = old.spec
+        kept = msgspec.structs.replace(
+            kept, spec=msgspec.structs.replace(kept.spec, pod_cidr=was.pod_cidr, pod_cidrs=was.pod_cidrs)
+        )
     return cast(O, kept)
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from podlane.api.codec import DecodeError, decode, encode
 from podlane.api.meta import get_condition, is_pod_finished
-from podlane.api.types import Condition, Pod, PodStatus, Struct
+from podlane.api.types import Condition, Pod, PodReport, PodStatus
 from podlane.errors import StoreUnavailable
 from podlane.runtime.log import get_logger
 from podlane.store import keys
@@ -28,14 +28,6 @@ from podlane.store.writes import Write, commit_all
 
 REPORTED = ("Initialized", "ContainersReady", "Ready")
 """Conditions that are the agent's to say. Who placed the pod says PodScheduled, unless its author chose the node."""
-
-
-class Report(Struct, frozen=True, kw_only=True):
-    """`removed`: nothing of the pod is left on the node, it can be taken out of the store."""
-
-    uid: str
-    status: PodStatus = PodStatus()
-    removed: bool = False
 
 
 def reported_status(pod: Pod, said: PodStatus) -> PodStatus:
@@ -99,23 +91,23 @@ class Outbox:
         self._prefix = keys.pod_reports_prefix(node)
         self._log = get_logger("reports")
 
-    def read(self) -> dict[str, Report]:
+    def read(self) -> dict[str, PodReport]:
         """What was reported, by this agent or the one before it; what cannot be read is as good as not there."""
-        found: dict[str, Report] = {}
+        found: dict[str, PodReport] = {}
         for kv in self._store.list(self._prefix).items:
             try:
-                found[kv.key.removeprefix(self._prefix)] = decode(Report, kv.value)
+                found[kv.key.removeprefix(self._prefix)] = decode(PodReport, kv.value)
             except DecodeError as error:
                 self._log.warning("left out", key=kv.key, error=str(error))
         return found
 
-    def write(self, reports: Mapping[str, Report | None]) -> None:
+    def write(self, reports: Mapping[str, PodReport | None]) -> None:
         """Put these in the place of what was reported, many to a transaction; None takes one back."""
         writes = [Write((), (self._op(name, report),)) for name, report in reports.items()]
         for outcome in commit_all(self._store, writes):
             if isinstance(outcome, StoreUnavailable):
                 raise outcome
 
-    def _op(self, name: str, report: Report | None) -> Put | Delete:
+    def _op(self, name: str, report: PodReport | None) -> Put | Delete:
         key = keys.pod_report_key(self._node, *name.split("/", 1))
         return Delete(key) if report is None else Put(key, encode(report))

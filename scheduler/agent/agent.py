@@ -44,7 +44,7 @@ from scheduler.agent.probes import Prober, Target, checker
 from scheduler.agent.references import Known
 from scheduler.agent.report import Reporter
 from scheduler.agent.runtime import EventStream, Record, Runtime, RuntimeEvent, RuntimeRefused
-from scheduler.agent.statuswriter import StatusWriter
+from scheduler.agent.statuswriter import Outbox, StatusWriter
 from scheduler.agent.steps import Events, Steps
 from scheduler.agent.storeview import StoreView
 from scheduler.agent.workers import MakePool, Workers, threads
@@ -85,14 +85,6 @@ class HostPortTable(Protocol):
     def sync(self, wanted: frozenset[HostPort]) -> float | None: ...
 
 
-class Store(Protocol):
-    """podlane.store.registry.Registry, as far as it is used here."""
-
-    def replace(self, old: Pod, new: Pod) -> Pod: ...
-
-    def remove(self, pod: Pod) -> object: ...
-
-
 class Agent:
     """Runs what `bindings` says on `runtime`. `on_change` of `bindings` and of `drains` must call `trigger`."""
 
@@ -103,7 +95,7 @@ class Agent:
         runtime: Runtime,
         podnet: PodNet,
         files: PodFiles,
-        store: Store,
+        outbox: Outbox,
         events: Events,
         subnet_file: Path,
         drain_delay: float = 1.0,
@@ -129,13 +121,13 @@ class Agent:
             self.sync, name="agent", clock=self.clock, min_interval=MIN_INTERVAL, backoff=ENGINE_BACKOFF
         )
         self.memory = Memory(self.clock)
+        self._statuses = StatusWriter(outbox, self.runner.trigger_after, clock=self.clock, pool=pool)
         self._steps = Steps(
-            runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=store.remove
+            runtime, podnet=podnet, files=files, memory=self.memory, events=events, release=self._statuses.remove
         )
         self._workers: Workers[str] = Workers("worker", WORKERS, self.runner.trigger_after, pool=pool)
         self._pulls: Workers[str] = Workers("pull", PULLERS, self.runner.trigger_after, pool=pool)
         self._hooks: Workers[tuple[str, str]] = Workers("hook", HOOKS, self.runner.trigger_after, pool=pool)
-        self._statuses = StatusWriter(store.replace, self.runner.trigger_after, pool=pool)
         self.prober = Prober(
             check or checker(runtime),
             on_change=self.trigger,
@@ -191,9 +183,9 @@ class Agent:
         """Why no pod can be given a network now; None when it can."""
         return self._network.problem or None
 
-    def network(self) -> tuple[str, str]:
-        """The pod network's subnet ("" if not known) and why it is not usable ("" if it is)."""
-        return self._network.subnet, self._network.problem
+    def network(self) -> tuple[tuple[str, ...], str]:
+        """The pod network's subnets here (none if not known) and why it is not usable ("" if it is)."""
+        return self._network.subnets, self._network.problem
 
     def close(self) -> None:
         """Begin nothing more. Pods go on running."""

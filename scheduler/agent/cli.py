@@ -284,6 +284,7 @@ def agent(
     # heavy modules are imported when the daemon runs, not for --help
     from podlane.store.events import EventRecorder
     from podlane.store.registry import Registry
+    from podlane.store.reports import Outbox
     from scheduler.agent.agent import Agent
     from scheduler.agent.capacity import Measures, measure
     from scheduler.agent.docker import DockerRuntime
@@ -303,13 +304,13 @@ def agent(
     runtime = DockerRuntime(docker_host, quick=docker_timeout)
     registry = Registry(connect(store_config), clock=clock)
     cluster = Cluster(registry, clock)
-    recorder = EventRecorder(registry, "agent", node_name, clock)
+    recorder = EventRecorder.of_node(registry, "agent", node_name, clock)
     worker = Agent(
         node_ip=ip,
         runtime=runtime,
         podnet=KernelPodNet(),
         files=PodFiles(state_dir / "pods"),
-        store=registry,
+        outbox=Outbox(registry.store, node_name),
         events=recorder,
         subnet_file=subnet_file,
         drain_delay=drain_delay,

@@ -14,7 +14,10 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from podlane.api.codec import DecodeError, decode
+from podlane.api.meta import is_pod_finished
 from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock
@@ -41,7 +44,6 @@ class Bound:
         """The last one seen; 0 before the first list, and when it must be listed again."""
         self._on_change = on_change
         self._pods: dict[str, Pod] | None = None
-        self._written: dict[str, int] = {}
         self._log = get_logger("bindings")
 
     def snapshot(self) -> dict[str, Pod]:
@@ -68,18 +70,14 @@ class Bound:
         new = [event for event in events if event.kv.mod_revision > self.revision]
         if not new:
             return
-        pods = self.snapshot()
+        before, pods = self.snapshot(), self.snapshot()
         for event in new:
             pods.pop(self._key(event.kv), None)
             if event.type == "put":
                 self._read(event.kv, pods)
         self._pods, self.revision = pods, new[-1].kv.mod_revision
-        if not all(self._written.pop(self._key(event.kv), 0) == event.kv.mod_revision for event in new):
+        if any(_is_news(before.get(key), pods.get(key)) for key in {self._key(event.kv) for event in new}):
             self._on_change()
-
-    def wrote(self, pod: Pod) -> None:
-        """The agent has written this itself and knows it: when it comes back, that is no change to look at."""
-        self._written[f"{pod.metadata.namespace}/{pod.metadata.name}"] = int(pod.metadata.resource_version)
 
     def _read(self, kv: KeyValue, pods: dict[str, Pod]) -> None:
         try:
@@ -89,6 +87,14 @@ class Bound:
 
     def _key(self, kv: KeyValue) -> str:
         return kv.key[len(self.prefix) :]
+
+
+def _is_news(before: Pod | None, after: Pod | None) -> bool:
+    """Whether the agent has to look: a status is what it said itself, carried over."""
+    if before is None or after is None or is_pod_finished(before) != is_pod_finished(after):
+        return True
+    metadata = msgspec.structs.replace(after.metadata, resource_version=before.metadata.resource_version)
+    return metadata != before.metadata or after.spec != before.spec
 
 
 class Feed:

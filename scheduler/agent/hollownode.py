@@ -16,9 +16,10 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from podlane.api.types import Node, Object, ObjectReference, Pod
+from podlane.api.types import Node, Object, ObjectReference
 from podlane.store.events import EventRecorder
 from podlane.store.registry import Registry
+from podlane.store.reports import Outbox
 from scheduler.agent.agent import Agent
 from scheduler.agent.drain import Drainer
 from scheduler.agent.hollow import HollowFiles, HollowRuntime
@@ -72,8 +73,7 @@ class HollowNode:
         self._turning = Turning(crew, self._turn)
         self._calling = Turning(callers, self._call)
         self._runtime = HollowRuntime(crew.clock, crew.later, self._heard)
-        self._registry = registry
-        self._recorder = EventRecorder(registry, "agent", name, crew.clock, threaded=False)
+        self._recorder = EventRecorder.of_node(registry, "agent", name, crew.clock, threaded=False)
         self._events = self._lane(1, "events")
         subnet = subnet_of(settings.pod_network, index)
         folder = settings.folder / name
@@ -82,7 +82,7 @@ class HollowNode:
             runtime=self._runtime,
             podnet=FakePodNet(self._runtime.alive),
             files=HollowFiles(folder / "pods"),
-            store=self,
+            outbox=Outbox(registry.store, name),
             events=self,
             subnet_file=_write_subnet_file(folder, settings.pod_network, subnet),
             drain_delay=settings.drain_delay,
@@ -133,16 +133,6 @@ class HollowNode:
         """Record an event, as an EventRecorder with a thread does."""
         self._recorder.event(about, type, reason, message)
         self._events.submit(self._recorder.write_waiting)
-
-    def replace(self, old: Pod, new: Pod) -> Pod:
-        """Registry.replace for the agent."""
-        written = self._registry.replace(old, new)
-        self.bound.wrote(written)
-        return written
-
-    def remove(self, pod: Pod) -> bool:
-        """Registry.remove for the agent."""
-        return self._registry.remove(pod)
 
     def _turn(self) -> float:
         """Do what is due on this node; returns the seconds until something else will be."""

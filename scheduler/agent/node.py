@@ -77,7 +77,7 @@ class Facts:
     capacity: Mapping[str, str]
     allocatable: Mapping[str, str] | None = None
     info: RuntimeInfo | None = None
-    pod_cidr: str = ""
+    pod_cidrs: tuple[str, ...] = ()
     problem: str = ""
     reason: str = ""
     network: str = ""
@@ -121,11 +121,11 @@ def describe(old: Node | None, facts: Facts, now: float) -> Node:
     conditions = node.status.conditions
     for condition in _conditions(facts, utcnow_from(now)):
         conditions = set_condition(conditions, condition)
-    cidr = facts.pod_cidr or node.spec.pod_cidr
+    cidrs = facts.pod_cidrs or node.spec.pod_cidrs
     return msgspec.structs.replace(
         node,
         metadata=msgspec.structs.replace(node.metadata, labels=labels, annotations=annotations),
-        spec=msgspec.structs.replace(node.spec, pod_cidr=cidr),
+        spec=msgspec.structs.replace(node.spec, pod_cidr=cidrs[0] if cidrs else node.spec.pod_cidr, pod_cidrs=cidrs),
         status=NodeStatus(
             capacity=dict(facts.capacity),
             allocatable=dict(facts.capacity if facts.allocatable is None else facts.allocatable),
@@ -165,7 +165,7 @@ def largest(images: Iterable[Image]) -> tuple[ContainerImage, ...]:
 class Registrar:
     """Keeps the Node object true.
 
-    `network` gives (pod CIDR, why it is not usable or ""); without `measures`
+    `network` gives (pod CIDRs, why they are not usable or ""); without `measures`
     nothing is short and all of the capacity is the pods'. `on_little_memory`
     is called at each look that finds too little, `on_read` with the Node each
     time it is known, and a moment (monotonic) after which it was read.
@@ -177,7 +177,7 @@ class Registrar:
         *,
         registry: Registry,
         runtime: Runtime,
-        network: Callable[[], tuple[str, str]],
+        network: Callable[[], tuple[tuple[str, ...], str]],
         clock: Clock,
         measures: Measures | None = None,
         on_little_memory: Callable[[], None] = lambda: None,
@@ -221,8 +221,8 @@ class Registrar:
         self._on_read(node, as_of)
 
     def _look(self) -> Facts:
-        cidr, network = self._network()
-        facts = replace(self._facts, pod_cidr=cidr, network=network)
+        cidrs, network = self._network()
+        facts = replace(self._facts, pod_cidrs=cidrs, network=network)
         try:
             info = self._runtime.info()
         except PodlaneError as error:

@@ -56,9 +56,9 @@ class NodeNetwork:
         """Why no pod can be given a network now; "" when it can."""
 
     @property
-    def subnet(self) -> str:
-        """The leased subnet, "" if not known."""
-        return self.spec.subnet if self.spec else ""
+    def subnets(self) -> tuple[str, ...]:
+        """The leased subnet of each family, none if not known."""
+        return tuple(segment.subnet for segment in self.spec.segments) if self.spec else ()
 
     def look(self) -> None:
         """Make the bridge right, then list who is attached. Raises PodNetError when that cannot be told."""

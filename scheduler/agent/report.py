@@ -88,6 +88,7 @@ class Reporter:
             if pod_plan.uid in working and not status.is_urgent(pod.status, new):
                 continue
             self._statuses.offer(pod, new)
+        self._statuses.flush()
         _PODS.set(len(seen.pods))
         _RUNNING.set(sum(r.running and c.container_name(r) != c.INFRA for r in seen.records))
         self._forget(seen)
@@ -185,7 +186,6 @@ class Reporter:
     def _forget(self, seen: Observed) -> None:
         pods = seen.pods
         self._words.keep({r.id for r in seen.records})
-        self._statuses.keep(pods.keys())
         self._backed_off &= {r.id for r in seen.records}
         self._failed &= pods.keys()
         self._undrained &= pods.keys()

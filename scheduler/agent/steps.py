@@ -72,7 +72,7 @@ class HostsFiles(Protocol):
 
 
 class Steps:
-    """`release` removes a pod from the store for good. Thread-safe: one call per pod at a time."""
+    """`release` says that nothing of a pod is left here. Thread-safe: one call per pod at a time."""
 
     def __init__(
         self,

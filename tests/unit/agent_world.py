@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from agent_objects import IMAGE, Told, container, name
+from leading import ReportsLeader
 
 from podlane.api.codec import decode
 from podlane.api.meta import is_pod_ready, reference_to
@@ -24,6 +26,10 @@ from podlane.api.types import (
     Endpoint,
     EndpointConditions,
     EndpointSlice,
+    Node,
+    NodeAddress,
+    NodeSpec,
+    NodeStatus,
     ObjectMeta,
     Pod,
     PodSpec,
@@ -38,6 +44,7 @@ from podlane.store.bulk import Binding, bind
 from podlane.store.memory import MemoryStore
 from podlane.store.mirror import NotSynced
 from podlane.store.registry import Registry
+from podlane.store.reports import Outbox
 from scheduler.agent.agent import Agent
 from scheduler.agent.drain import Drainer
 from scheduler.agent.fake import FakeRuntime
@@ -96,6 +103,8 @@ class World:
         self.clock = FakeClock()
         self.store = MemoryStore(self.clock)
         self.registry = Registry(self.store, clock=self.clock)
+        self.registry.put_node_lease("n1", 0, 10)
+        self.leader = ReportsLeader(self.store, self.clock)
         self.runtime = FakeRuntime(self.clock)
         self.runtime.add_image(IMAGE)
         self.podnet = FakePodNet(self.runtime.alive)
@@ -117,7 +126,7 @@ class World:
             runtime=self.runtime,
             podnet=self.podnet,
             files=PodFiles(self.folder / "pods"),
-            store=self.registry,
+            outbox=Outbox(self.store, "n1"),
             events=self.told,
             subnet_file=self.subnet_file,
             drain_delay=0.1,
@@ -129,8 +138,21 @@ class World:
         self.bound = Bound(self.store, "n1")
         agent.bindings = self.bound
         agent.drains = self.drainer = Drainer(self.registry, agent.trigger, self.clock)
+        agent.on_node_change = self.write_node
         self.heard = self.runtime.events()
         return agent
+
+    def write_node(self) -> None:
+        """As much of a Node as the leader needs to believe it."""
+        subnets, _ = self.agent.network()
+        spec = NodeSpec(pod_cidr=subnets[0] if subnets else "", pod_cidrs=subnets)
+        status = NodeStatus(addresses=(NodeAddress(type="InternalIP", address="192.168.64.11"),))
+        node = Node(metadata=ObjectMeta(name="n1"), spec=spec, status=status)
+        with suppress(StoreUnavailable):
+            try:
+                self.registry.update(node)
+            except NotFound:
+                self.registry.create(node)
 
     def _check(self, target: Target) -> tuple[bool, str]:
         return self.serving(target)
@@ -155,7 +177,9 @@ class World:
         """Do what is due now; returns the seconds until something else will be."""
         while self.tasks:
             self.tasks.popleft()()
+            self.leader.step()
             self._watch()
+        self.leader.step()
         if self.bound.changed():
             self.agent.trigger()
         while not self.heard.queue.empty():

@@ -9,13 +9,22 @@ from typing import Any
 from scheduler_objects import T0
 
 from podlane.api.codec import decode
-from podlane.api.types import ClusterConfig, EndpointSlice, Lease, Node, Object, Pod, ReplicationController, Service
+from podlane.api.types import (
+    ClusterConfig,
+    EndpointSlice,
+    Lease,
+    Node,
+    Object,
+    Pod,
+    PodReport,
+    ReplicationController,
+    Service,
+)
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
 from podlane.store.interface import Compare, KeyValue
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
-from podlane.store.reports import Report
 from scheduler.cluster import FURTHER, METADATA_ONLY, Snapshot, metadata_only
 from scheduler.endpoints_loop import EndpointsLoop
 from scheduler.events_loop import EventsLoop
@@ -119,7 +128,7 @@ class Scheduler:
 
     def __init__(self, store: MemoryStore, clock: FakeClock, fence: Compare | None = None, seed: int = 1) -> None:
         self.sources = {cls: LaggingSource.of(store, cls) for cls in KINDS}
-        self.sources[Report] = LaggingSource(store, keys.REPORTS, lambda kv: kv)
+        self.sources[PodReport] = LaggingSource(store, keys.REPORTS, lambda kv: kv)
         names = ("pods", "controllers", "services", "slices", "nodes", "leases")
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
@@ -129,7 +138,7 @@ class Scheduler:
             snapshot=Snapshot(
                 **{name: self.sources[cls] for name, cls in zip(names, KINDS, strict=False)},
                 further={cls: self.sources[cls] for cls in FURTHER},
-                reports=self.sources[Report],
+                reports=self.sources[PodReport],
             ),
             events=self.events,
             clock=clock,
@@ -142,6 +151,9 @@ class Scheduler:
         for cls in classes or LOOPS:
             self.loops[cls].sync()
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        """Have the mirrors take in all there is; whether that was anything."""
+        before = [source.revision for source in self.sources.values()]
         for source in self.sources.values():
             source.take(10_000)
+        return before != [source.revision for source in self.sources.values()]

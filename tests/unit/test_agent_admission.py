@@ -245,6 +245,7 @@ def test_a_label_set_just_before_the_pod_counts(tmp_path: Path):
 def test_without_knowledge_of_the_node_a_pod_is_let_in(tmp_path: Path):
     world = Node1(tmp_path)
     world.reads = False
+    world.agent.on_node_change = world.write_node
     world.author("p", "64")
     world.run(PATIENCE - 1)
     assert world.get("p").status.start_time is None

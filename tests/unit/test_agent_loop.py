@@ -60,7 +60,7 @@ def test_pods_wait_for_the_subnet(world: World) -> None:
     assert world.runtime.running() == ()
     world.subnet_file.write_text(SUBNET_ENV)
     world.until(lambda: world.ready("p"))
-    assert agent.network() == ("10.5.3.0/24", "")
+    assert agent.network() == (("10.5.3.0/24",), "")
     assert world.podnet.ensure(SPEC) == ()
 
 

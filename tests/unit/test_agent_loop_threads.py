@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from agent_world import World
+from leading import ReportsLeader
 
 from podlane.runtime.clock import SystemClock
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
+from podlane.store.reports import Outbox
 from scheduler.agent.agent import Agent
 from scheduler.agent.drain import Drainer
 from scheduler.agent.fake import FakeRuntime
@@ -29,6 +31,8 @@ class Threaded(World):
         super().__init__(folder)
         self.store = MemoryStore()
         self.registry = Registry(self.store)
+        self.registry.put_node_lease("n1", 0, 10)
+        self.leader = ReportsLeader(self.store, SystemClock())
         self.runtime = FakeRuntime(SystemClock())
         self.runtime.add_image("web:1")
         self.podnet = FakePodNet(self.runtime.alive)
@@ -41,12 +45,13 @@ class Threaded(World):
             runtime=self.runtime,
             podnet=self.podnet,
             files=PodFiles(self.folder / "pods"),
-            store=self.registry,
+            outbox=Outbox(self.store, "n1"),
             events=self.told,
             subnet_file=self.subnet_file,
         )
         bindings = self.registry.bindings("n1", agent.trigger)
         agent.bindings = bindings
+        agent.on_node_change = self.write_node
         agent.drains = drains = Drainer(self.registry, agent.trigger, agent.clock)
         for body in (
             bindings.run,
@@ -72,6 +77,7 @@ class Threaded(World):
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "did not become true"
+            self.leader.step()
             time.sleep(0.01)
 
 

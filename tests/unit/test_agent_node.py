@@ -30,7 +30,9 @@ pytestmark = pytest.mark.unit
 
 CAPACITY = {"cpu": "2", "memory": "4Gi", "pods": "110"}
 INFO = FakeRuntime().info()
-FACTS = Facts(name="n1", ip="192.168.64.11", port=10250, capacity=CAPACITY, info=INFO, pod_cidr="10.5.3.0/24")
+FACTS = Facts(
+    name="n1", ip="192.168.64.11", port=10250, capacity=CAPACITY, info=INFO, pod_cidrs=("10.5.3.0/24", "fd00:5:3::/64")
+)
 
 
 def test_a_new_node() -> None:
@@ -43,7 +45,7 @@ def test_a_new_node() -> None:
         ("Hostname", "n1"),
     ]
     assert node.status.daemon_endpoints.kubelet_endpoint.port == 10250
-    assert node.spec.pod_cidr == "10.5.3.0/24"
+    assert (node.spec.pod_cidr, node.spec.pod_cidrs) == ("10.5.3.0/24", ("10.5.3.0/24", "fd00:5:3::/64"))
     assert node.status.node_info.container_runtime_version == "fake://1"
     ready = get_condition(node.status.conditions, "Ready")
     assert ready is not None
@@ -79,11 +81,11 @@ def test_looking_again_changes_nothing() -> None:
 
 def test_a_problem_makes_the_node_not_ready_and_keeps_what_is_known() -> None:
     node = describe(None, FACTS, 1000.0)
-    down = describe(node, facts_with(info=None, pod_cidr="", problem="no answer", reason="Away"), 2000.0)
+    down = describe(node, facts_with(info=None, pod_cidrs=(), problem="no answer", reason="Away"), 2000.0)
     ready = get_condition(down.status.conditions, "Ready")
     assert ready is not None
     assert (ready.status, ready.reason, ready.message) == ("False", "Away", "no answer")
-    assert down.spec.pod_cidr == "10.5.3.0/24"
+    assert down.spec == node.spec
     assert down.status.node_info == node.status.node_info
 
 
@@ -112,7 +114,7 @@ class Beating:
         self.store = MemoryStore()
         self.registry = Registry(self.store)
         self.runtime = FakeRuntime()
-        self.network = ("10.5.3.0/24", "")
+        self.network = (("10.5.3.0/24",), "")
         self.told: list[str] = []
         self.usage = {"memory.available": Amount(4 << 30, 8 << 30), "imagefs.available": Amount(50 << 30, 100 << 30)}
         measures = Measures(lambda _: self.usage, {}, {"cpu": "1"}, parse_thresholds(""))
@@ -143,12 +145,12 @@ def test_the_node_is_registered_and_written_only_when_something_changed() -> Non
     first = b.node()
     b.registrar.sync()
     assert b.node() == first
-    b.network = ("10.5.3.0/24", "no subnet")
+    b.network = (("10.5.3.0/24",), "no subnet")
     b.registrar.sync()
     ready = get_condition(b.node().status.conditions, "Ready")
     assert ready is not None
     assert (ready.status, ready.reason, b.registrar.problem()) == ("False", "NetworkPluginNotReady", "no subnet")
-    b.network = ("10.5.3.0/24", "")
+    b.network = (("10.5.3.0/24",), "")
     b.runtime.down = True
     b.registrar.sync()
     ready = get_condition(b.node().status.conditions, "Ready")

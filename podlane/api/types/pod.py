@@ -120,3 +120,11 @@ class Pod(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "Pod"
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
+
+
+class PodReport(Struct, frozen=True, kw_only=True):
+    """What a node says of a pod; see podlane.store.reports. `removed`: nothing of it is left there."""
+
+    uid: str
+    status: PodStatus = PodStatus()
+    removed: bool = False
