@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from podlane.api.names import dns_subdomain_error
 from podlane.api.subnets import Address
 from podlane.errors import Invalid, PodlaneError
 from podlane.host.enrol import HostRecord, Hosts
 from podlane.host.joinmessages import JoinRequest
 from podlane.host.jointokens import TokenRecord
+from podlane.host.options import name_error
 from podlane.pki import certificates as c
 from podlane.pki import profile
 from podlane.pki.profile import NODE_DAEMONS, NODES, SERVER_DAEMONS, SERVERS, Profile
@@ -99,7 +99,7 @@ def check_token(record: TokenRecord | None, secret: str) -> TokenRecord:
 def admit(request: JoinRequest, token: TokenRecord, known: Known) -> Admission:
     """What the host gets. Raises Refused with the first reason not to."""
     name = request.name
-    if error := dns_subdomain_error(name):
+    if error := name_error(name):
         raise Refused(400, f"name: {error}")
     if request.role != token.role:
         raise Refused(403, f"the token is for a {token.role}, not for a {request.role}")

@@ -114,7 +114,8 @@ class JoinService:
             _log.warning("certificates not renewed", caller=caller.common_name, peer=peer, error=str(error))
             raise
         _REQUESTS.labels("renew", "done").inc()
-        _log.info("certificates renewed", caller=caller.common_name, peer=peer, files=",".join(profiles))
+        if profiles:
+            _log.info("certificates renewed", caller=caller.common_name, peer=peer, files=",".join(profiles))
         return answer
 
     # ---- joining -----------------------------------------------------------------------------------

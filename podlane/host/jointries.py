@@ -23,6 +23,10 @@ class Tries:
         self._debts: dict[str, tuple[float, float]] = {}
         """Of each source: tries it still owes, as of a time."""
 
+    def __len__(self) -> int:
+        """How many sources it remembers."""
+        return len(self._debts)
+
     def wait(self, peer: str, now: float) -> float:
         """Seconds until the next try is listened to; 0: at once."""
         return max(0.0, (self._debt(_source(peer), now) - (TRIES - 1)) * SECONDS)
