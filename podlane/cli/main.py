@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "uncordon": ("podlane.cli.nodes:uncordon", "Mark nodes schedulable."),
     "taint": ("podlane.cli.nodes:taint", "Set or remove taints, which keep pods away from nodes."),
     "drain": ("podlane.cli.drain:drain", "Cordon nodes and move their pods elsewhere."),
+    "pki": ("podlane.cli.pki:pki", "Look after the cluster's authority: init, issue, list, rotate."),
     "init": ("podlane.cli.init:init", "Write the network and cluster configuration into etcd."),
     "host": ("podlane.cli.host:host", "Install, upgrade or remove Podlane on this machine."),
     "etcd": ("podlane.cli.etcd:etcd", "Look after the store: its members, disk and snapshots."),

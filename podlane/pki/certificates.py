@@ -9,6 +9,7 @@ clocks differ.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
@@ -25,6 +26,8 @@ from podlane.pki.profile import Profile
 SKEW = timedelta(minutes=10)
 """How far a host's clock may be behind the authority's."""
 _SHORTEST_RSA = 2048
+
+_USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
@@ -64,8 +67,11 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def common_name(name: x509.Name) -> str:
-    found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(found[0].value) if found else ""
+    return _attribute(name, NameOID.COMMON_NAME)
+
+
+def organization(name: x509.Name) -> str:
+    return _attribute(name, NameOID.ORGANIZATION_NAME)
 
 
 def new_request(key: PrivateKey, name: str) -> str:
@@ -131,16 +137,12 @@ def leaf_certificate(
             x509.NameAttribute(NameOID.COMMON_NAME, profile.common_name),
         ]
     )
-    uses = []
-    if profile.server:
-        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
-    if profile.client:
-        uses.append(ExtendedKeyUsageOID.CLIENT_AUTH)
+    wanted = [_USES[word] for word, given in (("server", profile.server), ("client", profile.client)) if given]
     builder = (
         _builder(subject, public_key, issuer.subject, issuer_key, begin=begin, end=end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(wanted), critical=False)
     )
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in profile.dns]
     names += [x509.IPAddress(ip_address(address)) for address in profile.addresses]
@@ -151,31 +153,33 @@ def leaf_certificate(
 
 def profile_of(certificate: x509.Certificate) -> Profile:
     """What a certificate of ours says. Raises ValueError, Invalid for one that is not of ours."""
-    organizations = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    if len(organizations) != 1:
-        raise ValueError("expected one organization in its subject")
     dns: list[str] = []
     addresses: list[str] = []
-    try:
+    with suppress(x509.ExtensionNotFound):
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        dns, addresses = (
-            names.get_values_for_type(x509.DNSName),
-            [str(address) for address in names.get_values_for_type(x509.IPAddress)],
-        )
-    except x509.ExtensionNotFound:
-        pass
-    try:
-        uses = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        uses = set()
+        dns = names.get_values_for_type(x509.DNSName)
+        addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    used = uses(certificate)
     return Profile(
         common_name(certificate.subject),
-        str(organizations[0].value),
+        organization(certificate.subject),
         tuple(dns),
         tuple(addresses),
-        server=ExtendedKeyUsageOID.SERVER_AUTH in uses,
-        client=ExtendedKeyUsageOID.CLIENT_AUTH in uses,
+        server="server" in used,
+        client="client" in used,
     )
+
+
+def uses(certificate: x509.Certificate) -> list[str]:
+    """What it is for: `server`, `client`, and `authority` for one that signs."""
+    found: list[str] = []
+    with suppress(x509.ExtensionNotFound):
+        extended = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        found = [word for word, use in _USES.items() if use in extended]
+    with suppress(x509.ExtensionNotFound):
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            found.append("authority")
+    return found
 
 
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -221,6 +225,14 @@ def _key_usage(*, digital_signature: bool, key_cert_sign: bool = False, crl_sign
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _attribute(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
+    """Empty when there is none. Raises ValueError when there are several: which one counts would be a guess."""
+    found = name.get_attributes_for_oid(oid)
+    if len(found) > 1:
+        raise ValueError(f"expected one {oid.dotted_string} in a subject, got {len(found)}")
+    return str(found[0].value) if found else ""
 
 
 def _kind(key: object) -> str:
