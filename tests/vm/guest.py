@@ -69,7 +69,7 @@ class Guest:
         return True
 
 
-_ENVIRONMENT = ["PATH=/opt/podlane/current/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
+_ENVIRONMENT = ["PATH=/opt/podlane/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]
 
 
 def completed(status: dict[str, Any]) -> Completed:

@@ -90,8 +90,7 @@ class Progress:
             over.set()
             reminder.join()
         seconds = round(self._clock.monotonic() - begin, 1)
-        if state == "done":
-            self._remember(step.name, seconds, seen)
+        self._remember(step.name, {"seconds": seconds, "seen": seen} if state == "done" else None)
         self._say(f"   {step.name}: {state} after {seconds:.1f} s: {seen}")
         return Outcome(step.name, step.about, state, seconds, seen)
 
@@ -106,15 +105,12 @@ class Progress:
         except FileNotFoundError:
             return {}
 
-    def _remember(self, name: str, seconds: float, seen: str) -> None:
-        known = self._recall() | {name: {"seconds": seconds, "seen": seen}}
+    def _remember(self, name: str, seen: dict[str, float | str] | None) -> None:
+        """None: what was seen of it earlier counts no more."""
+        known = {key: value for key, value in self._recall().items() if key != name}
         new = self._memory.with_suffix(".new")
-        new.write_text(json.dumps(known, indent=1))
+        new.write_text(json.dumps(known | ({name: seen} if seen else {}), indent=1))
         new.rename(self._memory)
-
-
-def forget(memory: Path) -> None:
-    memory.unlink(missing_ok=True)
 
 
 def succeeded(outcomes: Sequence[Outcome]) -> bool:
@@ -123,7 +119,7 @@ def succeeded(outcomes: Sequence[Outcome]) -> bool:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The report for people."""
-    width = max(len(outcome.name) for outcome in outcomes)
+    width = max(len("STEP"), *(len(outcome.name) for outcome in outcomes))
     lines = [f"{'STEP':<{width}}  {'STATE':<7}  {'SECONDS':>7}  SEEN"]
     for outcome in outcomes:
         seconds = f"{outcome.seconds:.1f}" if outcome.state != "missing" else "-"

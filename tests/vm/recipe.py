@@ -40,8 +40,8 @@ FILES = {
     "/etc/initramfs-tools/conf.d/podlane": "MODULES=list\nCOMPRESS=gzip\nFSTYPE=ext4\n",
     "/etc/initramfs-tools/modules": "".join(f"{name}\n" for name in BOOT_MODULES),
     "/etc/fstab": "/dev/vda / ext4 defaults,noatime 0 0\n",
-    # cloud-init looks nowhere but at the seed disk.
-    "/etc/cloud/cloud.cfg.d/90-podlane.cfg": "datasource_list: [NoCloud, None]\n",
+    # cloud-init looks nowhere but at the seed disk; there is no package here that sets a locale.
+    "/etc/cloud/cloud.cfg.d/90-podlane.cfg": "datasource_list: [NoCloud, None]\nlocale: false\n",
     "/etc/cloud/ds-identify.cfg": "policy: enabled\n",
     # An Atomic-style host: nobody can write to /usr. Asked for on the kernel's command line.
     "/etc/systemd/system/usr-readonly.service": """\
