@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from podlane.api.types import Struct
@@ -79,8 +79,10 @@ class Leader:
         clock: Clock,
         *,
         rng: random.Random | None = None,
+        loops: Sequence[type[Loop]] = LOOPS,
     ) -> None:
         self._cluster = cluster
+        self._loops = loops
         self._make_events = events
         self._clock = clock
         self._rng = rng or random.Random()
@@ -137,7 +139,7 @@ class Leader:
             wake=lambda name, seconds: runners[name].trigger_after(seconds),
         )
         listeners: dict[type[Struct], list[Callable[[], None]]] = defaultdict(list)
-        for cls in LOOPS:
+        for cls in self._loops:
             loop = cls(context)
             runner = Runner(
                 self._until_fenced(loop, over),

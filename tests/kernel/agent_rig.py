@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dockerd_process import IMAGE, Dockerd, dockerd
+from reports_leader import carrying_over
 
 from podlane.api.meta import get_condition, is_pod_ready
 from podlane.api.types import (
@@ -176,7 +177,8 @@ def one_node(netns: Any, etcd: Any, folder: Path, *options: str, data_size: str 
     with dockerd(host.name, *options, data_size=data_size) as engine:
         rig = Rig(host, etcd, engine, folder)
         try:
-            yield rig
+            with carrying_over(rig.registry):
+                yield rig
         finally:
             if rig.agent is not None:
                 rig.end_agent(signal.SIGKILL)
