@@ -32,6 +32,9 @@ from podlane.runtime.command import run
 READY_TIMEOUT = 60.0
 """Seconds a daemon may take from start to ready."""
 
+ENROL_TIMEOUT = 120.0
+"""Seconds for all hosts together."""
+
 
 class LabError(PodlaneError):
     """A lab could not be brought to the wanted state; says which daemon, and the end of its log."""
@@ -102,6 +105,8 @@ class Lab:
                 note(f"{images.WEB_IMAGE}, imported on {loaded} hosts")
             with self._step("cluster config") as note:
                 note(self.podlane("init", *lab.init_arguments).strip().splitlines()[-1])
+            with self._step("enrolment") as note:
+                note(self._enrol())
             with self._step("daemons") as note:
                 started = self._start(lab.hosts)
                 self._wait_ready(lab.hosts)
@@ -155,6 +160,11 @@ class Lab:
         options = (f"--etcd-{name}={value}" for name, value in store_options(lab.store_config()).items())
         argv = [str(Path(sys.executable).parent / "podlane"), *options, *arguments]
         return run(network.within(lab.underlay, argv), timeout=timeout).stdout
+
+    def _enrol(self) -> str:
+        """In a process of its own, because a thread of gRPC stays in the network namespace of whoever made it."""
+        argv = [sys.executable, "-m", "podlane.lab.enrolment", self.topology.name]
+        return run(network.within(self.topology.underlay, argv), timeout=ENROL_TIMEOUT).stdout
 
     # --- down -------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ def test_a_second_lab_runs_beside_the_first_with_three_etcd_members(cluster: Clu
         second_nodes = run([PODLANE, "--lab", second.name, "get", "nodes", "-o", "name"], timeout=30).stdout.split()
         assert (len(first_nodes), second_nodes) == (3, ["node/node1"])
         again = run([PODLANE, "lab", "up", "--name", second.name, "--hosts", "1", "--etcd", "3"], timeout=60)
+        assert "0 issued" in again.stderr
         assert "0 started" in again.stderr
         other = run([PODLANE, "lab", "up", "--name", second.name, "--hosts", "2"], timeout=60, check=False)
         assert other.returncode == 1
@@ -52,6 +53,19 @@ def test_a_second_lab_runs_beside_the_first_with_three_etcd_members(cluster: Clu
         run([PODLANE, "lab", "down", "--name", second.name], timeout=60)
     assert_nothing_left(second)
     assert cluster.podlane("get", "nodes", "-o", "name").split() == first_nodes
+
+
+def test_a_lab_from_before_there_were_certificates_is_told_from_others_and_taken_down() -> None:
+    old = Topology(f"old{os.getpid() % 10000}", nodes=1)
+    old.run_dir.mkdir(parents=True)
+    (old.run_dir / "lab.json").write_bytes(old.encode())
+    network.build(old)
+    for argv in (["lab", "up", "--name", old.name, "--hosts", "1"], ["--lab", old.name, "get", "nodes"]):
+        done = run([PODLANE, *argv], timeout=30, check=False)
+        assert done.returncode == 1
+        assert f"podlane lab down --name {old.name}, then up" in done.stderr
+    run([PODLANE, "lab", "down", "--name", old.name], timeout=60)
+    assert_nothing_left(old)
 
 
 def test_down_of_a_lab_that_is_not_there_is_no_error() -> None:

@@ -19,6 +19,7 @@ from podlane.api.types import (
 )
 from podlane.errors import UsageError
 from podlane.lab.daemons import specs
+from podlane.lab.enrolment import hollow_role
 from podlane.lab.picture import draw
 from podlane.lab.topology import Topology, decode
 from podlane.lab.traffic import Answer, summarize
@@ -63,6 +64,21 @@ def test_hollow_nodes_share_hosts_each_with_numbers_of_its_own() -> None:
     assert {"--nodes=100", "--first=501"} <= set(daemon.argv)
     assert str(lab) == "0 hosts, 1 etcd, 600 hollow nodes"
     assert decode(lab.encode()) == lab
+
+
+def test_hollow_nodes_together_may_do_what_any_agent_may_and_no_more() -> None:
+    assert [str(permission) for permission in hollow_role().permissions] == [
+        "read /podlane/config*",
+        "read /podlane/proxies/*",
+        "read /registry/services/specs/*",
+        "read /registry/endpointslices/*",
+        "read /registry/configmaps/*",
+        "read /registry/secrets/*",
+        "readwrite /registry/leases/kube-node-lease/*",
+        "read /podlane/bindings/*",
+        "readwrite /registry/minions/*",
+        "readwrite /podlane/reports/*",
+    ]
 
 
 def test_two_labs_share_no_name() -> None:
@@ -110,6 +126,7 @@ def test_each_daemon_gets_paths_of_its_own_host() -> None:
     lab = Topology("lab", nodes=2)
     first, second = (" ".join(a for s in specs(lab, lab.host(n)) for a in s.argv) for n in ("node1", "node2"))
     assert "/run/podlane/lab/lab/node1/" in first
+    assert "/run/podlane/lab/lab/pki/node1/netd.pem" in first
     assert "node2" not in first
     assert "node1" not in second
 
