@@ -163,7 +163,7 @@ class Lab:
 
     def _enrol(self) -> str:
         """In a process of its own, because a thread of gRPC stays in the network namespace of whoever made it."""
-        argv = [sys.executable, "-m", "podlane.lab.enrolment", self.topology.name]
+        argv = [sys.executable, "-P", "-m", "podlane.lab.enrolment", self.topology.name]
         return run(network.within(self.topology.underlay, argv), timeout=ENROL_TIMEOUT).stdout
 
     # --- down -------------------------------------------------------------------
