@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "issue": ("podlane.cli.pkiissue:issue", "Sign a certificate for a server, a node or a person."),
     "list": ("podlane.cli.pkilist:list_", "List certificates: whose, signed by whom, until when."),
     "rotate": ("podlane.cli.pkirotate:rotate", "Renew this host's certificates, or replace the authority."),
+    "revoke": ("podlane.cli.pkirevoke:revoke", "Take a host's or a person's power away, at once."),
     "forget": ("podlane.cli.pki:forget", "Take names off the list of what was signed."),
 }
 

@@ -15,9 +15,9 @@ from typing import Literal
 import click
 
 from podlane.cli.command import Command, note, pass_session
+from podlane.cli.pki import folder_option
 from podlane.cli.session import Session
 from podlane.errors import NotFound
-from podlane.host.layout import PKI
 from podlane.pki.profile import NODE_DAEMONS, SERVER_DAEMONS
 
 Holder = Literal["node", "server", "operator"]
@@ -36,14 +36,7 @@ Holder = Literal["node", "server", "operator"]
 @click.option(
     "--forget", is_flag=True, help="The keys are surely gone: let another host have the name as if it were new."
 )
-@click.option(
-    "--pki",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=PKI,
-    show_default=True,
-    help="Where the authority's key may be.",
-)
+@folder_option
 @pass_session
 def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, folder: Path) -> None:
     """Take a host's or a person's power away, at once: its users in etcd go, and of a node its subnet.

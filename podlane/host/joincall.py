@@ -189,7 +189,7 @@ def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:.0f} s"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return f"TLS: {error.reason or error}; is this the join service?"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
