@@ -80,6 +80,6 @@ def _waits(state: State, now: datetime) -> str:
     names = ", ".join(leaf.common_name for leaf in late[:_SHOWN]) + (", …" if len(late) > _SHOWN else "")
     return (
         f"the rotation waits for {len(late)} certificates by {state.before}: {names}\n"
-        "hosts renew within a day, or at once by `podlane host renew` there; `podlane pki issue` renews what was issued "
+        "hosts renew within a day, at once by `podlane host renew` there; `podlane pki issue` renews what was issued "
         "by hand, `podlane pki forget` is for what is gone. Then: `podlane pki rotate --authority` once more"
     )

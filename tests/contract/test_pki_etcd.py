@@ -1,15 +1,21 @@
-"""Certificates that are renewed under running programs: real etcd, real sockets."""
+"""The authority's certificates before a real etcd: made by hand, and replaced under programs that run."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from podlane.api.subnets import config_key
+from podlane.cli.main import cli
 from podlane.pki import files, profile
 from podlane.pki.authority import Authority
+from podlane.store.administration import Administration
 from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import Put, Store
 from tests.conftest import Etcd, running
@@ -86,3 +92,32 @@ def test_a_rotation_under_etcd_and_a_client_that_runs_on(host: Host, etcd: Etcd)
     etcd.start()  # with the new bundle: it takes the new authority's certificates only
     put(store, b"4")  # the client began with the old ones
     store.close()
+
+
+def test_what_is_issued_by_hand_has_its_place_in_etcd(host: Host, etcd: Etcd, tmp_path: Path) -> None:
+    ours = etcd.client_config
+    at = ("--etcd-endpoints", *ours.endpoints, "--etcd-cafile", ours.cafile)
+    at += ("--etcd-certfile", ours.certfile, "--etcd-keyfile", ours.keyfile)
+
+    def issue(*args: str, code: int = 0) -> str:
+        done = CliRunner().invoke(cli, ("pki", "issue", *args, "--dir", str(host.folder), *at), prog_name="podlane")
+        assert done.exit_code == code, done.output
+        return done.stderr
+
+    with closing(connect(ours)) as store, closing(Administration(ours)) as accounts:
+        store.txn([], [Put(config_key("/coreos.com/network"), b'{"Network": "10.98.0.0/16"}')])
+        n1 = ("node", "n1", "--address", "192.168.1.1", "--out")
+        told = issue(*n1, str(tmp_path / "n1"))
+        assert re.fullmatch(r"node n1 has subnet 10\.98\.\d+\.0/24, and users netd@n1, proxyd@n1, agent@n1\n", told)
+        assert issue(*n1, str(tmp_path / "n1")) == told  # the same again changes nothing
+        assert accounts.user_roles("agent@n1")
+        refused = issue(*n1, str(tmp_path / "other"), code=2)
+        assert refused == "error: issue node n1: there is one, known by another key; --replace takes this one instead\n"
+        assert issue(*n1, str(tmp_path / "other"), "--replace") == told
+
+        issue("operator", "alice", "--out", str(tmp_path / "alice"))
+        issue("scheduler", "s2", "--out", str(tmp_path / "s2"))
+        assert {user: accounts.user_roles(user) for user in ("alice", "scheduler@s2")} == {
+            "alice": ("operator",),
+            "scheduler@s2": ("scheduler",),
+        }
