@@ -84,6 +84,7 @@ class Emulator:
         return [
             "qemu-system-x86_64",
             *("-name", machine.name),
+            "-nodefaults",  # no floppy disk that the kernel waits for
             *("-accel", accel),
             *("-cpu", "host" if self.accel == "kvm" else "max,la57=off"),
             *("-smp", str(self.cpus)),
