@@ -34,11 +34,14 @@ TIMEOUT = 30.0
 
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
+_ANOTHER_MAY = 503
+"""HTTP status of a service that cannot do it now, where another may."""
+
 T = TypeVar("T")
 
 
 class Unreachable(StoreUnavailable):
-    """Nobody answered: another server may."""
+    """Nobody answered, or a service that is in trouble: another may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +105,14 @@ def trusting(bundle_pem: str, certificate: Path | None = None, key: Path | None 
 def call(url: ServiceUrl, context: ssl.SSLContext, path: str, message: object, answer: type[T]) -> T:
     """POST a message. Raises Unreachable, PodlaneError with what the service says."""
     status, body, _ = _ask(url, context, "POST", path, msgspec.json.encode(message))
+    if status == _ANOTHER_MAY:
+        raise Unreachable(f"{url}: {_problem(body)}")
     if status != 200:
         raise PodlaneError(_problem(body) or f"{url}: HTTP status {status}")
     try:
         return msgspec.json.decode(body, type=answer)
     except msgspec.DecodeError as error:
         raise PodlaneError(f"{url}: the answer cannot be read ({error}); is the server of the same version?") from error
-
-
-def bundle(url: ServiceUrl, context: ssl.SSLContext) -> str:
-    """Whom the cluster trusts now, from a service that is known. Raises Unreachable, PodlaneError."""
-    status, body, _ = _ask(url, context, "GET", BUNDLE, b"")
-    if status != 200:
-        raise PodlaneError(_problem(body) or f"{url}: HTTP status {status}")
-    return body.decode("ascii", "replace")
 
 
 def _trusting_nobody() -> ssl.SSLContext:

@@ -16,7 +16,7 @@ from podlane import __version__
 from podlane.errors import PodlaneError
 from podlane.host.joincall import ServiceUrl
 from podlane.host.joinserver import Certificate, JoinServer
-from podlane.host.joinservice import JoinService, ServiceRecord
+from podlane.host.joinservice import JoinService, ServiceRecord, since
 from podlane.host.jointokens import ca_hash
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import Repetition, get_logger
@@ -93,17 +93,24 @@ class Announcement:
                 self._repetition.over()
             except PodlaneError as error:
                 self._problem = str(error)
+                self._withdraw()
                 if self._repetition.is_news(self._problem, self._clock.monotonic()):
                     _log.warning("not announced, will try again", error=self._problem)
             self._clock.wait(stop, 2.0 if self._problem else ANNOUNCEMENT_TTL / 4)
+        self._withdraw()
+
+    def _withdraw(self) -> None:
         if self._lease:
             try:
                 self._store.revoke(self._lease)
+                self._lease = 0
             except PodlaneError as error:
-                _log.warning("announcement not withdrawn, it runs out by itself", error=str(error))
+                _log.debug("announcement not withdrawn, it runs out by itself", error=str(error))
 
     def _tell(self) -> None:
-        value = msgspec.json.encode(ServiceRecord(self._urls, ca_hash(self._service.authority().bundle), __version__))
+        authority = self._service.authority()
+        record = ServiceRecord(self._urls, ca_hash(authority.bundle), since(authority), __version__)
+        value = msgspec.json.encode(record)
         try:
             if self._lease:
                 self._store.keep_alive(self._lease)

@@ -180,8 +180,10 @@ class JoinServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request
         fault = sys.exception()
-        say = _log.debug if isinstance(fault, OSError) else _log.error  # theirs, or ours
-        say("connection ended", client=client_address[0], exc_info=True)
+        if isinstance(fault, OSError):
+            _log.debug("connection ended", client=client_address[0], error=str(fault))
+        else:
+            _log.error("connection ended by a fault of ours", client=client_address[0], exc_info=True)
 
 
 class _Request(BaseHTTPRequestHandler):

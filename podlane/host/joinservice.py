@@ -49,10 +49,11 @@ class Etcd(Accounts, Protocol):
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, rename="camel"):
-    """What a join service tells of itself in the store: where it is, and whose certificate it has."""
+    """What a join service tells of itself in the store: where it is, and the authority it signs for (RFC 3339)."""
 
     urls: tuple[str, ...]
     ca_hash: str
+    ca_since: str
     version: str
 
 
@@ -65,6 +66,11 @@ def read_services(store: Store) -> dict[str, ServiceRecord]:
         except msgspec.DecodeError as error:
             _log.warning("join service not readable", key=kv.key, error=str(error))
     return found
+
+
+def since(authority: Authority) -> str:
+    """By which the newer of two authorities is known."""
+    return f"{authority.certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
 
 
 class JoinService:
@@ -82,8 +88,15 @@ class JoinService:
         self._changing = threading.Lock()  # one at a time: other services are met with by comparing revisions
 
     def authority(self) -> Authority:
-        """Raises PodlaneError."""
-        return Authority.load(self._folder)
+        """The one that signs now. Raises StoreUnavailable when another server has a newer one, PodlaneError."""
+        own = Authority.load(self._folder)
+        for server, record in read_services(self._store).items():
+            if record.ca_since > since(own):
+                raise StoreUnavailable(
+                    f"the authority was replaced on {server} and this server has the key of the one before: copy "
+                    f"{self._folder / KEY_FILE} from there"
+                )
+        return own
 
     def join(self, request: JoinRequest, peer: str) -> JoinAnswer:
         """Let a host in. `peer` is the address that asks. Raises Refused, PodlaneError."""

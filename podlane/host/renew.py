@@ -1,7 +1,9 @@
 """Renewal of a host's certificates, and what of a cluster's changes comes with it.
 
-Owns: what `podlane host renew` does each day. Sources: where the authority's key is, itself;
-else the join service, to which the host shows the certificate it has. Invariants: keys stay
+Owns: what `podlane host renew` does each day. Sources: a host that has
+joined asks the join service, to which it shows the certificate it has (also a server that was
+given the authority's key: it may be the one before by now); the host that made the cluster
+has the authority itself. Invariants: keys stay
 (podlane.pki.files), so one file is replaced at a time and none is without its other half;
 the new bundle is written before what was signed by a new authority is needed by anybody,
 which the cross-certificates of a rotation see to (ADR 0021); a daemon is restarted only if
@@ -46,9 +48,9 @@ class Renewed:
 
 def renew(folder: Path, *, now: datetime, force: bool = False) -> Renewed:
     """Renew what ends soon or is not by the authority that signs now; with `force` all. Raises PodlaneError."""
-    if (folder / KEY_FILE).exists():
-        return _by_own_authority(folder, now, force=force)
     record = read_record(folder)
+    if record is None and (folder / KEY_FILE).exists():
+        return _by_own_authority(folder, now, force=force)
     if record is None:
         raise UsageError(
             f"renew: {folder} has neither an authority's key nor {RECORD}: its certificates were put there by "

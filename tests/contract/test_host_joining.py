@@ -11,20 +11,23 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from podlane.cli.main import cli
-from podlane.errors import PermissionDenied, PodlaneError
+from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable
 from podlane.host.enrol import read_hosts
 from podlane.host.join import join
 from podlane.host.joincall import ServiceUrl, authority_of
+from podlane.host.joinservice import JoinService, ServiceRecord
 from podlane.host.renew import renew
 from podlane.pki import certificates as c
 from podlane.pki import files
 from podlane.runtime.clock import FakeClock
 from podlane.store.config import connect
 from podlane.store.interface import Delete, Put
+from podlane.store.keys import join_service_key
 from tests.conftest import in_memory, running
 from tests.contract.joining import JoinableCluster
 from tests.contract.netd_hosts import Host, at_once
@@ -209,6 +212,13 @@ def test_another_server_joins_and_with_the_authoritys_key_lets_others_join(clust
     assert (with_key.folder / "ca.key").stat().st_mode & 0o777 == 0o600
     with contextlib.closing(connect(cluster.config(with_key.folder, "join"))) as store:
         assert set(read_hosts(store).servers) == {"s1", "s2", "s3"}
+        service = JoinService(store, cluster.accounts, with_key.folder)
+        assert service.authority().fingerprint == cluster.authority.fingerprint
+        newer = ServiceRecord((cluster.url,), "another", "9999-01-01T00:00:00Z", "1")
+        cluster.root.txn([], [Put(join_service_key("s9"), msgspec.json.encode(newer))])
+        with pytest.raises(StoreUnavailable, match=r"the authority was replaced on s9 .*: copy .*ca\.key from there"):
+            service.authority()
+        cluster.root.txn([], [Delete(join_service_key("s9"))])
     with contextlib.closing(connect(cluster.config(with_key.folder, "scheduler"))) as store:
         store.txn([], [Put("/registry/pods/default/x", b"")])
         with pytest.raises(PermissionDenied):
