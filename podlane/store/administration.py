@@ -225,7 +225,7 @@ class Administration:
         while True:
             each = endpoints.pop(0)
             try:
-                with self._only(each) as only, _translated(f"take a snapshot from {each}"):
+                with self._only(each) as only, _translated(only, f"take a snapshot from {each}"):
                     return snapshot.save(_chunks(only), path, progress)
             except StoreUnavailable:
                 if not endpoints:
@@ -241,7 +241,7 @@ class Administration:
         self, endpoint: str, action: str, rpc: Callable[[Stubs], Any], request: Any, timeout: float = STATUS_TIMEOUT
     ) -> Any:
         """One member, as it is, leader or not."""
-        with self._only(endpoint) as only, _translated(f"{action} of {endpoint}"):
+        with self._only(endpoint) as only, _translated(only, f"{action} of {endpoint}"):
             return rpc(only.current().stubs)(request, timeout=timeout, metadata=_token(only, timeout))
 
     @contextlib.contextmanager
@@ -266,12 +266,14 @@ def _chunks(only: Endpoints) -> Iterator[snapshot.Chunk]:
 
 
 @contextlib.contextmanager
-def _translated(action: str) -> Iterator[None]:
+def _translated(only: Endpoints, action: str) -> Iterator[None]:
     """Raise gRPC's errors as ours, with what was being done."""
     try:
         yield
     except grpc.RpcError as error:
-        raise with_action(action, verdict_of(error)[1]) from error
+        meaning = verdict_of(error)[1]
+        said = only.diagnosis.of(only.current().target, str(meaning), STATUS_TIMEOUT)
+        raise only.diagnosis.named(with_action(action, type(meaning)(said))) from error
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from podlane.runtime.log import get_logger
 from podlane.store.config import StoreConfig
 from podlane.store.credentials import Credentials
 from podlane.store.interface import Compacted, LeaseNotFound, Refused
+from podlane.store.tlsfault import Diagnosis
 
 WARM = 3.0  # seconds after an answer in which an endpoint counts as alive
 PAUSES = (0.05, 0.5)  # seconds: first and longest pause when every endpoint has failed
@@ -103,6 +104,7 @@ class Endpoints:
         self._lock = threading.Lock()
         self._current = random.randrange(len(self._all))  # so that many clients spread over the members
         self._login = _Login(config)
+        self.diagnosis = Diagnosis(config)
         self.closed = threading.Event()
 
     def call(self, action: str, rpc: Rpc, request: Any, *, timeout: float, repeatable: bool) -> Any:
@@ -214,8 +216,9 @@ class Attempts:
         if verdict in {Verdict.ANSWER, Verdict.LOGIN}:
             endpoint.answered()
             _CALLS.labels("refused").inc()
-            raise with_action(self._action, meaning) from error
-        self._last = f"{endpoint.target}: {meaning}"
+            raise self._endpoints.diagnosis.named(with_action(self._action, meaning)) from error
+        said = self._endpoints.diagnosis.of(endpoint.target, str(meaning), self.left / 2)
+        self._last = f"{endpoint.target}: {said}"
         self._endpoints.leave(endpoint)
         if verdict is Verdict.UNSURE and not repeatable:
             raise self._give_up() from error

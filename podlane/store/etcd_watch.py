@@ -63,7 +63,7 @@ def open_watch(endpoints: Endpoints, starts: Mapping[str, int], timeout: float, 
         except PermissionDenied as error:
             # perhaps the token has expired, or roles changed at that moment: etcd says the same
             if denied:
-                raise with_action(action, error) from error
+                raise endpoints.diagnosis.named(with_action(action, error)) from error
             endpoints.relogin()
             denied = True
         else:
