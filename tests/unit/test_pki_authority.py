@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -259,3 +260,8 @@ def test_what_is_held_here_and_what_was_given(authority: Authority) -> None:
     assert {leaf.signer for leaf in state.leaves} == {authority.name} == {state.signer}
     authority.forget("netd@n1")
     assert len(holdings.state_of(authority.folder, authority).leaves) == 2
+
+
+def test_daemons_know_the_names_without_loading_what_signs() -> None:
+    script = "import sys, scheduler.agent.cli, scheduler.agent.guard, scheduler.agent.trust; print('cryptography' in sys.modules)"
+    assert run([sys.executable, "-c", script], timeout=60).stdout == "False\n"
