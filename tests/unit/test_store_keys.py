@@ -25,6 +25,8 @@ def test_the_public_layout() -> None:
     assert keys.prefix_for(Node, "a") == "/registry/minions/"
     assert keys.binding_key("n1", "default", "a") == "/podlane/bindings/n1/default/a"
     assert keys.proxy_key("n1") == "/podlane/proxies/n1"
+    assert keys.pod_report_key("n1", "default", "a") == "/podlane/reports/n1/pods/default/a"
+    assert keys.event_report_key("n1", "agent", "default", "a") == "/podlane/reports/n1/events/agent/default/a"
     assert keys.service_ip_key("10.96.0.1") == "/registry/ranges/serviceips/10.96.0.1"
     assert keys.service_node_port_key(30080) == "/registry/ranges/servicenodeports/30080"
 
@@ -50,3 +52,17 @@ def test_a_name_never_leads_elsewhere(name: str) -> None:
         keys.pod_key("default", name)
     with pytest.raises(UsageError):
         keys.binding_key(name, "default", "a")
+
+
+@given(node=NAMES, component=NAMES, namespace=NAMES, name=NAMES)
+def test_keys_of_reports_there_and_back(node: str, component: str, namespace: str, name: str) -> None:
+    of_pod, of_event = keys.ReportKey(node, "", namespace, name), keys.ReportKey(node, component, namespace, name)
+    assert keys.parse_report_key(keys.pod_report_key(node, namespace, name)) == of_pod
+    assert keys.parse_report_key(keys.event_report_key(node, component, namespace, name)) == of_event
+    assert keys.pod_report_key(node, namespace, name).startswith(keys.pod_reports_prefix(node))
+
+
+@pytest.mark.parametrize("key", ["n1", "n1/pods/a", "n1/pods/a/b/c", "n1/pods//b", "n1/events/a/b", "n1/other/a/b"])
+def test_no_keys_of_reports(key: str) -> None:
+    with pytest.raises(ValueError, match="no report has the key"):
+        keys.parse_report_key(f"/podlane/reports/{key}")
