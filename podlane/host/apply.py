@@ -93,6 +93,8 @@ class Applier:
 
     def _start(self, step: Start) -> None:
         before = self._services.state(step.unit)
+        if before.active and not step.restart:
+            return  # another unit has brought it along
         if before.active:
             self._restarted.append(step.unit)
         else:

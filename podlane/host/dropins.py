@@ -6,7 +6,7 @@ that removing it undoes it, and nobody's file is changed.
 
 from __future__ import annotations
 
-from podlane.host.layout import COMMANDS, CURRENT, ETC, OPT, STATE, Daemon, environment_file
+from podlane.host.layout import CLUSTER_ENVIRONMENT, COMMANDS, CURRENT, ETC, OPT, STATE, Daemon, environment_file
 from podlane.host.steps import File
 from podlane.host.units import ETCD_USER
 
@@ -14,9 +14,6 @@ MODULES = ("bridge", "br_netfilter", "veth", "vxlan", "overlay", "nf_conntrack",
 
 SYSCTL_FILE = "/etc/sysctl.d/90-podlane.conf"
 USERS_FILE = "/etc/sysusers.d/podlane.conf"
-CLUSTER_FILE = f"{ETC}/cluster.env"
-"""Where etcd is, for all daemons of the host: one line to change when members come or go."""
-
 _SYSCTL = """\
 # Written by podlane install. netd and proxyd set the first two themselves as well; here they hold from boot on.
 net.ipv4.ip_forward = 1
@@ -93,5 +90,5 @@ def wrappers() -> list[File]:
 
 
 def _with_settings(daemon: Daemon) -> str:
-    files = f"{CLUSTER_FILE} {environment_file(daemon)}"
+    files = f"{CLUSTER_ENVIRONMENT} {environment_file(daemon)}"
     return _WRAPPER.format(name=daemon, current=CURRENT, files=files)

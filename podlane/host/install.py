@@ -14,8 +14,20 @@ from dataclasses import dataclass, field
 import msgspec
 
 from podlane.host import firewall, layout
-from podlane.host.dropins import CLUSTER_FILE, MODULES, SYSCTL_FILE, USERS_FILE, drop_ins, wrappers
-from podlane.host.layout import CURRENT, ETC, ORDER, PKI, TARGET, TIMER, UNITS, VERSIONS, Daemon, unit_name
+from podlane.host.dropins import MODULES, SYSCTL_FILE, USERS_FILE, drop_ins, wrappers
+from podlane.host.layout import (
+    CLUSTER_ENVIRONMENT,
+    CURRENT,
+    ETC,
+    ORDER,
+    PKI,
+    TARGET,
+    TIMER,
+    UNITS,
+    VERSIONS,
+    Daemon,
+    unit_name,
+)
 from podlane.host.machine import Bundle, Machine
 from podlane.host.options import InstallOptions
 from podlane.host.settings import key_files, settings
@@ -90,7 +102,7 @@ def renews(options: InstallOptions) -> bool:
 
 def look(system: System, wanted: Iterable[File]) -> Actual:
     """What is there of a plan's paths."""
-    paths = [*(each.path for each in wanted), CURRENT, layout.RECORD, CLUSTER_FILE]
+    paths = [*(each.path for each in wanted), CURRENT, layout.RECORD, CLUSTER_ENVIRONMENT]
     found = {path: there for path in paths if (there := system.look(path)) is not None}
     units = [*(unit_name(each) for each in ORDER), TARGET, TIMER]
     versions = [name for name in system.names(VERSIONS) if system.look(f"{VERSIONS}/{name}/{_COMPLETE}") is not None]
@@ -115,7 +127,7 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
     program = f"{folder}/bin/podlane"
     switched = _link_target(actual) != f"versions/{bundle.name}"
     touched = _touched(options, bundle, changed, actual, switched=switched)
-    keyed = set(key_files(options)) <= actual.keys and (not options.join or CLUSTER_FILE in actual.found)
+    keyed = set(key_files(options)) <= actual.keys and (not options.join or CLUSTER_ENVIRONMENT in actual.found)
     first = actual.record is None
     return Plan(
         stages(
@@ -154,7 +166,7 @@ def _touched(
         if switched and (daemon != "etcd" or bundle.with_etcd):
             return True
         own = {f"{UNITS}/{unit_name(daemon)}", layout.environment_file(daemon)}
-        shared = {CLUSTER_FILE} if daemon != "etcd" else set()
+        shared = {CLUSTER_ENVIRONMENT} if daemon != "etcd" else set()
         return unit_name(daemon) not in actual.running or bool(paths & (own | shared))
 
     return [each for each in options.daemons if touched(each)]
@@ -189,7 +201,7 @@ def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -
     who = ("--role", options.role, "--name", machine.name, "--address", ",".join(machine.addresses))
     if options.join:
         argv = (program, "host", "join", "--server", options.join, *who)
-        yield Command(argv, stdin=token, makes=(PKI, CLUSTER_FILE))
+        yield Command(argv, stdin=token, makes=(PKI, CLUSTER_ENVIRONMENT))
     elif options.founds:
         yield Command((program, "host", "keys", *who), makes=(PKI,))
     else:

@@ -19,6 +19,9 @@ COMMANDS = f"{OPT}/bin"
 ETC = "/etc/podlane"
 PKI = f"{ETC}/pki"
 CONFIG = f"{ETC}/config.yaml"
+CLUSTER_ENVIRONMENT = f"{ETC}/cluster.env"
+"""Where etcd is, for all daemons of the host: one line to change when members come or go."""
+
 RECORD = f"{ETC}/install.json"
 """What this host was installed as: upgrade and uninstall begin there."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from podlane.host.dropins import CLUSTER_FILE
 from podlane.host.layout import (
     CLIENT_PORT,
+    CLUSTER_ENVIRONMENT,
     CONFIG,
     ETCD_DATA,
     ETCD_METRICS,
@@ -52,7 +52,7 @@ def etcd_endpoints(options: InstallOptions, machine: Machine) -> tuple[str, ...]
 
 
 def cluster_file(endpoints: tuple[str, ...]) -> File:
-    return File(CLUSTER_FILE, f"# Written by podlane install.\nPODLANE_ETCD_ENDPOINTS={','.join(endpoints)}\n")
+    return File(CLUSTER_ENVIRONMENT, f"# Written by podlane install.\nPODLANE_ETCD_ENDPOINTS={','.join(endpoints)}\n")
 
 
 def client_url(address: str) -> str:

@@ -13,7 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from podlane.host.layout import CURRENT, ETC, ETCD_DATA, PKI, STATE, TARGET, UNITS, Daemon, environment_file, unit_name
+from podlane.host.layout import (
+    CLUSTER_ENVIRONMENT,
+    CURRENT,
+    ETC,
+    ETCD_DATA,
+    PKI,
+    STATE,
+    TARGET,
+    UNITS,
+    Daemon,
+    environment_file,
+    unit_name,
+)
 
 ETCD_USER = "podlane-etcd"
 
@@ -75,7 +87,6 @@ _UNPRIVILEGED: Lines = (
     "AmbientCapabilities=",
     "ProtectKernelTunables=yes",
     "ProtectProc=invisible",
-    "PrivateUsers=yes",
     "RemoveIPC=yes",
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
     "SystemCallFilter=@system-service",
@@ -173,6 +184,7 @@ def daemon_unit(daemon: Daemon, *, etcd_program: str = f"{CURRENT}/bin/etcd", tl
         [
             "Type=notify",
             "NotifyAccess=main",
+            *(() if daemon == "etcd" else (f"EnvironmentFile={CLUSTER_ENVIRONMENT}",)),
             f"EnvironmentFile={environment_file(daemon)}",
             f"ExecStart={command}",
             "# ready is when all that it waits for is there: etcd, its first complete look at the cluster",
