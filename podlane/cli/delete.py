@@ -8,6 +8,7 @@ everything in it. All as in Kubernetes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from podlane.cli.options import (
     timeout_option,
 )
 from podlane.cli.session import DEFAULT_NAMESPACE, Session
-from podlane.errors import NotFound, PodlaneError, UsageError
+from podlane.errors import NotFound, PermissionDenied, PodlaneError, UsageError
 
 if TYPE_CHECKING:
     from podlane.api.selectors import Selector
@@ -194,7 +195,7 @@ def _from_arguments(
 
 
 def _delete(session: Session, obj: Object, how: How) -> None:
-    from podlane.api.types import Namespace
+    from podlane.api.types import Namespace, Node
 
     name = obj.metadata.name
     if isinstance(obj, Namespace) and name == DEFAULT_NAMESPACE:
@@ -209,3 +210,15 @@ def _delete(session: Session, obj: Object, how: How) -> None:
             propagation=how.propagation,
         )
     how.say(obj)
+    if isinstance(obj, Node) and not how.dry_run:
+        _say_if_enrolled(session, name)
+
+
+def _say_if_enrolled(session: Session, node: str) -> None:
+    from podlane.host.enrol import read_hosts
+
+    record = None
+    with suppress(PermissionDenied):  # of one who may delete nodes, but not see what they may
+        record = read_hosts(session.store).nodes.get(node)
+    if record is not None and not record.revoked:
+        note(f"node {node} keeps its certificates and its subnet; `podlane pki revoke {node}` takes both away")

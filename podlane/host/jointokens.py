@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from podlane.errors import Conflict, NotFound, PodlaneError, UsageError
 from podlane.host.joinmessages import HostRole
+from podlane.host.options import name_error
 from podlane.pki import certificates as c
 from podlane.store import keys
 from podlane.store.interface import Compare, Delete, Get, KeyValue, LeaseNotFound, Put, Store
@@ -152,6 +153,8 @@ def create(
 def _check(*, ttl: int, uses: int, node: str, role: HostRole, authority: bool) -> None:
     if not 60 <= ttl <= MAX_TTL:
         raise UsageError(f"make join token: expected a time to live from 1m to {MAX_TTL // 3600}h, got {ttl} s")
+    if node and (error := name_error(node)):
+        raise UsageError(f"make join token: {error}")
     if not 1 <= uses <= MAX_USES:
         raise UsageError(f"make join token: expected 1 to {MAX_USES} uses, got {uses}")
     if node and uses != 1:
