@@ -10,20 +10,40 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from podlane.api.types import (
+    AGENT_CERTIFICATE_ANNOTATION,
+    ClusterConfig,
+    DaemonEndpoint,
+    NodeAddress,
+    NodeDaemonEndpoints,
+    NodeStatus,
+    ObjectMeta,
+)
+from podlane.api.types import Node as NodeObject
+from podlane.cli.main import cli
+from podlane.cli.session import Session
 from podlane.errors import PodlaneError
 from podlane.pki import files, profile
 from podlane.pki.authority import Authority
 from podlane.pki.profile import Profile
+from podlane.runtime.clock import ScriptedClock
+from podlane.store.config import StoreConfig
+from podlane.store.memory import MemoryStore
+from podlane.store.registry import Registry
 from scheduler.agent.certificate import ensure_certificate, fingerprint_of
 from scheduler.agent.client import AgentClient, AgentError
 from scheduler.agent.fake import FakeRuntime
-from scheduler.agent.guard import OperatorGuard
+from scheduler.agent.guard import OperatorGuard, TokenGuard
 from scheduler.agent.server import AgentServer
 from scheduler.agent.trust import Mutual, Pinned, Trust
+from scheduler.agent.wire import Subject
 
 pytestmark = pytest.mark.contract
 
+TOKEN = "s3cret"
+USAGE = {"timestamp": 0, "window": 1, "node": {"cpu": 5_000_000, "memory": 1 << 20}, "pods": []}
 ALICE = profile.operator("alice")
 AGENT = profile.node_daemon("agent", "n1")
 
@@ -41,7 +61,7 @@ class Node:
             *("127.0.0.1", 0),
             runtime=FakeRuntime(),
             guard=OperatorGuard(certfile, keyfile, cafile),
-            usage=lambda: {"node": "n1"},
+            usage=lambda: USAGE,
         )
 
     def issue(self, holder: Profile, *, authority: Authority | None = None, age: int = 0, folder: str = "") -> None:
@@ -72,8 +92,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def test_operators_and_the_administrator_are_answered(node: Node) -> None:
     node.issue(profile.administrator())
-    assert node.ask(node.as_("alice")) == {"node": "n1"}
-    assert node.ask(node.as_("root")) == {"node": "n1"}
+    assert node.ask(node.as_("alice")) == USAGE
+    assert node.ask(node.as_("root")) == USAGE
 
 
 def test_another_node_is_told_why_not(node: Node) -> None:
@@ -121,19 +141,59 @@ def test_a_rotation_reaches_an_agent_that_runs(node: Node) -> None:
     node.authority.succeeded(now=datetime.now(UTC)).save()
     node.authority = Authority.load(node.folder)
     node.issue(ALICE)
-    assert node.ask(node.as_("alice")) == {"node": "n1"}
+    assert node.ask(node.as_("alice")) == USAGE
     node.issue(AGENT)
-    assert node.ask(node.as_("alice", cafile="old.pem")) == {"node": "n1"}  # by the cross-certificate
+    assert node.ask(node.as_("alice", cafile="old.pem")) == USAGE  # by the cross-certificate
     node.authority.alone().save()
-    assert node.ask(node.as_("alice")) == {"node": "n1"}
+    assert node.ask(node.as_("alice")) == USAGE
 
     before = node.folder / "agent.pem"
     os.replace(before, node.folder / "kept.pem")
     before.write_text("half a certif")
-    assert node.ask(node.as_("alice")) == {"node": "n1"}  # with the one before
+    assert node.ask(node.as_("alice")) == USAGE  # with the one before
 
 
 def test_files_that_cannot_be_used_are_named(node: Node) -> None:
     with pytest.raises(PodlaneError, match=r"load certificate of the agent's API: .*/none\.pem cannot be read"):
         OperatorGuard(node.folder / "none.pem", node.folder / "agent.key", node.folder / "ca.pem")
     assert node.refusal(node.as_("nobody")).startswith("load certificates ")
+
+
+def top(node: Node, port: int, fingerprint: str) -> tuple[int, list[str]]:
+    """`podlane top nodes` by alice, where Node n1 tells that its agent is at this port and has this fingerprint."""
+    clock = ScriptedClock()
+    store = MemoryStore(clock)
+    registry = Registry(store, clock=clock)
+    registry.init_cluster(ClusterConfig(agent_token=TOKEN))
+    status = NodeStatus(
+        addresses=(NodeAddress(type="InternalIP", address="127.0.0.1"),),
+        daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=port)),
+        allocatable={"cpu": "2", "memory": "1Gi"},
+    )
+    metadata = ObjectMeta(name="n1", annotations={AGENT_CERTIFICATE_ANNOTATION: fingerprint})
+    registry.create(NodeObject(metadata=metadata, status=status))
+    mine = {"cafile": "ca.pem", "certfile": "alice.pem", "keyfile": "alice.key"}
+    config = StoreConfig(**{option: str(node.folder / name) for option, name in mine.items()})  # type: ignore[arg-type]
+    session = Session(connect=lambda _: store, clock=clock, etcd=config)
+    done = CliRunner().invoke(cli, ["top", "nodes", "--no-headers"], obj=session, prog_name="podlane")
+    return done.exit_code, done.output.split()
+
+
+def test_the_command_shows_its_certificate_and_never_goes_back_to_the_token(node: Node) -> None:
+    """Also where the Node tells of a fingerprint: who took the node could write it, to be handed the token."""
+    impostor = ensure_certificate(node.folder, "n1")
+    assert top(node, node.server.port, impostor.fingerprint) == (0, ["n1", "5m", "0%", "1Mi", "0%"])
+
+    seen: list[Subject] = []
+
+    class Impostor(TokenGuard):
+        def check(self, subject: Subject, authorization: str) -> None:
+            seen.append(subject)
+            super().check(subject, authorization)
+
+    server = AgentServer(*("127.0.0.1", 0), runtime=FakeRuntime(), guard=Impostor(impostor, lambda: TOKEN))
+    code, output = top(node, server.port, impostor.fingerprint)
+    assert code == 1
+    assert "its certificate is not to be trusted: self-signed certificate" in " ".join(output)
+    assert not seen
+    threading.Thread(target=server.close).start()

@@ -263,5 +263,6 @@ def test_what_is_held_here_and_what_was_given(authority: Authority) -> None:
 
 
 def test_daemons_know_the_names_without_loading_what_signs() -> None:
-    script = "import sys, scheduler.agent.cli, scheduler.agent.guard, scheduler.agent.trust; print('cryptography' in sys.modules)"
+    loaded = "import sys, scheduler.agent.cli, scheduler.agent.guard, scheduler.agent.trust"
+    script = f"{loaded}; print('cryptography' in sys.modules)"
     assert run([sys.executable, "-c", script], timeout=60).stdout == "False\n"
