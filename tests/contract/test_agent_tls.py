@@ -29,6 +29,7 @@ from podlane.pki import files, profile
 from podlane.pki.authority import Authority
 from podlane.pki.profile import Profile
 from podlane.runtime.clock import ScriptedClock
+from podlane.runtime.log import configure
 from podlane.store.config import StoreConfig
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
@@ -85,6 +86,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
+    configure("error")  # else each refusal is told at length
     node = Node(tmp_path / "pki")
     yield node
     threading.Thread(target=node.server.close).start()  # takes up to half a second
