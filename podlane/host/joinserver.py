@@ -263,7 +263,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > MAX_REQUEST:
+        if not length.isascii() or not length.isdigit() or len(length) > 6 or int(length) > MAX_REQUEST:
             raise Refused(411 if not length else 413, f"expected a body of at most {MAX_REQUEST} bytes")
         body = cast(BinaryIO, self.rfile).read(int(length))
         if len(body) < int(length):
@@ -289,7 +289,7 @@ class _Request(BaseHTTPRequestHandler):
 def _decoded(body: bytes, form: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=form)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(400, f"request: {error}") from error
 
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from podlane.errors import Conflict, NotFound, PodlaneError, UsageError
@@ -114,10 +115,10 @@ def ca_hash(bundle_pem: str) -> str:
 def ca_hashes(bundle_pem: str) -> list[str]:
     """Of each in the bundle. Raises PodlaneError."""
     try:
-        found = c.read_certificates(bundle_pem)
-    except ValueError as error:
+        found = [each.public_key() for each in c.read_certificates(bundle_pem)]
+        forms = [each.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for each in found]
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise PodlaneError(f"read authority's certificate: {error}") from error
-    forms = (each.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for each in found)
     return [_text(hashlib.sha256(form).digest()) for form in forms]
 
 

@@ -23,11 +23,12 @@ from podlane.host.joincall import ServiceUrl, authority_of
 from podlane.host.joinservice import JoinService, ServiceRecord
 from podlane.host.renew import renew
 from podlane.pki import certificates as c
-from podlane.pki import files
+from podlane.pki import files, profile
 from podlane.runtime.clock import FakeClock
 from podlane.store.config import connect
 from podlane.store.interface import Delete, Put
 from podlane.store.keys import join_service_key
+from podlane.store.roles import OPERATOR, operator_role
 from tests.conftest import in_memory, running
 from tests.contract.joining import JoinableCluster
 from tests.contract.netd_hosts import Host, at_once
@@ -90,6 +91,20 @@ def test_two_nodes_join_with_the_line_that_is_printed_and_each_writes_its_own(cl
             store.txn([], [Delete("/podlane-admin/", prefix=True)])
     podlane(cluster, "join-token", "delete", token)
     assert podlane(cluster, "join-token", "list") == ""
+
+
+def test_operators_make_tokens_for_nodes_and_only_root_those_for_servers(cluster: JoinableCluster) -> None:
+    cluster.accounts.ensure_role(operator_role())
+    cluster.accounts.ensure_user("alice", [OPERATOR])
+    alice = cluster.etcd.options(profile.operator("alice"))
+    made = CliRunner().invoke(cli, ["join-token", *alice], prog_name="podlane")
+    assert made.exit_code == 0, made.output
+    assert cluster.join("of-alice", made.stdout.split()[-1], "10.9.1.9").subnets is not None
+    refused = CliRunner().invoke(cli, ["join-token", "--role", "server", *alice], prog_name="podlane")
+    assert refused.exit_code == 1
+    assert "permission denied" in refused.stderr
+    revoked = CliRunner().invoke(cli, ["pki", "revoke", "of-alice", *alice], prog_name="podlane")
+    assert "permission denied" in revoked.stderr
 
 
 def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(cluster: JoinableCluster) -> None:
@@ -270,6 +285,8 @@ def test_whatever_strangers_do_hosts_can_join(cluster: JoinableCluster) -> None:
             (b"POST /v1/join HTTP/1.0\r\n\r\n", b"411"),
             (b"POST /v1/join HTTP/1.0\r\nContent-Length: 99999999\r\n\r\n", b"413"),
             (b'POST /v1/join HTTP/1.0\r\nContent-Length: 14\r\n\r\n{"token": "x"}', b"400"),
+            (b"POST /v1/join HTTP/1.0\r\nContent-Length: 60000\r\n\r\n" + b'{"x": ' + b"[" * 59_994, b"400"),
+            (b"POST /v1/join HTTP/1.0\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
             (b"POST /v1/renew HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}", b"401"),
         ):
             assert status in _answer(server.port, request), request
