@@ -29,6 +29,7 @@ Family = Literal["debian", "fedora", "none"]
 FOLDER = "/var/lib/podlane-setup"
 SCRIPT = f"{FOLDER}/install.sh"
 UNIT = "podlane-setup.service"
+DOCKER = "systemctl is-active --quiet docker.service || systemctl enable --now docker.service\n"
 
 _NODE_PACKAGES: Mapping[Family, tuple[str, ...]] = {
     "debian": ("docker.io", "iptables", "nftables", "conntrack", "iproute2", "python3", "curl"),
@@ -214,7 +215,6 @@ def install_arguments(setup: Setup) -> list[str]:
 
 def script(setup: Setup) -> str:
     """Gets the bundle, checks it and installs. A join is tried for some minutes: the server may come up later."""
-    docker = setup.options.role != "server"
     return f"""\
 #!/bin/sh
 # Written by podlane cloud-init: gets the bundle, checks it, installs. Can be run again.
@@ -261,7 +261,7 @@ if [ -n "$sha256" ]; then
         exit 1
     }}
 fi
-{"systemctl enable --now docker.service" + chr(10) if docker else ""}\
+{DOCKER if setup.options.role != "server" else ""}\
 say "installing"
 again $tries sh "$file" install {shlex.join(install_arguments(setup))}
 say "done"
