@@ -67,6 +67,13 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+_AGENT_API = {
+    "AGENT_TLS_CERT_FILE": f"{PKI}/agent.pem",
+    "AGENT_TLS_PRIVATE_KEY_FILE": f"{PKI}/agent.key",
+    "AGENT_CLIENT_CA_FILE": f"{PKI}/ca.pem",
+}
+
+
 def _environment(daemon: Daemon, values: Mapping[str, str]) -> File:
     lines = "".join(f"{name}={value}\n" for name, value in values.items())
     return File(environment_file(daemon), f"# Written by podlane install; see `{daemon} run --help`.\n{lines}")
@@ -80,7 +87,11 @@ def _settings_of(daemon: Daemon, options: InstallOptions, machine: Machine) -> d
         "scheduler": {"SCHEDULER_IDENTITY": machine.name},
         "netd": _netd(options, machine),
         "proxyd": {"NODE_NAME": machine.name},
-        "agent": {"AGENT_NODE_NAME": machine.name, "AGENT_NODE_IP": machine.addresses[0]},
+        "agent": {
+            "AGENT_NODE_NAME": machine.name,
+            "AGENT_NODE_IP": machine.addresses[0],
+            **(_AGENT_API if options.tls else {}),
+        },
     }
     return {**(_certificates(daemon) if options.tls else {}), **own[daemon]}
 
