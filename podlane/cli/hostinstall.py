@@ -66,6 +66,7 @@ def init_options(command: Any) -> Any:
     metavar="NAME=URL,…",
     help="Members of the etcd that this server becomes one of; `podlane etcd add-member` prints it.",
 )
+@click.option("--admits", is_flag=True, help="Run a join service here too; the token brings the authority's key.")
 @init_options
 @click.option("--ip-masq/--no-ip-masq", default=True, help="Masquerade what pods send out of the pods' network.")
 @click.option("--firewalld", is_flag=True, help="Let firewalld pass what Podlane needs.")

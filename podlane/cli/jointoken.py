@@ -97,6 +97,7 @@ def create(
     )
     argv = ["sudo", "sh", f"podlane-{record.version}.run", "install", "--role", role]
     argv += [*(("--name", node) if node else ()), "--join", ",".join(urls), "--token", str(token)]
+    argv += ["--admits"] if authority_key else []
     _remarks(session, token.id, kept)
     if output == "json":
         _print_json(

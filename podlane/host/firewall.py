@@ -25,7 +25,7 @@ def ports(options: InstallOptions) -> tuple[str, ...]:
     found: list[str] = []
     if options.own_etcd:
         found += [f"{CLIENT_PORT}-{PEER_PORT}/tcp"]
-    if options.founds:
+    if options.has_authority:
         found += [f"{JOIN_PORT}/tcp"]
     if options.role != "server":
         found += [f"{VXLAN_PORT}/udp", f"{AGENT_PORT}/tcp"]

@@ -26,7 +26,7 @@ from podlane.host.joinmessages import JOIN, HostRole, JoinAnswer, JoinRequest
 from podlane.host.jointokens import JoinToken
 from podlane.pki import certificates as c
 from podlane.pki import files
-from podlane.pki.authority import BUNDLE_FILE, KEY_FILE, Authority
+from podlane.pki.authority import BUNDLE_FILE, ISSUED, KEY_FILE, Authority, private_folder
 from podlane.pki.profile import NODE_DAEMONS, SERVER_DAEMONS
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.clock import Clock, SystemClock
@@ -153,6 +153,7 @@ class _Attempt:
         if answer.authority:
             write_atomic(self.into / KEY_FILE, answer.authority, mode=0o600)
             Authority.load(self.into).publish()
+            private_folder(self.into / ISSUED)
         services = tuple(dict.fromkeys((str(url), *answer.services)))
         write_record(self.into, JoinRecord(self.name, self.role, services, answer.endpoints))
         subnets = Subnets.parse_key(answer.subnets) if answer.subnets else None

@@ -27,6 +27,7 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
 
     `etcd` says where an etcd is already; without it, and without `join`, a server gets one of its own.
     `etcd_join` are the members of the cluster (`NAME=URL`) that this server's etcd joins as a further one.
+    `admits`: with `join`, whose token must bring the authority's key, run a join service here as well.
     """
 
     role: Role
@@ -40,6 +41,7 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     cert_dir: str = ""
     join: str = ""
     etcd_join: tuple[str, ...] = ()
+    admits: bool = False
     init: tuple[str, ...] = ()
     ip_masq: bool = True
     firewalld: bool = False
@@ -54,6 +56,10 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         return self.own_etcd and not self.join
 
     @property
+    def has_authority(self) -> bool:
+        return self.founds or self.admits
+
+    @property
     def tls(self) -> bool:
         return not self.etcd or bool(self.ca)
 
@@ -62,8 +68,8 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         """In the order they start."""
         server: tuple[Daemon, ...] = ()
         if self.own_etcd:
-            # who was admitted has no key of the authority, so it cannot admit others
-            server = ("etcd", "join", "scheduler") if self.founds else ("etcd", "scheduler")
+            # without the authority's key it cannot admit others
+            server = ("etcd", "join", "scheduler") if self.has_authority else ("etcd", "scheduler")
         elif self.role != "node":
             server = ("scheduler",)
         return (*server, *(NODE_DAEMONS if self.role != "server" else ()))
@@ -92,6 +98,8 @@ def _problems(options: InstallOptions, token: str) -> Iterator[tuple[str, str]]:
         yield "token", "expected the token that `podlane join-token` prints, with --join"
     if token and not options.join:
         yield "join", "expected the URL of a join service, with --token"
+    if options.admits and (options.role == "node" or not options.join):
+        yield "admits", "is for a further server, with --join and a token of `podlane join-token --authority-key`"
     if options.join and not options.join.startswith("https://"):
         yield "join", f'expected https://HOST:PORT, got "{options.join}"'
     if options.init and not options.founds:

@@ -171,4 +171,4 @@ def key_files(options: InstallOptions) -> tuple[str, ...]:
     if options.founds:
         names.append("root")
     own = ("ca.pem", *(f"{name}.{kind}" for name in names for kind in ("pem", "key")))
-    return (*own, "ca.key", "ca.crt") if options.founds else own
+    return (*own, "ca.key", "ca.crt") if options.has_authority else own

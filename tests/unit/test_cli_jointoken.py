@@ -63,7 +63,9 @@ def test_what_is_good_to_know_is_told_beside_it(serving: Shell) -> None:
     assert "warning: there is a node web1; the host that joins with this takes its place" in said
     said = serving.run("join-token", "--node", "web2").stderr
     assert "warning: web2 was revoked at 2026-02-01T00:00:00Z: " in said
-    said = serving.run("join-token", "--role", "server", "--authority-key").stderr
+    with_key = serving.run("join-token", "--role", "server", "--authority-key")
+    assert with_key.stdout.endswith(" --admits\n")
+    said = with_key.stderr
     assert "podlane etcd add-member" in said
     assert "warning: the host gets the authority's key" in said
 
