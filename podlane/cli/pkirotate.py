@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from podlane.cli.command import fail, note, pass_session, warn
+from podlane.cli.command import Command, fail, note, pass_session, warn
 from podlane.cli.options import dry_run_option
 from podlane.cli.pki import folder_option
 from podlane.cli.session import Session
-from podlane.errors import NotFound
+from podlane.errors import NotFound, PodlaneError
 from podlane.pki.rotation import plan, waiting
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from podlane.pki.authority import Authority
     from podlane.pki.rotation import Plan, State
 
 _SHOWN = 10
 
 
-@click.command("rotate")
+@click.command("rotate", cls=Command)
 @folder_option
 @click.option("--authority", "whole", is_flag=True, help="Replace the authority: do the next safe part of it.")
 @click.option("--force", is_flag=True, help="End the replacement although some have not renewed: they are locked out.")
@@ -51,6 +52,8 @@ def rotate(session: Session, /, *, folder: Path, whole: bool, force: bool, dry_r
         raise NotFound(f"{error}: elsewhere `podlane host renew` renews, with the join service's help") from error
     steps = plan(holdings.state_of(folder, authority), now, authority=whole, force=force)
     warn([f"{name}.pem: not by this cluster's authority, left alone" for name in steps.foreign])
+    if steps.end and not force and (behind := _servers_behind(session, authority)):
+        fail(_copy(behind))
     if str(steps):
         click.echo(str(steps))
     if dry_run:
@@ -60,6 +63,34 @@ def rotate(session: Session, /, *, folder: Path, whole: bool, force: bool, dry_r
     if whole and not str(steps):
         fail(_waits(after, now))
     note(_comes_next(steps, after, now))
+    if steps.begin and (behind := _servers_behind(session, authority, but=_server_here(after))):
+        note(_copy(behind))
+
+
+def _servers_behind(session: Session, authority: Authority, but: str = "") -> list[str]:
+    """Those whose join service signs with another authority. Its key is copied by hand, if they are to have it."""
+    from podlane.host.joinservice import read_services
+    from podlane.host.jointokens import ca_hash
+
+    ours = ca_hash(authority.bundle)
+    try:
+        services = read_services(session.store)
+    except PodlaneError as error:
+        warn([f"whether other servers sign with another authority is not known: {error}"])
+        return []
+    return sorted(name for name, each in services.items() if each.ca_hash != ours and name != but)
+
+
+def _server_here(state: State) -> str:
+    """Whose join service looks at the authority's file and will tell of it in a moment."""
+    return next((leaf.common_name.partition("@")[2] for leaf in state.leaves if leaf.file == "join"), "")
+
+
+def _copy(servers: list[str]) -> str:
+    return (
+        f"{', '.join(servers)}: the join service there signs with another authority: copy this ca.key to it, run "
+        "`podlane pki rotate` there, and wait a minute"
+    )
 
 
 def _comes_next(steps: Plan, after: State, now: datetime) -> str:

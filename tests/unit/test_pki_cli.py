@@ -8,10 +8,16 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from cli_shell import NOW, Shell, lines
 
+from podlane.host.joinservice import ServiceRecord
+from podlane.host.jointokens import ca_hash
+from podlane.pki.authority import Authority
 from podlane.runtime.clock import ScriptedClock
+from podlane.store import keys
+from podlane.store.interface import Put
 
 pytestmark = pytest.mark.unit
 
@@ -133,6 +139,29 @@ def test_a_new_authority(host: Host, tmp_path: Path) -> None:
     assert told.startswith("done. What runs takes it over by itself, but an etcd that was started before trusts")
     assert (tmp_path / "n1" / "ca.pem").read_text().count("BEGIN") == 2
     assert (host.folder / "ca.pem").read_text().count("BEGIN") == 1
+
+
+def test_another_server_has_to_get_the_new_key_first(host: Host) -> None:
+    def tell(server: str, folder: Path) -> None:
+        record = ServiceRecord((), ca_hash(Authority.load(folder).bundle), "", "1")
+        host.store.txn([], [Put(keys.JOIN_SERVICES + server, msgspec.json.encode(record))])
+
+    host.issue(f"join s1 --address 10.0.0.1 --out {host.folder}")
+    host.pki("forget netd@n1 proxyd@n1 agent@n1")
+    for server in ("s1", "s2"):
+        tell(server, host.folder)
+    copy = (
+        "s2: the join service there signs with another authority: copy this ca.key to it, run `podlane pki rotate` "
+        "there, and wait a minute"
+    )
+    assert lines(host.pki("rotate --authority")[1]) == [
+        "next: `podlane pki rotate --authority` once more, to end the rotation",
+        copy,
+    ]
+    tell("s1", host.folder)
+    assert host.pki("rotate --authority", code=1) == ("", f"error: {copy}\n")
+    tell("s2", host.folder)
+    assert host.pki("rotate --authority")[0] == "trust the authority before no longer\n"
 
 
 def test_what_is_gone_is_forgotten(host: Host) -> None:
