@@ -12,6 +12,8 @@ from podlane.cli.command import LazyGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "install": ("podlane.cli.hostinstall:install", "Make this machine a server, a node, or both."),
+    "upgrade": ("podlane.cli.hostupgrade:upgrade", "Replace the installed version by the bundle's; traffic goes on."),
+    "uninstall": ("podlane.cli.hostuninstall:uninstall", "Remove Podlane from this machine."),
     "keys": ("podlane.cli.hostkeys:keys", "Make the keys and certificates that a server lacks."),
     "enrol": ("podlane.cli.hostkeys:enrol", "Make etcd's roles and users for this machine."),
     "join": ("podlane.cli.hostkeys:join", "Join a cluster with a token, without installing anything."),

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from podlane.errors import PodlaneError
+from podlane.errors import ApplyError, PodlaneError
 from podlane.host.layout import UNITS
 from podlane.host.services import Services
 from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Stage, Start, Step
@@ -56,6 +56,20 @@ class Applier:
             elapsed = self.clock.monotonic() - begin
             if elapsed >= 1:
                 self.say(f"      {elapsed:.0f} s")
+
+    def finish(self, plan: Plan) -> None:
+        """Do all that can be done, and undo nothing. Raises ApplyError."""
+        failures: list[tuple[str, Exception]] = []
+        for number, stage in enumerate(plan.stages, 1):
+            self.say(f"[{number}/{len(plan.stages)}] {stage.name}")
+            for step in stage.steps:
+                try:
+                    self._do(step)
+                except (PodlaneError, OSError) as error:
+                    failures.append((stage.name, error))
+                    self.say(f"      {error}")
+        if failures:
+            raise ApplyError(failures)
 
     def _do_stage(self, stage: Stage) -> None:
         for step in stage.steps:

@@ -51,3 +51,9 @@ def notes(options: InstallOptions) -> tuple[str, ...]:
     """For a host where firewalld runs and it was not asked to be changed."""
     listed = [" ".join(argv) for argv in (*commands(options), _RELOAD)]
     return ("firewalld runs here; --firewalld does this, or do it by hand:", *(f"    {each}" for each in listed))
+
+
+def removal(options: InstallOptions) -> Iterator[Command]:
+    for argv in commands(options):
+        yield Command(tuple(word.replace("--add-", "--remove-") for word in argv), timeout=60, may_fail=True)
+    yield Command(_RELOAD, timeout=60, may_fail=True)

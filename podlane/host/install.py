@@ -135,7 +135,7 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
                 ("version", _version(folder, bundle) if bundle.name not in actual.versions else ()),
                 ("keys", () if keyed else _keys(program, options, machine, token)),
                 ("settings", _settle(changed, options)),
-                ("units", _units(options, bundle, changed, actual, switched=switched)),
+                ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
                 *_daemons(program, options, machine, touched, actual, first=first),
                 ("record", (each for each in changed if each.path == layout.RECORD)),
                 ("firewall", firewall.steps(options) if options.firewalld and (first or changed) else ()),
@@ -228,12 +228,21 @@ def _settle(changed: Iterable[File], options: InstallOptions) -> Iterator[Step]:
 
 
 def _units(
-    options: InstallOptions, bundle: Bundle, changed: Iterable[File], actual: Actual, *, switched: bool
+    options: InstallOptions,
+    machine: Machine,
+    bundle: Bundle,
+    changed: Iterable[File],
+    actual: Actual,
+    *,
+    switched: bool,
 ) -> Iterator[Step]:
     units = [each for each in changed if each.path.startswith(UNITS)]
     yield from units
     if switched:
         yield Link(CURRENT, f"versions/{bundle.name}")
+    if machine.restorecon and machine.selinux != "disabled":
+        # what was unpacked elsewhere has labels from there; the policy knows /opt/…/bin, /etc and /var/lib
+        yield Command((machine.restorecon, "-R", layout.OPT, ETC, layout.STATE, *(each.path for each in units)))
     if units:
         yield Command(("systemctl", "daemon-reload"))
     names = [*(unit_name(each) for each in options.daemons), TARGET, *([TIMER] if renews(options) else [])]

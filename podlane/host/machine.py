@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -83,11 +83,17 @@ def observe(
     if error := name_error(name):
         raise UsageError(f"--name: the host's name will not do, give another: {error}")
     addresses, iface, why = choose_address(options, network)
+    return replace(as_installed(name, addresses, system, find=find), iface=iface, why=why)
+
+
+def as_installed(
+    name: str, addresses: tuple[str, ...], system: System, *, find: Callable[[str], str] = program
+) -> Machine:
+    """The same where it is known what it is called and reached by."""
     return Machine(
         name=name,
         addresses=addresses,
-        iface=iface,
-        why=why,
+        iface="",
         etcd=find("etcd"),
         restorecon=find("restorecon"),
         selinux=selinux(),

@@ -1,0 +1,46 @@
+"""`podlane host uninstall`: take Podlane off this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from podlane.cli.command import fail, failure, note
+from podlane.errors import PodlaneError
+
+
+@click.command("uninstall")
+@click.option("--purge", is_flag=True, help="Remove the keys and etcd's data as well: they cannot be made again.")
+@click.option("--keep-pods", is_flag=True, help="Leave pods' containers and the network they use.")
+@click.option("--dry-run", is_flag=True, help="Print every command; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def uninstall(*, purge: bool, keep_pods: bool, dry_run: bool, yes: bool) -> None:
+    """Stop and remove Podlane on this machine: units, pods, overlay, files. Docker and its images stay."""
+    from podlane.host import uninstall as host_uninstall
+    from podlane.host.apply import Applier
+    from podlane.host.system import RealSystem
+    from podlane.runtime.clock import SystemClock
+
+    if os.geteuid() != 0:
+        fail("uninstall: needs root; try sudo")
+    system = RealSystem()
+    try:
+        present = host_uninstall.look(system)
+        plan = host_uninstall.plan(present, purge=purge, keep_pods=keep_pods)
+        if dry_run:
+            click.echo(plan)
+            return
+        if not plan.stages:
+            note("nothing to remove: Podlane is not on this machine")
+            return
+        if not yes and sys.stdin.isatty():
+            what = f"{len(present.containers)} containers of pods, " if present.containers and not keep_pods else ""
+            data = "keys and etcd's data, " if purge and present.kept else ""
+            click.confirm(f"remove {what}{data}the daemons and their files?", abort=True, err=True)
+        Applier(system, SystemClock(), note).finish(plan)
+    except PodlaneError as error:
+        raise failure(str(error), error.exit_code) from error
+    for line in plan.notes:
+        note(line)

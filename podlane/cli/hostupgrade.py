@@ -1,0 +1,69 @@
+"""`podlane host upgrade`: replace the installed version by the bundle's.
+
+Owns: the command. It is the installation's plan with what this host was installed
+as, so daemons are restarted one by one and all of it is undone when one fails;
+traffic goes on meanwhile, since the kernel and Docker hold it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from podlane.cli.command import fail, failure, note
+from podlane.errors import NotFound, PodlaneError
+
+
+@click.command("upgrade")
+@click.option("--dry-run", is_flag=True, help="Print every file and command; change nothing.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a daemon may take to be ready.",
+)
+def upgrade(*, dry_run: bool, timeout: float) -> None:
+    """Replace the installed version by this one: unpacked beside it, then one daemon after the other.
+
+    When a daemon does not become ready, the version before runs again. Pods and their traffic go on.
+    """
+    if os.geteuid() != 0:
+        fail("upgrade: needs root; try sudo")
+    try:
+        _upgrade(dry_run=dry_run, timeout=timeout)
+    except PodlaneError as error:
+        raise failure(str(error), error.exit_code) from error
+
+
+def _upgrade(*, dry_run: bool, timeout: float) -> None:
+    # heavy modules are imported when it runs, not for --help
+    from podlane.cli.hostbundle import unpacked
+    from podlane.cli.hostinstall import refuse_unfit
+    from podlane.host import install as host_install
+    from podlane.host.apply import Applier
+    from podlane.host.layout import RECORD
+    from podlane.host.machine import as_installed
+    from podlane.host.system import RealSystem
+    from podlane.runtime.clock import SystemClock
+
+    bundle, system = unpacked(), RealSystem()
+    found = system.look(RECORD)
+    record = host_install.decode(found.content) if found is not None else None
+    if record is None:
+        raise NotFound(f"upgrade: there is no installation here ({RECORD}); install it")
+    machine = as_installed(record.name, record.addresses, system)
+    refuse_unfit(record.options, machine, bundle, force=dry_run)
+    wanted = host_install.files(record.options, machine, bundle)
+    plan = host_install.plan(record.options, machine, bundle, host_install.look(system, wanted))
+    if dry_run:
+        click.echo(plan)
+        return
+    if not plan.stages:
+        note(f"nothing to change: {bundle.name} is installed already")
+        return
+    note(f"from {record.version} to {bundle.name}")
+    Applier(system, SystemClock(), note, timeout).apply(plan)
+    note(f"running: {bundle.name}; {record.version} is kept beside it")
