@@ -57,13 +57,14 @@ class ServiceUrl:
     @classmethod
     def parse(cls, text: str) -> ServiceUrl:
         """`https://10.0.0.1:10261`; scheme and port may be left out. Raises UsageError."""
-        url = urlsplit(text if "://" in text else f"https://{text}")
+        problem = UsageError(f'join service: expected https://HOST[:{PORT}], got "{text}"')
         try:
-            port = url.port or PORT
-        except ValueError:
-            port = 0
+            url = urlsplit(text if "://" in text else f"https://{text}")
+            port = PORT if url.port is None else url.port
+        except ValueError as error:
+            raise problem from error
         if url.scheme != "https" or not url.hostname or not port or url.path.strip("/") or url.query or url.username:
-            raise UsageError(f'join service: expected https://HOST[:{PORT}], got "{text}"')
+            raise problem
         return cls(url.hostname, port)
 
 

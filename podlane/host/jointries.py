@@ -7,6 +7,7 @@ this is not what makes guessing hopeless: it keeps etcd and the log from being f
 
 from __future__ import annotations
 
+import threading
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
 TRIES = 10
@@ -17,9 +18,10 @@ MAX_SOURCES = 4096
 
 
 class Tries:
-    """Thread-safe enough: a count lost to a race is one try more."""
+    """Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._debts: dict[str, tuple[float, float]] = {}
         """Of each source: tries it still owes, as of a time."""
 
@@ -29,15 +31,17 @@ class Tries:
 
     def wait(self, peer: str, now: float) -> float:
         """Seconds until the next try is listened to; 0: at once."""
-        return max(0.0, (self._debt(_source(peer), now) - (TRIES - 1)) * SECONDS)
+        with self._lock:
+            return max(0.0, (self._debt(_source(peer), now) - (TRIES - 1)) * SECONDS)
 
     def failed(self, peer: str, now: float) -> None:
         source = _source(peer)
-        debt = self._debt(source, now) + 1
-        self._debts.pop(source, None)
-        if len(self._debts) >= MAX_SOURCES:
-            self._debts.pop(next(iter(self._debts)), None)  # the one that has been quiet longest
-        self._debts[source] = (debt, now)
+        with self._lock:
+            debt = self._debt(source, now) + 1
+            self._debts.pop(source, None)
+            if len(self._debts) >= MAX_SOURCES:
+                del self._debts[next(iter(self._debts))]  # the one that has been quiet longest
+            self._debts[source] = (debt, now)
 
     def _debt(self, source: str, now: float) -> float:
         debt, since = self._debts.get(source, (0.0, now))

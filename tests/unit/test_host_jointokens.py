@@ -9,6 +9,7 @@ import pytest
 
 from podlane.errors import NotFound, PodlaneError, UsageError
 from podlane.host import jointokens
+from podlane.host.joincall import ServiceUrl
 from podlane.host.jointokens import JoinToken, count_use, find
 from podlane.host.jointries import MAX_SOURCES, SECONDS, TRIES, Tries
 from podlane.pki.authority import Authority
@@ -108,6 +109,27 @@ def test_the_hash_is_that_of_the_authoritys_key(tmp_path) -> None:
     assert len(jointokens.ca_hash(authority.bundle)) == len(HASH)
     with pytest.raises(PodlaneError, match="read authority's certificate"):
         jointokens.ca_hash("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://10.0.0.1:10261", "https://10.0.0.1:10261"),
+        ("https://s1.example.com/", "https://s1.example.com:10261"),
+        ("10.0.0.1", "https://10.0.0.1:10261"),
+        ("[fd00::1]:443", "https://[fd00::1]:443"),
+    ],
+)
+def test_a_service_is_named_by_as_little_as_its_host(text: str, url: str) -> None:
+    assert str(ServiceUrl.parse(text)) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["http://10.0.0.1", "https://", "https://a:0", "https://a:99999", "https://a/x", "https://[::"]
+)
+def test_what_is_no_service_is_told_so(text: str) -> None:
+    with pytest.raises(UsageError, match=r"join service: expected https://HOST\[:10261\], got "):
+        ServiceUrl.parse(text)
 
 
 # ---- wrong tokens ----------------------------------------------------------------------------------
