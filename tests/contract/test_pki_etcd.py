@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from secured_etcd import SecuredEtcd
 
 from podlane.api.subnets import config_key
 from podlane.cli.main import cli
@@ -121,3 +124,25 @@ def test_what_is_issued_by_hand_has_its_place_in_etcd(host: Host, etcd: Etcd, tm
             "alice": ("operator",),
             "scheduler@s2": ("scheduler",),
         }
+
+
+def test_the_peer_port_is_for_peers_only(etcd_folder: Path) -> None:
+    """They are all of one authority, and who is taken for a peer has all of etcd."""
+    etcd = SecuredEtcd(etcd_folder)
+
+    def ask(holder: profile.Profile) -> int:
+        options = etcd.certificate(holder)
+        context = ssl.create_default_context(cafile=options["cafile"])
+        context.load_cert_chain(options["certfile"], options["keyfile"])
+        connection = HTTPSConnection("127.0.0.1", etcd.members[0].peer_port, timeout=30, context=context)
+        with closing(connection):
+            connection.request("GET", "/members")
+            return connection.getresponse().status
+
+    with running(etcd):
+        assert ask(profile.etcd("s1", ["127.0.0.1"])) == 200
+        others = [profile.node_daemon(daemon, "n1") for daemon in profile.NODE_DAEMONS]
+        others += [profile.administrator(), profile.scheduler("s1"), profile.join("s1", ["127.0.0.1"])]
+        for other in others:
+            with pytest.raises(OSError, match=r"alert|EOF|reset|[Cc]losed"):
+                ask(other)
