@@ -25,6 +25,8 @@ _INIT = (
     ("--backend", "vxlan|host-gw", "How packets travel between nodes."),
     ("--mtu", "BYTES", "MTU of the underlay."),
     ("--cluster-domain", "DOMAIN", "DNS domain of the services."),
+    ("--node-lease-seconds", "SECONDS", "How long a silent node counts as alive."),
+    ("--node-grace-seconds", "SECONDS", "How long after that its pods are replaced."),
 )
 """Passed on to `podlane init`; its defaults are its own."""
 
