@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(cluster: JoinableC
     with pytest.raises(PodlaneError, match=r"join: https://127\.0\.0\.1:1: Connection refused"):
         join("https://127.0.0.1:1", token, "no1", ["10.9.2.1"], other)
     slow = FakeClock((datetime.now(UTC) - timedelta(minutes=12)).timestamp())
-    with pytest.raises(PodlaneError, match=r"this host's clock is 1[12] minutes behind the server's"):
+    with pytest.raises(PodlaneError, match=r"this host's clock is \d+ minutes behind the server's"):
         join(cluster.url, token, "no1", ["10.9.2.1"], other, clock=slow)
     with pytest.raises(PodlaneError, match=r"TLS: .*is this the join service\?"):
         join(cluster.etcd.endpoints[0], token, "no1", ["10.9.2.1"], other)
@@ -258,6 +258,7 @@ def test_a_node_is_no_join_service(cluster: JoinableCluster, tmp_path: Path) -> 
                 wrapped.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
         failures = at_once(
             [
@@ -273,11 +274,9 @@ def test_a_node_is_no_join_service(cluster: JoinableCluster, tmp_path: Path) -> 
 
 
 def test_whatever_strangers_do_hosts_can_join(cluster: JoinableCluster) -> None:
-    with cluster.serving(request_timeout=1.0) as server:
+    with cluster.serving() as server:
         at = ("127.0.0.1", server.port)
         silent = [socket.create_connection(at, source_address=("127.0.0.2", 0)) for _ in range(40)]
-        half = _connected(server.port)
-        half.sendall(b"POST /v1/join HTTP/1.0\r\nContent-Length: 50\r\n\r\n{")
         for request, status in (
             (b"garbage\r\n\r\n", b"Bad request syntax"),
             (b"GET / HTTP/1.0\r\n\r\n", b"404"),
@@ -293,15 +292,31 @@ def test_whatever_strangers_do_hosts_can_join(cluster: JoinableCluster) -> None:
         flood = _answer(server.port, b"POST /v1/join HTTP/1.0\r\n" + b"X: y\r\n" * 30_000)
         assert b" 200 " not in flood
         assert cluster.join("patient", cluster.token(), "10.9.9.1").subnets is not None
-        assert half.recv(100) == b""  # it had its second
-        for each in (*silent, half):
+        for each in silent:
             each.close()
+
+
+def test_who_says_nothing_or_half_of_it_is_not_waited_for(cluster: JoinableCluster) -> None:
+    with cluster.serving(request_timeout=0.5) as server:
+        silent = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        half = _half_a_request(server.port)
+        assert (_received(half), _received(silent)) == (b"", b"")
+        half.close()
+        silent.close()
+
+
+def _half_a_request(port: int) -> ssl.SSLSocket:
+    while True:  # on a machine that stands still for long enough the handshake is not waited for either
+        with contextlib.suppress(OSError):
+            connection = _connected(port)
+            connection.sendall(b"POST /v1/join HTTP/1.0\r\nContent-Length: 50\r\n\r\n{")
+            return connection
 
 
 def _connected(port: int) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=30))
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=60))
 
 
 def _answer(port: int, request: bytes) -> bytes:
@@ -312,7 +327,7 @@ def _answer(port: int, request: bytes) -> bytes:
         return b"".join(iter(lambda: _received(connection), b""))
 
 
-def _received(connection: ssl.SSLSocket) -> bytes:
+def _received(connection: socket.socket) -> bytes:
     try:
         return connection.recv(65536)
     except (ConnectionError, ssl.SSLError):
