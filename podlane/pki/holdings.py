@@ -73,7 +73,6 @@ def state_of(folder: Path, authority: Authority) -> State:
     here = own(folder, list(authority.trusted))
     return State(
         authority.name,
-        authority.certificate.not_valid_after_utc,
         c.common_name(authority.previous.subject) if authority.previous else "",
         authority.is_published(),
         tuple(holding.leaf for holding in (*here, *given(authority, here))),

@@ -10,15 +10,14 @@ trusted as long as a certificate by it is known that has not expired (but with
             certificates are by the new one, everybody else's as they are renewed
     end     the one before is trusted no longer
 
-    a holder shows   old     new+cross   new+cross
-    and trusts       old     old, new    new
-    so it accepts    all     all         all but old, which nobody shows by then
+Who trusts the old one accepts both, by the cross-certificate, and who trusts both as well;
+who trusts the new one only does not accept the old, which nobody shows by then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 WARN = timedelta(days=30)
@@ -43,7 +42,6 @@ class State:
     """
 
     signer: str
-    signer_ends: datetime
     before: str = ""
     published: bool = True
     leaves: tuple[Leaf, ...] = ()
@@ -53,7 +51,7 @@ class State:
 class Plan:
     """In this order: `publish` what follows from the authority's file, `begin`, renew the files in `renew`, `end`.
 
-    `waits_for` are those for whom the rotation cannot end yet.
+    `waits_for` are those for whom the rotation cannot end yet; `foreign` files are by none of ours, and left alone.
     """
 
     publish: bool = False
@@ -61,7 +59,7 @@ class Plan:
     renew: tuple[str, ...] = ()
     end: bool = False
     waits_for: tuple[Leaf, ...] = ()
-    foreign: tuple[str, ...] = field(default=())
+    foreign: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         steps = ["write ca.pem and ca.crt anew"] if self.publish else []

@@ -1,4 +1,4 @@
-"""The certificate of the agent's port: made by the agent itself, known by its fingerprint.
+"""A certificate of the agent's own, where the cluster has no authority: known by its fingerprint.
 
 Owns: the file with the key and the certificate, and both sides' TLS settings.
 Invariants: the key is made on the node and never leaves it (mode 0600); nothing

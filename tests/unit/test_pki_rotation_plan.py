@@ -20,7 +20,7 @@ def leaf(name: str, signer: str = "old", *, file: str = "", days: int = 200) -> 
 
 
 def state(*leaves: Leaf, signer: str = "old", before: str = "", published: bool = True) -> State:
-    return State(signer, NOW + 3000 * DAY, before, published, leaves)
+    return State(signer, before, published, leaves)
 
 
 def names(waiting: Plan) -> list[str]:
