@@ -93,7 +93,9 @@ def test_a_rotation_under_etcd_and_a_client_that_runs_on(host: Host, etcd: Etcd)
     host.finish()
     etcd.stop()
     etcd.start()  # with the new bundle: it takes the new authority's certificates only
-    put(store, b"4")  # the client began with the old ones
+    found = store.get("/a", timeout=60)  # the client began with the old ones
+    assert found is not None
+    assert found.value == b"3"
     store.close()
 
 
