@@ -27,6 +27,8 @@ from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import LeaseNotFound, Put, Store
 
 ANNOUNCEMENT_TTL = 60
+_PAUSE = 3.0
+"""Seconds between looks at the authority's file: a rotation is waiting to see it told."""
 ANY = "::"
 """All addresses of both families."""
 
@@ -96,7 +98,7 @@ class Announcement:
                 self._withdraw()
                 if self._repetition.is_news(self._problem, self._clock.monotonic()):
                     _log.warning("not announced, will try again", error=self._problem)
-            self._clock.wait(stop, 2.0 if self._problem else ANNOUNCEMENT_TTL / 4)
+            self._clock.wait(stop, _PAUSE)
         self._withdraw()
 
     def _withdraw(self) -> None:

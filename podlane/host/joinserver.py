@@ -2,10 +2,10 @@
 
 Owns: `POST /v1/join`, `POST /v1/renew` (with a client's certificate) and `GET /v1/bundle`,
 and what a stranger may take of this process. Invariants: a connection has REQUEST_TIMEOUT
-for handshake, request and answer together (not the work between them), and MAX_REQUEST
-bytes; there are at most MAX_CONNECTIONS at once, few of them from one address, and what is
-more is closed unread; nothing of a request is kept when it ends. The certificate is read
-again when its file changes.
+for handshake and request together, as long again for the answer, and MAX_REQUEST bytes;
+there are at most MAX_CONNECTIONS at once, few of them from one address, and what is more is
+closed unread; nothing of a request is kept when it ends. The certificate is read again when
+its file changes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Certificate:
 
 
 class JoinServer(ThreadingHTTPServer):
-    """Serves from `start` on; `close` ends it. Raises PodlaneError when the address cannot be had."""
+    """Listens from construction on, answers in `serve`. Raises PodlaneError when the address cannot be had."""
 
     daemon_threads = True
     block_on_close = False

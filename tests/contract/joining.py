@@ -38,22 +38,13 @@ class JoinableCluster:
         self.root.txn([], [Put("/coreos.com/network/config", NETWORK)])
         enrol_server(self.root, self.accounts, server="s1", addresses=[ip_address("10.9.0.1")])
         self.accounts.enable_auth()
-        self.renew_server()
+        of = profile.join("s1", ["127.0.0.1"])
+        files.issue_into(etcd.pki, "join", self.authority, of, now=datetime.now(UTC))
         self.url = ""  # of the service that runs
 
     @property
     def authority(self) -> Authority:
         return Authority.load(self.etcd.pki)
-
-    def renew_server(self) -> None:
-        """The join service's certificate, by the authority of now."""
-        of = profile.join("s1", ["127.0.0.1"])
-        files.issue_into(self.etcd.pki, "join", self.authority, of, now=datetime.now(UTC))
-
-    def renew_etcd(self) -> None:
-        """Likewise; it reads the files at each handshake."""
-        of = profile.etcd("s1", ["127.0.0.1"])
-        files.issue_into(self.etcd.pki, of.common_name, self.authority, of, now=datetime.now(UTC))
 
     @contextlib.contextmanager
     def serving(self, **options: float) -> Iterator[JoinServer]:
