@@ -31,7 +31,7 @@ _INIT = (
 """Passed on to `podlane init`; its defaults are its own."""
 
 
-def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+def split_commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     del ctx, param
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
 
@@ -48,7 +48,7 @@ def init_options(command: Any) -> Any:
 @click.option(
     "--address",
     "addresses",
-    callback=_split,
+    callback=split_commas,
     metavar="IP[,IP]",
     help="How other hosts reach it, one of a family.  [default: that of --iface]",
 )
@@ -57,14 +57,14 @@ def init_options(command: Any) -> Any:
 )
 @click.option("--join", default="", metavar="URL[,URL]", help="Join service of the cluster, with --token.")
 @click.option("--token", default="", metavar="TOKEN", envvar="PODLANE_TOKEN", show_envvar=True, help="A join token.")
-@click.option("--etcd", callback=_split, metavar="URL[,URL]", help="An etcd that is there already.")
+@click.option("--etcd", callback=split_commas, metavar="URL[,URL]", help="An etcd that is there already.")
 @click.option("--ca", default="", metavar="FILE", help="Authority that signed that etcd's certificate.")
 @click.option("--cert", default="", metavar="FILE", help="Certificate for etcd, the same for all daemons.")
 @click.option("--key", default="", metavar="FILE", help="Its key.")
 @click.option("--cert-dir", default="", metavar="DIR", help="Instead: NAME.pem and NAME.key of each daemon.")
 @click.option(
     "--etcd-join",
-    callback=_split,
+    callback=split_commas,
     metavar="NAME=URL,…",
     help="Members of the etcd that this server becomes one of; `podlane etcd add-member` prints it.",
 )
@@ -109,6 +109,7 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     # heavy modules are imported when it runs, not for --help
     from netd.kernel import LinuxKernel
     from podlane.cli.hostbundle import unpacked
+    from podlane.cli.preflight import look, refuse
     from podlane.host import install as host_install
     from podlane.host.apply import Applier
     from podlane.host.machine import observe
@@ -122,7 +123,8 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     bundle, system = unpacked(), RealSystem()
     machine = observe(options, system, LinuxKernel())
     note(f"{machine.name}: {', '.join(machine.addresses)} on {machine.iface} ({machine.why})")
-    refuse_unfit(options, machine, bundle, force=dry_run)
+    if not dry_run:
+        refuse(look(options, bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(options, machine, bundle)
     plan = host_install.plan(options, machine, bundle, host_install.look(system, wanted), token=token)
     if dry_run:
@@ -137,11 +139,6 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     Applier(system, SystemClock(), note, timeout).apply(plan)
     for line in (*plan.notes, *_next(options, machine.addresses[0])):
         note(line)
-
-
-def refuse_unfit(options: InstallOptions, machine: Any, bundle: Any, *, force: bool) -> None:
-    """Preflight, before anything is changed."""
-    del options, machine, bundle, force
 
 
 def _next(options: InstallOptions, address: str) -> list[str]:

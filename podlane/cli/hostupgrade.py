@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 import click
+import msgspec
 
 from podlane.cli.command import fail, failure, note
 from podlane.errors import NotFound, PodlaneError
@@ -41,7 +42,7 @@ def upgrade(*, dry_run: bool, timeout: float) -> None:
 def _upgrade(*, dry_run: bool, timeout: float) -> None:
     # heavy modules are imported when it runs, not for --help
     from podlane.cli.hostbundle import unpacked
-    from podlane.cli.hostinstall import refuse_unfit
+    from podlane.cli.preflight import look, refuse
     from podlane.host import install as host_install
     from podlane.host.apply import Applier
     from podlane.host.layout import RECORD
@@ -55,7 +56,9 @@ def _upgrade(*, dry_run: bool, timeout: float) -> None:
     if record is None:
         raise NotFound(f"upgrade: there is no installation here ({RECORD}); install it")
     machine = as_installed(record.name, record.addresses, system)
-    refuse_unfit(record.options, machine, bundle, force=dry_run)
+    if not dry_run:
+        # as installed: an address that must not be chosen anew
+        refuse(look(msgspec.structs.replace(record.options, addresses=record.addresses), bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(record.options, machine, bundle)
     plan = host_install.plan(record.options, machine, bundle, host_install.look(system, wanted))
     if dry_run:

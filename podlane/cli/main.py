@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "etcd": ("podlane.cli.etcd:etcd", "Look after the store: its members, disk and snapshots."),
     "cloud-init": ("podlane.cli.cloudinit:cloud_init", "Print user-data that installs Podlane at first boot."),
     "join-token": ("podlane.cli.jointoken:join_token", "Let another host join: print the line to paste there."),
+    "preflight": ("podlane.cli.preflight:preflight", "Say what this machine lacks to run Podlane."),
     "lab": ("podlane.cli.lab:lab", "Run a whole cluster on this machine: up, status, demo, down."),
     "completion": ("podlane.cli.completion:completion", "Print the completion script for a shell."),
     "version": ("podlane.cli.version:version", "Print the version."),

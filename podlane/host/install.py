@@ -196,6 +196,8 @@ def _version(folder: str, bundle: Bundle) -> Iterator[Step]:
 def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -> Iterator[Step]:
     yield Folder(ETC)
     yield Folder(PKI, 0o700)
+    if options.has_authority:
+        yield Folder(f"{PKI}/issued", 0o700)  # the join service may write there, and only there
     if not options.tls:
         return
     who = ("--role", options.role, "--name", machine.name, "--address", ",".join(machine.addresses))
