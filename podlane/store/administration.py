@@ -31,6 +31,7 @@ from podlane.store.interface import Refused
 from podlane.store.roles import ROOT, Role
 
 TIMEOUT = 10.0
+CHANGE_TIMEOUT = 30.0  # etcd finds the cluster unhealthy for 5 s after a member has come
 STATUS_TIMEOUT = 3.0
 SNAPSHOT_TIMEOUT = 3600.0
 DEFRAGMENT_TIMEOUT = 600.0
@@ -172,7 +173,7 @@ class Administration:
                 return member
         request = wire.add_member_request(peer_urls, learner=learner)
         action = f"add member {name}"
-        return wire.member(self._call(action, lambda stubs: stubs.cluster.MemberAdd, request).member)
+        return wire.member(self._call(action, lambda stubs: stubs.cluster.MemberAdd, request, CHANGE_TIMEOUT).member)
 
     def promote_member(self, member_id: int) -> None:
         """Let a learner vote. Raises Refused while it has not caught up."""
@@ -233,9 +234,9 @@ class Administration:
 
     # --- calls -----------------------------------------------------------------------
 
-    def _call(self, action: str, rpc: Callable[[Stubs], Any], request: Any) -> Any:
+    def _call(self, action: str, rpc: Callable[[Stubs], Any], request: Any, timeout: float = TIMEOUT) -> Any:
         """Whichever member; none of these calls does harm when it is done twice."""
-        return self._endpoints.call(action, rpc, request, timeout=TIMEOUT, repeatable=True)
+        return self._endpoints.call(action, rpc, request, timeout=timeout, repeatable=True)
 
     def _ask(
         self, endpoint: str, action: str, rpc: Callable[[Stubs], Any], request: Any, timeout: float = STATUS_TIMEOUT

@@ -1,0 +1,213 @@
+"""Administration on real etcd with TLS: users and roles, members that come and go, what a failed connection says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from podlane.cli.main import cli
+from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable, UsageError
+from podlane.pki import files, profile
+from podlane.pki.authority import Authority
+from podlane.store.administration import Administration
+from podlane.store.config import StoreConfig, connect
+from podlane.store.interface import Put
+from podlane.store.roles import Permission, Role
+from tests.conftest import Etcd, in_memory, running
+from tests.contract.secured_etcd import SecuredEtcd, eventually
+
+pytestmark = pytest.mark.contract
+
+SOMEBODY = profile.operator("somebody")
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[SecuredEtcd]:
+    with in_memory() as folder, running(SecuredEtcd(folder)) as secured:
+        yield secured
+
+
+@pytest.fixture(scope="module")
+def admin(etcd: SecuredEtcd) -> Iterator[Administration]:
+    """Of an etcd that asks everybody who he is."""
+    with etcd.administration() as found:
+        assert not found.auth_enabled()
+        with contextlib.closing(Administration(etcd.config(SOMEBODY))) as other:
+            assert_would_be_locked_out(other)
+        found.enable_auth()
+        found.enable_auth()
+        assert found.auth_enabled()
+        yield found
+
+
+def assert_would_be_locked_out(other: Administration) -> None:
+    with pytest.raises(UsageError, match=r'"somebody", as whom this is asked, lacks the role root'):
+        other.enable_auth()
+    assert not other.auth_enabled()
+
+
+def test_roles_and_users_are_brought_to_what_is_wanted(admin: Administration, etcd: SecuredEtcd) -> None:
+    def tries() -> str:
+        with etcd.as_user(SOMEBODY) as store:
+            done = ""
+            for letter in "abc":
+                with contextlib.suppress(PermissionDenied):
+                    store.txn([], [Put(f"/{letter}/x", b"")])
+                    done += letter
+            return done
+
+    for access, expected in ((["a", "b"], "ab"), (["b", "c"], "bc"), ([], "")):
+        permissions = tuple(Permission("readwrite", f"/{letter}/", prefix=True) for letter in access)
+        for _ in range(2):
+            admin.ensure_role(Role("changing", permissions))
+            admin.ensure_user("somebody", ["changing"])
+        assert tries() == expected
+    admin.ensure_role(Role("other", (Permission("readwrite", "/c/", prefix=True),)))
+    admin.ensure_user("somebody", ["other"])
+    assert admin.user_roles("somebody") == ("other",)
+    assert tries() == "c"
+    for _ in range(2):
+        admin.delete_user("somebody")
+        admin.delete_role("changing")
+    assert "somebody" not in admin.users()
+    assert admin.roles() == ("other",)
+    with etcd.as_user(SOMEBODY) as store, pytest.raises(PermissionDenied, match="permission denied, for user somebody"):
+        store.get("/c/x")
+    with contextlib.closing(Administration(etcd.config(SOMEBODY))) as other, pytest.raises(PermissionDenied):
+        other.users()
+
+
+def test_who_works_does_not_notice_that_others_roles_change(admin: Administration, etcd: SecuredEtcd) -> None:
+    stop = threading.Event()
+    done: list[int] = []
+    failures: list[PodlaneError] = []
+
+    def work() -> None:
+        with etcd.as_user(profile.administrator()) as store:
+            while not stop.is_set():
+                try:
+                    revision = store.txn([], [Put("/work", b"")]).revision
+                    store.get("/work")
+                    store.watch("/work", start_revision=revision).cancel()
+                    done.append(revision)
+                except PodlaneError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(40):
+        admin.ensure_role(Role("changing", (Permission("read", f"/{number}"),)))
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert done
+
+
+def podlane(etcd: SecuredEtcd, *arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, ["etcd", *arguments, *etcd.options()], prog_name="podlane", catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_members_come_and_go(admin: Administration, etcd: SecuredEtcd, tmp_path: Path) -> None:
+    for name in ("s2", "s3"):
+        new = etcd.new_member(name)
+        printed = podlane(etcd, "add-member", name, "--peer-url", new.peer_url, "--timeout", "0")
+        cluster = ",".join([*(member.peer for member in etcd.members), new.peer])
+        assert f"--role server --name {name} --address 127.0.0.1 --join" in printed
+        assert f"--etcd-join {cluster}\n" in printed
+        assert "has not started; that one first" in podlane(
+            etcd, "add-member", "s9", "--peer-url", "https://127.0.0.9:1", code=1
+        )
+        new.start(cluster, "existing")
+        etcd.members.append(new)
+        assert f"member {name} votes" in podlane(etcd, "add-member", name, "--peer-url", new.peer_url)
+    etcd.wait_ready()
+    told = json.loads(podlane(etcd, "status", "-o", "json"))
+    assert [(each["name"], each["problem"], each["learner"]) for each in told["members"]] == [
+        ("s1", "", False),
+        ("s2", "", False),
+        ("s3", "", False),
+    ]
+
+    pauses = [line for line in podlane(etcd, "defragment", "--compact", "--disarm").splitlines() if " -> " in line]
+    assert sorted(line.split(":")[0] for line in pauses) == ["member s1", "member s2", "member s3"]
+    for _ in range(2):
+        podlane(etcd, "snapshot", str(tmp_path), "--keep", "1")
+    assert len(list(tmp_path.iterdir())) == 1
+
+    last = etcd.members.pop()
+    last.stop()
+    left = {member.id for member in admin.members() if member.name != last.name}
+    eventually(
+        lambda: all(admin.status(member.endpoint).leader in left for member in etcd.members), "one of the two leads"
+    )
+    assert "s3   " in podlane(etcd, "status", code=1)
+    assert "1 of the 2 others answer and 2 are needed" in podlane(etcd, "remove-member", "s2", code=1)
+    assert "meanwhile 1 of 3 would answer" in podlane(etcd, "defragment", "s2", code=1)
+    assert "member s3 removed; left: s1, s2" in podlane(etcd, "remove-member", "s3")
+    assert [member.name for member in admin.members()] == ["s1", "s2"]
+
+
+def faults(etcd: SecuredEtcd, folder: Path, plain: Etcd) -> dict[str, StoreConfig]:
+    """What can be wrong, and whose words say so."""
+    now = datetime.now(UTC)
+    ours, ok = Authority.load(etcd.pki), etcd.client_config
+    stranger = Authority.create(folder / "stranger", now=now)
+    files.issue_into(folder / "stranger", "root", stranger, profile.administrator(), now=now)
+    for name, begin in (("old", now - timedelta(days=9)), ("new", now + timedelta(days=9))):
+        files.issue_into(folder / name, "root", ours, profile.administrator(), now=begin, days=5)
+    (folder / "junk").write_text("junk")
+
+    def certificate(where: str) -> StoreConfig:
+        return replace(ok, certfile=str(folder / where / "root.pem"), keyfile=str(folder / where / "root.key"))
+
+    return {
+        "etcd wants a client certificate: --etcd-certfile": replace(ok, certfile="", keyfile=""),
+        "stranger/root.pem: not signed by an authority in ": certificate("stranger"),
+        "root.pem: not signed by an authority in ": replace(ok, cafile=str(folder / "stranger" / "ca.pem")),
+        "etcd's certificate: not signed by an authority in ": replace(
+            certificate("stranger"), cafile=str(folder / "stranger" / "ca.pem")
+        ),
+        "old/root.pem: certificate has expired": certificate("old"),
+        "new/root.pem: certificate is not yet valid; is this host's clock right?": certificate("new"),
+        "root.pem and ": replace(certificate("old"), keyfile=ok.keyfile),
+        "junk: holds no certificate that can be read": replace(ok, cafile=str(folder / "junk")),
+        "cannot be read as PEM": replace(ok, keyfile=str(folder / "junk")),
+        "it speaks TLS: https:// and --etcd-cafile are needed": replace(
+            ok, endpoints=(ok.endpoints[0].replace("https", "http"),)
+        ),
+        "it does not speak TLS: http:// instead of https://?": replace(
+            ok, endpoints=(plain.endpoints[0].replace("http", "https"),)
+        ),
+    }
+
+
+def test_a_connection_that_fails_says_what_is_wrong(etcd: SecuredEtcd, shared_etcd: Etcd, tmp_path: Path) -> None:
+    def says(config: StoreConfig) -> str:
+        with contextlib.closing(Administration(config)) as admin, pytest.raises(StoreUnavailable) as error:
+            admin.status(config.endpoints[0], timeout=20.0)
+        return str(error.value)
+
+    wrong = faults(etcd, tmp_path, shared_etcd)
+    with ThreadPoolExecutor(len(wrong)) as pool:
+        said = dict(zip(wrong, pool.map(says, wrong.values()), strict=True))
+    assert {expected: text for expected, text in said.items() if expected not in text} == {}
+
+    expired = next(config for expected, config in wrong.items() if "has expired" in expected)
+    with (
+        contextlib.closing(connect(expired)) as store,
+        pytest.raises(StoreUnavailable, match="certificate has expired"),
+    ):
+        store.get("/a", timeout=3.0)
