@@ -14,7 +14,6 @@ import random
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Protocol
 
 import msgspec
@@ -29,6 +28,7 @@ from podlane.api.network import NetworkConfig
 from podlane.api.subnets import DEFAULT_PREFIX, Address, LeaseValue, Subnets, config_key
 from podlane.errors import AlreadyExists, Conflict, NotFound, PodlaneError, UsageError
 from podlane.store import keys
+from podlane.store.enrolled import HostRecord
 from podlane.store.interface import Compare, Delete, Get, KeyValue, Op, Put, Store
 from podlane.store.roles import ROOT, Role, node_roles, scheduler_role
 
@@ -45,22 +45,6 @@ class Accounts(Protocol):
     def delete_user(self, name: str) -> object: ...
 
     def delete_role(self, name: str) -> object: ...
-
-
-class HostRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The value of a record. `subnets` is as in the lease's key; `key_hash` is that of the key it is known by: a node's
-    agent's, a server's etcd's.
-
-    `revoked` says when (RFC 3339) the identity was taken away; "" while it holds.
-    """
-
-    addresses: tuple[str, ...] = ()
-    subnets: str = ""
-    key_hash: str = ""
-    revoked: str = ""
-
-    def parsed_addresses(self) -> tuple[Address, ...]:
-        return tuple(map(ip_address, self.addresses))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from podlane.api.subnets import Address
 from podlane.errors import Invalid, PodlaneError
-from podlane.host.enrol import HostRecord, Hosts
+from podlane.host.enrol import Hosts
 from podlane.host.joinmessages import JoinRequest
 from podlane.host.jointokens import TokenRecord
 from podlane.host.options import name_error
 from podlane.pki import certificates as c
 from podlane.pki import profile
 from podlane.pki.profile import NODE_DAEMONS, NODES, SERVER_DAEMONS, SERVERS, Profile
+from podlane.store.enrolled import HostRecord
 
 NOT_KNOWN = "the token is not known here: it has expired, was deleted, or is not what was printed"
 _NEVER_A_NODE = ("localhost", profile.ADMINISTRATOR)

@@ -22,7 +22,7 @@ from podlane.api.subnets import DEFAULT_PREFIX, config_key
 from podlane.errors import NotFound, PodlaneError, StoreUnavailable
 from podlane.host import joinrules as rules
 from podlane.host import jointokens
-from podlane.host.enrol import Accounts, Enrolment, HostRecord, Hosts, NewKey, enrol_node, enrol_server, read_hosts
+from podlane.host.enrol import Accounts, Enrolment, Hosts, NewKey, enrol_node, enrol_server, read_hosts
 from podlane.host.joinmessages import JoinAnswer, JoinRequest, RenewAnswer, RenewRequest
 from podlane.host.joinrules import Admission, Known, Refused
 from podlane.host.jointries import Tries
@@ -33,6 +33,7 @@ from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
 from podlane.store import keys
 from podlane.store.adminwire import Member
+from podlane.store.enrolled import HostRecord
 from podlane.store.interface import Store
 
 _REQUESTS = metrics.counter(

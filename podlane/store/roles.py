@@ -95,6 +95,7 @@ def scheduler_role() -> Role:
             _all("readwrite", keys.REPORTS),
             _all("readwrite", keys.PROXIES),
             _all("read", keys.CLUSTER_CONFIG),
+            _all("read", keys.ENROLLED_NODES),
         ),
     )
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from podlane.api.types import Node, ObjectMeta
-from podlane.host.enrol import HostRecord
 from podlane.host.joinservice import ServiceRecord
 from podlane.store import keys
+from podlane.store.enrolled import HostRecord
 from podlane.store.interface import Put
 from tests.unit.cli_shell import Shell, lines
 

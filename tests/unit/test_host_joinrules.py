@@ -7,13 +7,14 @@ from ipaddress import ip_address
 import msgspec
 import pytest
 
-from podlane.host.enrol import HostRecord, Hosts
+from podlane.host.enrol import Hosts
 from podlane.host.joinmessages import JoinRequest
 from podlane.host.joinrules import Admission, Known, Refused, admit, check_token, key_hash, renewal
 from podlane.host.jointokens import TokenRecord
 from podlane.pki import certificates as c
 from podlane.pki import profile
 from podlane.pki.profile import NODE_DAEMONS, SERVER_DAEMONS
+from podlane.store.enrolled import HostRecord
 
 pytestmark = pytest.mark.unit
 
