@@ -67,10 +67,10 @@ def _choose(options: Mapping[str, Given]) -> str:
     return "etcd_endpoints" if endpoints else "lab" if lab else ""
 
 
-def _enter(lab: str) -> StoreConfig:
+def _enter(lab: str, user: str) -> StoreConfig:
     from podlane.lab.context import enter
 
-    return enter(lab)
+    return enter(lab, user)
 
 
 def _running_labs() -> list[str]:
@@ -79,8 +79,8 @@ def _running_labs() -> list[str]:
     return running()
 
 
-def resolve(options: Mapping[str, Given]) -> StoreConfig:
-    """Where etcd is. For a lab, moves the process into the lab's network namespace.
+def resolve(options: Mapping[str, Given], *, lab_user: str = "operator") -> StoreConfig:
+    """Where etcd is. For a lab, moves the process into the lab's network namespace; `lab_user` is who we are there.
 
     Raises UsageError when it cannot be told.
     """
@@ -92,7 +92,7 @@ def resolve(options: Mapping[str, Given]) -> StoreConfig:
         if chosen == "etcd_endpoints":
             return StoreConfig(endpoints=parse_endpoints(options["etcd_endpoints"].value), **given)
         if chosen == "lab":
-            return _enter(options["lab"].value)
+            return _enter(options["lab"].value, lab_user)
         path = Path(options["config"].value if "config" in options else CONFIG_FILE)
         config = read_config(path) if "config" in options or path.exists() else ConfigFile()
         if config.etcd is not None:
@@ -100,8 +100,8 @@ def resolve(options: Mapping[str, Given]) -> StoreConfig:
     except Invalid as error:
         raise UsageError(str(error)) from error
     if config.lab:
-        return _enter(config.lab)
-    return _enter(fallback(path, _running_labs()))
+        return _enter(config.lab, lab_user)
+    return _enter(fallback(path, _running_labs()), lab_user)
 
 
 def fallback(path: Path, labs: Sequence[str]) -> str:

@@ -49,8 +49,9 @@ def administration(session: Session) -> Iterator[Administration]:
     """The connection, for as long as it is needed. A refusal names the remedy."""
     from podlane.cli.connection import resolve
     from podlane.store.administration import Administration
+    from podlane.store.roles import ROOT
 
-    admin = Administration(resolve(session.options))
+    admin = Administration(resolve(session.options, lab_user=ROOT))
     try:
         yield admin
     except PermissionDenied as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from podlane.lab import cluster, network
 from podlane.store.config import StoreConfig
+from podlane.store.roles import OPERATOR
 
 
 def running() -> list[str]:
@@ -15,8 +16,8 @@ def running() -> list[str]:
     return [name for name in cluster.existing() if network.namespaces(cluster.load(name).underlay)]
 
 
-def enter(name: str) -> StoreConfig:
-    """Move this process into a lab's underlay and return how to reach its etcd.
+def enter(name: str, user: str = OPERATOR) -> StoreConfig:
+    """Move this process into a lab's underlay and return how to reach its etcd, as its operator or as `root`.
 
     To be called before any thread or connection is made. Raises LabError when
     there is no such lab, or one without TLS.
@@ -24,4 +25,4 @@ def enter(name: str) -> StoreConfig:
     lab = cluster.load(name)
     cluster.Lab(lab).check_tls()
     network.enter(lab.underlay)
-    return lab.store_config()
+    return lab.store_config(user)
