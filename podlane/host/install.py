@@ -134,11 +134,11 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
             [
                 ("version", _version(folder, bundle) if bundle.name not in actual.versions else ()),
                 ("keys", () if keyed else _keys(program, options, machine, token)),
-                ("settings", _settle(changed, options)),
+                ("settings", _settle(changed, options, first=first)),
                 ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
                 *_daemons(program, options, machine, touched, actual, first=first),
-                ("record", (each for each in changed if each.path == layout.RECORD)),
                 ("firewall", firewall.steps(options) if options.firewalld and (first or changed) else ()),
+                ("record", (each for each in changed if each.path == layout.RECORD)),
                 ("old versions", _prune(bundle.name, actual) if changed or switched else ()),
             ]
         ),
@@ -211,14 +211,15 @@ def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -
         yield Command((program, "host", "keys", *who, "--ca", options.ca, *given), makes=(PKI,))
 
 
-def _settle(changed: Iterable[File], options: InstallOptions) -> Iterator[Step]:
+def _settle(changed: Iterable[File], options: InstallOptions, *, first: bool) -> Iterator[Step]:
     """What the units stand on: files outside systemd's folder, and what brings them into effect."""
-    paths = {each.path for each in changed}
-    if paths:
+    chosen = [each for each in changed if not each.path.startswith(UNITS) and each.path != layout.RECORD]
+    paths = {each.path for each in chosen}
+    if first:
         yield Folder(layout.STATE)
         if options.own_etcd:
             yield Folder(layout.ETCD_DATA, 0o700)  # systemd gives it to etcd's user
-    yield from (each for each in changed if not each.path.startswith(UNITS) and each.path != layout.RECORD)
+    yield from chosen
     if USERS_FILE in paths:
         yield Command(("systemd-sysusers", USERS_FILE), undo=(("userdel", ETCD_USER),))
     if "/etc/modules-load.d/podlane.conf" in paths:

@@ -1,0 +1,169 @@
+"""Installing and upgrading a host: the plan, the same again, and what is left when anything fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from podlane.host import layout
+from podlane.host.apply import Undone
+from podlane.host.fake import FakeSystem
+from podlane.host.layout import CURRENT, ORDER, RECORD, unit_name
+from podlane.host.options import InstallOptions
+from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Start
+from tests.unit.host_world import ALL, BUNDLE, NEXT, NODE, applier, installed, machine, planned, state, system
+
+pytestmark = pytest.mark.unit
+
+GOLDEN = Path(__file__).with_name("host_golden")
+EXTERNAL = InstallOptions(
+    role="node", etcd=("https://192.0.2.1:2379",), ca="/root/ca.pem", cert_dir="/root/host1", firewalld=True
+)
+FURTHER = InstallOptions(
+    role="server",
+    join="https://192.0.2.1:10261",
+    etcd_join=("server1=https://192.0.2.1:2380", "host1=https://192.0.2.7:2380"),
+)
+
+
+def commands(plan: Plan) -> str:
+    """A plan without the contents of its files."""
+    return re.sub(r" /dev/stdin (\S+) <<'END'\n.*?\nEND(?=\n|$)", r" \1", str(plan), flags=re.DOTALL) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("all", ALL), ("node", NODE), ("external", EXTERNAL), ("further-server", FURTHER)]
+)
+def test_what_an_installation_does(name: str, options: InstallOptions) -> None:
+    assert commands(planned(system(options), options)) == (GOLDEN / f"install-{name}.txt").read_text()
+
+
+def test_the_token_is_shown_nowhere() -> None:
+    plan = planned(system(NODE), NODE)
+    assert "t0ken" not in str(plan)
+    assert [step.stdin for step in plan.steps if isinstance(step, Command) and step.stdin] == ["t0ken"]
+
+
+@pytest.mark.parametrize("options", [ALL, NODE, EXTERNAL, FURTHER])
+def test_only_etc_opt_run_and_var_are_written(options: InstallOptions) -> None:
+    for step in planned(system(options), options, NEXT, machine(network_manager=True)).steps:
+        match step:
+            case Folder() | File() | Link() | Remove():
+                written = [step.path]
+            case Command():
+                written = [*step.makes, *(w for w in step.argv[1:] if w.startswith("/usr") and step.argv[0] != "cp")]
+            case Start():
+                written = []
+        assert all(re.match(r"/(etc|opt|run|var)/", path) for path in written), step
+
+
+@pytest.mark.parametrize("options", [ALL, NODE, EXTERNAL])
+def test_the_same_again_changes_nothing(options: InstallOptions) -> None:
+    fake = installed(options)
+    assert fake.running >= {unit_name(each) for each in options.daemons}
+    assert planned(fake, options).stages == ()
+
+
+def test_another_option_restarts_only_whom_it_concerns() -> None:
+    plan = planned(installed(), replace(ALL, ip_masq=False))
+    assert commands(plan) == (
+        "# settings\ninstall -m 0644 /etc/podlane/netd.env\n\n"
+        "# netd\nsystemctl restart podlane-netd.service\n\n"
+        "# record\ninstall -m 0644 /etc/podlane/install.json\n"
+    )
+
+
+def test_a_daemon_that_was_stopped_is_started() -> None:
+    fake = installed()
+    fake.running.discard(unit_name("proxyd"))
+    assert str(planned(fake)) == "# proxyd\nsystemctl start podlane-proxyd.service"
+
+
+@pytest.mark.parametrize("options", [ALL, NODE, EXTERNAL])
+def test_a_failure_anywhere_leaves_nothing(options: InstallOptions) -> None:
+    whole = installed(options).changes
+    for n in range(1, whole + 1):
+        fake = system(options)
+        fake.fail_at = n
+        plan = planned(fake, options)
+        if not _fails(fake, plan):
+            continue  # a step that may fail
+        assert state(fake) == state(system(options)), f"change {n}: {fake.log[n - 1]}"
+
+
+def _fails(fake: FakeSystem, plan: Plan) -> bool:
+    """False: it was a step that may fail. What is said of the rest is checked here."""
+    try:
+        applier(fake).apply(plan)
+    except Undone as error:
+        said = str(error)
+    else:
+        return False
+    assert "everything that this run did is undone" in said
+    return True
+
+
+def test_a_daemon_that_does_not_start_is_told_and_everything_is_undone() -> None:
+    fake = system()
+    fake.broken.add(unit_name("agent"))
+    with pytest.raises(Undone, match=r"^agent: start podlane-agent\.service: it ends \(exit-code\)"):
+        applier(fake).apply(planned(fake))
+    assert state(fake) == state(system())
+
+
+def test_an_upgrade_is_unpacked_beside_and_restarts_one_after_the_other() -> None:
+    fake = installed()
+    begin = len(fake.log)
+    applier(fake).apply(planned(fake, bundle=NEXT))
+    done = fake.log[begin:]
+    restarts = [line for line in done if line.startswith("systemctl restart")]
+    assert restarts == [f"systemctl restart {unit_name(each)}" for each in ORDER]
+    assert done.index(f"link {CURRENT} versions/{NEXT.name}") < done.index(restarts[0])
+    assert fake.names(layout.VERSIONS) == (BUNDLE.name, NEXT.name)
+
+
+def test_a_failed_upgrade_goes_back_wherever_it_fails() -> None:
+    before = installed()
+    fake = installed()
+    applier(fake).apply(planned(fake, bundle=NEXT))
+    for n in range(before.changes + 1, fake.changes + 1):
+        fake = installed()
+        fake.fail_at = n
+        if _fails(fake, planned(fake, bundle=NEXT)):
+            assert state(fake) == state(before), f"change {n}: {fake.log[n - 1]}"
+
+
+def test_the_old_daemons_run_again_when_a_new_one_does_not() -> None:
+    fake = installed()
+    fake.broken.add(unit_name("netd"))
+    fake.log.clear()
+    with pytest.raises(Undone, match=r"^netd: start"):
+        applier(fake).apply(planned(fake, bundle=NEXT))
+    back = fake.log[fake.log.index(f"link {CURRENT} versions/{BUNDLE.name}") :]
+    again = [unit_name(each) for each in ("etcd", "join", "scheduler", "netd")]
+    assert [line for line in back if line.startswith("systemctl restart")] == [f"systemctl restart {u}" for u in again]
+
+
+def test_two_versions_are_kept() -> None:
+    fake = installed()
+    applier(fake).apply(planned(fake, bundle=NEXT))
+    third = type(NEXT)("/var/tmp/z", "1.2.0", "aaaaaaaaaaaa", "/usr/bin/python3")
+    applier(fake).apply(planned(fake, bundle=third))
+    assert fake.names(layout.VERSIONS) == (NEXT.name, third.name)
+
+
+def test_an_interrupted_unpacking_is_begun_anew() -> None:
+    fake = system()
+    fake.make_folder(layout.version_folder(BUNDLE.name), 0o755)
+    fake.write(f"{layout.version_folder(BUNDLE.name)}/half", b"", 0o644)
+    applier(fake).apply(planned(fake))
+    assert fake.look(f"{layout.version_folder(BUNDLE.name)}/half") is None
+
+
+def test_a_record_of_another_program_is_no_record() -> None:
+    fake = installed()
+    fake.write(RECORD, b"{}", 0o644)
+    assert [stage.name for stage in planned(fake).stages] == ["settings", "cluster", "record"]
