@@ -36,12 +36,15 @@ from podlane.api.types import (
 from podlane.errors import StoreUnavailable
 from podlane.runtime.clock import Clock
 from podlane.store import keys
+from podlane.store.enrolled import HostRecord, read_record
+from podlane.store.interface import KeyValue
 from podlane.store.mirror import Mirror
 from podlane.store.registry import ObjectList, Registry
-from scheduler import nodes
-from scheduler.inbox import Inbox, Reports
+from scheduler import inbox, nodes
+from scheduler.inbox import Inbox
 from scheduler.view import Source, View, revision_of
 
+T = TypeVar("T")
 O = TypeVar("O", bound=Object)  # noqa: E741 - an object
 
 FURTHER = (Namespace, ResourceQuota, PriorityClass, ConfigMap, Secret)
@@ -70,14 +73,9 @@ class Cluster:
         self.nodes = self._mirror(Node)
         self.leases = self._mirror(Lease, NODE_LEASE_NAMESPACE)
         self.further: dict[type[Object], Mirror[Any]] = {cls: self._mirror(cls) for cls in FURTHER}
-        self.reports = Mirror(
-            registry.store,
-            keys.REPORTS,
-            decode=lambda kv: kv,
-            on_change=self._tells_of(PodReport),
-            name="report",
-            clock=clock,
-        )
+        # as they are stored: most of what a node says it says again soon, and only what is looked at need be understood
+        self.reports = self._keys(keys.REPORTS, lambda kv: kv, PodReport, "report")
+        self.enrolled = self._keys(keys.ENROLLED_NODES, read_record, PodReport, "enrolled")
 
     @property
     def mirrors(self) -> tuple[Mirror[Any], ...]:
@@ -90,6 +88,7 @@ class Cluster:
             self.leases,
             *self.further.values(),
             self.reports,
+            self.enrolled,
         )
 
     def listen(self, listeners: Mapping[type[Struct], Iterable[Callable[[], None]]]) -> None:
@@ -100,6 +99,11 @@ class Cluster:
     def _mirror(self, cls: type[O], namespace: str | None = None) -> Mirror[O]:
         keep = metadata_only if cls in METADATA_ONLY else None
         return self.registry.mirror(cls, self._tells_of(cls), namespace, keep=keep)
+
+    def _keys(self, prefix: str, read: Callable[[KeyValue], T], listeners: type[Struct], name: str) -> Mirror[T]:
+        """Of keys that are no objects; who listens for `listeners` hears of them."""
+        changed = self._tells_of(listeners)
+        return Mirror(self.registry.store, prefix, decode=read, on_change=changed, name=name, clock=self._clock)
 
     def _tells_of(self, cls: type[Struct]) -> Callable[[], None]:
         def changed() -> None:
@@ -169,9 +173,10 @@ class Snapshot:
         nodes: Source[Node],
         leases: Source[Lease],
         further: Mapping[type[Object], Source[Any]],
-        reports: Reports,
+        reports: inbox.Source[KeyValue],
+        enrolled: inbox.Source[HostRecord],
     ) -> None:
-        self.inbox = Inbox(reports)
+        self.reports, self.enrolled = Inbox(reports), Inbox(enrolled)
         self.pods = View(pods)
         self.controllers = View(controllers)
         self.services = View(services)
@@ -202,13 +207,15 @@ class Snapshot:
             leases=cluster.leases,
             further=cluster.further,
             reports=cluster.reports,
+            enrolled=cluster.enrolled,
         )
         return cluster.snapshot
 
     def close(self) -> None:
         for view in self._views.values():
             view.close()
-        self.inbox.close()
+        self.reports.close()
+        self.enrolled.close()
 
     def of_kind(self, cls: type[O]) -> View[O]:
         """The view of a kind."""

@@ -41,7 +41,7 @@ class EventsLoop(Loop):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._inbox = self.snapshot.inbox.slot(of_events=True)
+        self._inbox = self.snapshot.reports.slot(keys.is_event_report)
         self._pods = self.snapshot.pods.feed()
         self._waiting: dict[str, None] = {}
         self._bound: dict[str, tuple[str, str]] = {}

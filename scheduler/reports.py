@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
 
 from podlane.api.meta import is_pod_ready, namespaced_name, utcnow_from
 from podlane.api.types import Node, Pod, PodReport, PodStatus
+from podlane.store.enrolled import HostRecord
 from podlane.store.keys import ReportKey
 from podlane.store.reports import carried_over, is_marked
+from scheduler.view import Changes
 
 Network = IPv4Network | IPv6Network
 
@@ -52,18 +54,39 @@ class Reporter:
     addresses: tuple[Network, ...] = ()
     networks: tuple[Network, ...] = ()
 
-    @classmethod
-    def of(cls, node: Node | None, *, alive: bool) -> Reporter:
-        if node is None:
-            return cls(alive)
-        addresses = (a.address for a in node.status.addresses if a.type != "Hostname")
-        cidrs = dict.fromkeys((node.spec.pod_cidr, *node.spec.pod_cidrs))
-        return cls(alive, tuple(_networks(addresses)), tuple(_networks(cidrs)))
-
     def allowed(self, address: str, *, on_host: bool) -> list[Network]:
         """Where an address of a pod must be, of its family. Raises ValueError for what is no address."""
         version = ip_address(address).version
         return [network for network in (self.addresses if on_host else self.networks) if network.version == version]
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What enrolment knows of nodes (podlane.store.enrolled). It holds, whatever the node says of itself."""
+
+    records: Mapping[str, HostRecord] = field(default_factory=dict)
+    owners: Mapping[Network, str] = field(default_factory=dict)
+    """The node of each address."""
+
+    @classmethod
+    def of(cls, records: Mapping[str, HostRecord]) -> Hosts:
+        return cls(records, {ip: name for name, record in records.items() for ip in _networks(record.addresses)})
+
+    def after(self, changes: Changes[HostRecord]) -> Hosts:
+        if not changes.objects and not changes.complete:
+            return self
+        known = {} if changes.complete else self.records
+        return Hosts.of({name: record for name, record in {**known, **changes.objects}.items() if record is not None})
+
+    def reporter(self, name: str, node: Node | None, *, alive: bool) -> Reporter:
+        record = self.records.get(name, HostRecord())
+        said = node or Node()
+        addresses = _networks((*record.addresses, *(a.address for a in said.status.addresses if a.type != "Hostname")))
+        return Reporter(
+            alive,
+            addresses=tuple(ip for ip in dict.fromkeys(addresses) if self.owners.get(ip, name) == name),
+            networks=record.networks() or tuple(_networks(dict.fromkeys((said.spec.pod_cidr, *said.spec.pod_cidrs)))),
+        )
 
 
 @dataclass(frozen=True, slots=True)

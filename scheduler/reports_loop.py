@@ -39,7 +39,9 @@ class ReportsLoop(Loop):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._inbox = self.snapshot.inbox.slot(of_events=False)
+        self._inbox = self.snapshot.reports.slot(lambda key: not keys.is_event_report(key))
+        self._enrolled = self.snapshot.enrolled.slot()
+        self._hosts = reports.Hosts()
         self._pods, self._nodes = self.snapshot.pods.feed(), self.snapshot.nodes.feed()
         self._leases = self.snapshot.leases.feed()
         self._alive: frozenset[str] = frozenset()
@@ -80,16 +82,17 @@ class ReportsLoop(Loop):
                 index.clear()
         for key, kv in came.objects.items():
             self._index(key, there=kv is not None)
+        enrolled = self._enrolled.take()
+        self._hosts = self._hosts.after(enrolled)
         pods, nodes, leases = self._pods.take(), self._nodes.take(), self._leases.take()
         if leases.complete or leases.objects:
             self._alive = self.snapshot.alive()
-        if pods.complete or nodes.complete or leases.complete:
+        if pods.complete or nodes.complete or leases.complete or enrolled.complete:
             self._dirty.update(*self._of_node.values())
         for name in pods.objects.keys() & self._of_pod.keys():
             self._dirty |= self._of_pod[name]
-        for changes in (nodes, leases):
-            for path in changes.objects:  # a lease's is namespace/name
-                self._dirty |= self._of_node.get(path.rpartition("/")[2], set())
+        for path in (*nodes.objects, *leases.objects, *enrolled.objects):  # a lease's is namespace/name
+            self._dirty |= self._of_node.get(path.rpartition("/")[2], set())
 
     def _index(self, key: str, *, there: bool) -> None:
         node, _, pod = key.replace("/pods/", "/", 1).partition("/")
@@ -123,7 +126,7 @@ class ReportsLoop(Loop):
         return items
 
     def _reporter(self, node: str) -> reports.Reporter:
-        return reports.Reporter.of(self.snapshot.nodes.get(node), alive=node in self._alive)
+        return self._hosts.reporter(node, self.snapshot.nodes.get(node), alive=node in self._alive)
 
     # --- carrying out ---------------------------------------------------------------------------
 

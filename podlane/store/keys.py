@@ -149,6 +149,11 @@ def parse_report_key(key: str) -> ReportKey:
     raise ValueError(f'parse key: no report has the key "{key}"')
 
 
+def is_event_report(key: str) -> bool:
+    """Whether a key below REPORTS, given without that, is (or pretends to be) of an event."""
+    return key.split("/")[1:2] == ["events"]
+
+
 def enrolled_node_key(node: str) -> str:
     """That a node has an identity in this cluster; see podlane.host.enrol."""
     return f"{ENROLLED_NODES}{_part(node)}"

@@ -22,6 +22,7 @@ from podlane.api.types import (
 )
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
+from podlane.store.enrolled import HostRecord, read_record
 from podlane.store.interface import Compare, KeyValue
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
@@ -129,6 +130,7 @@ class Scheduler:
     def __init__(self, store: MemoryStore, clock: FakeClock, fence: Compare | None = None, seed: int = 1) -> None:
         self.sources = {cls: LaggingSource.of(store, cls) for cls in KINDS}
         self.sources[PodReport] = LaggingSource(store, keys.REPORTS, lambda kv: kv)
+        self.sources[HostRecord] = LaggingSource(store, keys.ENROLLED_NODES, read_record)
         names = ("pods", "controllers", "services", "slices", "nodes", "leases")
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
@@ -139,6 +141,7 @@ class Scheduler:
                 **{name: self.sources[cls] for name, cls in zip(names, KINDS, strict=False)},
                 further={cls: self.sources[cls] for cls in FURTHER},
                 reports=self.sources[PodReport],
+                enrolled=self.sources[HostRecord],
             ),
             events=self.events,
             clock=clock,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from podlane.api.types import (
 from podlane.errors import Fenced, NotFound
 from podlane.runtime.clock import FakeClock
 from podlane.store import keys
+from podlane.store.enrolled import HostRecord
 from podlane.store.interface import Compare, Delete, Put
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
@@ -69,14 +71,18 @@ def item(
     return reports.Item(keys.ReportKey(on, "", "default", "p"), revision, report, it)
 
 
-def planned(*items: reports.Item, alive: bool = True, of: Node | None = NODE1) -> str:
-    return str(reports.plan(items, {"n1": reports.Reporter.of(of, alive=alive)}, T0))
+def reporter(of: Node | None = NODE1, *, alive: bool = True, **enrolled: HostRecord) -> dict[str, reports.Reporter]:
+    return {"n1": reports.Hosts.of(enrolled).reporter("n1", of, alive=alive)}
+
+
+def planned(*items: reports.Item, alive: bool = True, of: Node | None = NODE1, **enrolled: HostRecord) -> str:
+    return str(reports.plan(items, reporter(of, alive=alive, **enrolled), T0))
 
 
 def test_a_status_is_stored_once() -> None:
     p = pod("p", node="n1")
     assert planned(item(p, status())) == "store status of pod default/p: Running ready 10.5.1.2"
-    (stored,) = reports.plan([item(p, status())], {"n1": reports.Reporter.of(NODE1, alive=True)}, T0).store
+    (stored,) = reports.plan([item(p, status())], reporter(), T0).store
     assert planned(item(stored.pod, status())) == ""
 
 
@@ -100,14 +106,14 @@ def test_what_is_not_the_agents_to_say_stays() -> None:
     lie = Condition(type="PodScheduled", status="False", reason="Unschedulable")
     said = status(qos_class="Guaranteed", nominated_node_name="n9", container_statuses=(ContainerStatus(name="main"),))
     said = replace(said, conditions=(lie, replace(gate, status="True"), *said.conditions))
-    (stored,) = reports.plan([item(p, said)], {"n1": reports.Reporter.of(NODE1, alive=True)}, T0).store
+    (stored,) = reports.plan([item(p, said)], reporter(), T0).store
     new = stored.pod.status
     assert new.conditions[:2] == (placed, gate)
     assert (new.qos_class, new.nominated_node_name, new.phase) == ("Burstable", "", "Running")
     assert new.container_statuses == said.container_statuses
     # who made a pod for a node has nobody who says that it is placed
     authored = replace(p, status=PodStatus())
-    (stored,) = reports.plan([item(authored, said)], {"n1": reports.Reporter.of(NODE1, alive=True)}, T0).store
+    (stored,) = reports.plan([item(authored, said)], reporter(), T0).store
     assert {c.type for c in stored.pod.status.conditions} == {"PodScheduled", "Initialized", "ContainersReady", "Ready"}
 
 
@@ -151,6 +157,23 @@ def test_an_address_waits_until_it_is_known_whose_it_is_and_one_it_had_may_stay(
     )
 
 
+def test_of_an_enrolled_node_its_record_is_believed_and_not_what_it_says_itself() -> None:
+    enrolled = {
+        "n1": HostRecord(("192.168.64.11",), "10.5.3.0-24&fd00:5:3::-64"),
+        "n2": HostRecord(("192.168.64.12",), "10.5.1.0-24"),
+    }
+    p = pod("p", node="n1")
+    assert planned(item(p, status(ip="10.5.1.9")), **enrolled).endswith("10.5.1.9, and not one of 10.5.3.0/24")
+    assert planned(item(p, status(ip="10.5.3.9")), of=None, **enrolled).endswith("Running ready 10.5.3.9")
+    assert planned(item(p, status(ip="fd00:5:3::9")), **enrolled).endswith("Running ready fd00:5:3::9")
+    addresses = [NodeAddress(type="InternalIP", address=f"192.168.64.{number}") for number in (12, 111)]
+    liar = replace(NODE1, status=replace(NODE1.status, addresses=tuple(addresses)))
+    p = replace(p, spec=replace(p.spec, host_network=True))
+    for own in ("192.168.64.11", "192.168.64.111"):
+        assert planned(item(p, status(ip=own)), of=liar, **enrolled).endswith(f"Running ready {own}")
+    assert "the address 192.168.64.12, and not one" in planned(item(p, status(ip="192.168.64.12")), of=liar, **enrolled)
+
+
 def test_a_silent_node_is_not_believed_but_for_what_has_ended() -> None:
     assert planned(item(pod("p", node="n1"), status()), alive=False) == ""
     ending = pod("p", node="n1", terminating=True)
@@ -162,7 +185,7 @@ def test_a_pod_marked_while_its_node_was_silent_waits_for_a_new_word() -> None:
     assert planned(item(marked, status(), revision=19)) == ""
     said_again = item(marked, status(since=1), revision=21)
     assert planned(said_again) == "store status of pod default/p: Running ready 10.5.1.2"
-    (stored,) = reports.plan([said_again], {"n1": reports.Reporter.of(NODE1, alive=True)}, T0 + 30).store
+    (stored,) = reports.plan([said_again], reporter(), T0 + 30).store
     ready = get_condition(stored.pod.status.conditions, "Ready")
     assert ready is not None
     assert ready.last_transition_time == at(30)  # it is ready again since now, whatever its agent knows
@@ -297,6 +320,14 @@ def test_a_refusal_is_told_once_and_holds_until_what_speaks_against_it_changes(w
     world.registry.modify(Node, "", "n1", lambda n: replace(n, spec=NodeSpec(pod_cidr="10.5.9.0/24")))
     world.sync()
     assert world.pod().status.pod_ip == "10.5.9.9"
+    enrolled = msgspec.json.encode(HostRecord(subnets="10.5.8.0-24"))
+    world.store.txn([], [Put(keys.enrolled_node_key("n1"), enrolled)])
+    world.report(status(ip="10.5.9.10"))
+    world.sync()
+    assert world.pod().status.pod_ip == "10.5.9.9"
+    world.store.txn([], [Delete(keys.enrolled_node_key("n1"))])
+    world.sync()
+    assert world.pod().status.pod_ip == "10.5.9.10"
 
 
 def test_a_word_that_is_not_the_last_any_more_is_not_carried_over(world: World) -> None:
