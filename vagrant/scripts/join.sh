@@ -5,7 +5,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 
 if installed; then
-    sh "$BUNDLE" upgrade --yes
+    sh "$BUNDLE" upgrade
 else
     # No address, no interface: it is the one that leads to the server, and never the NAT's.
     sh "$BUNDLE" install --role node --name "$1" --join "https://$2:10261" --yes $FIREWALLD

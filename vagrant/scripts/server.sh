@@ -5,7 +5,7 @@ set -eu
 . "$(dirname "$0")/common.sh"
 
 if installed; then
-    sh "$BUNDLE" upgrade --yes
+    sh "$BUNDLE" upgrade
 else
     # The address is named: with libvirt each machine has two networks by which it reaches the others.
     sh "$BUNDLE" install --role all --name "$1" --address "$2" --yes $FIREWALLD
