@@ -57,7 +57,8 @@ def test_an_update_under_load_loses_nothing_nor_does_one_that_is_taken_back(web:
     sources = {host.name: web.topology.netns(host) for host in web.nodes}
     with loading(sources, f"http://{web.address()}/", connections=1) as running:
         with pytest.raises(CommandError, match="paused with 0 of 3 pods") as failed:
-            update(web, "--image=podlane/none:1", "--timeout=3s", "--max-surge=100%")
+            # from a registry that refuses at once: how long a name is looked up in vain is the machine's affair
+            update(web, "--image=127.0.0.1:1/podlane/none:1", "--timeout=6s", "--max-surge=100%")
         assert "podlane/none:1" in str(failed.value) or "Image" in str(failed.value)
         assert len(web.ready()) == PODS
         assert update(web, "--rollback") == "replicationcontroller/web rolled back\n"
