@@ -49,7 +49,7 @@ def status(session: Session, *, output: str, no_headers: bool) -> None:
         click.echo(table(rows if no_headers else [_COLUMNS, *rows]))
         word = {True: "on", False: "off", None: "unknown"}[auth]
         click.echo(f"\nauthentication: {word}")
-    if ill := [f"member {each.name}: {each.complaint}" for each in survey.members if each.complaint]:
+    if ill := [f"member {each.name}: {_with_remedy(each.complaint)}" for each in survey.members if each.complaint]:
         fail("\n".join(ill))
 
 
@@ -97,6 +97,11 @@ def _known(member: Member) -> dict[str, Any]:
         "peerURLs": list(member.peer_urls),
         "clientURLs": list(member.client_urls),
     }
+
+
+def _with_remedy(complaint: str) -> str:
+    full = "NOSPACE" in complaint
+    return f"{complaint}: it takes no writes; podlane etcd defragment --compact --disarm" if full else complaint
 
 
 def _role(each: Surveyed) -> str:

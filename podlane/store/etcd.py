@@ -13,7 +13,7 @@ from typing import Any
 
 from etcd3 import etcdrpc
 
-from podlane.errors import StoreUnavailable
+from podlane.errors import PermissionDenied, StoreUnavailable
 from podlane.store import wire
 from podlane.store.config import StoreConfig
 from podlane.store.endpoints import Endpoints, Stubs
@@ -33,6 +33,7 @@ from podlane.store.interface import (
 
 PAGE = 2000  # keys; a page of pods is about 4 MB
 LIST_ATTEMPTS = 5
+_NAMED = 5  # keys of a transaction that was refused
 
 
 class EtcdStore:
@@ -95,13 +96,16 @@ class EtcdStore:
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> TxnResult:
-        response = self._endpoints.call(
-            _describe(then, otherwise),
-            lambda stubs: stubs.kv.Txn,
-            wire.txn_request(compare, then, otherwise),
-            timeout=timeout,
-            repeatable=all(isinstance(op, Get) for op in (*then, *otherwise)),
-        )
+        try:
+            response = self._endpoints.call(
+                _describe(then, otherwise),
+                lambda stubs: stubs.kv.Txn,
+                wire.txn_request(compare, then, otherwise),
+                timeout=timeout,
+                repeatable=all(isinstance(op, Get) for op in (*then, *otherwise)),
+            )
+        except PermissionDenied as error:  # of which of them etcd does not say
+            raise PermissionDenied(f"{error}{_all_keys(compare, then, otherwise)}") from error
         return wire.txn_result(response)
 
     def watch(self, prefix: str, *, start_revision: int, timeout: float = DEFAULT_TIMEOUT) -> Watch:
@@ -184,6 +188,13 @@ def _keep_alive_all(stubs: Stubs) -> Any:
             stream.cancel()
 
     return call
+
+
+def _all_keys(compare: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]) -> str:
+    """What a transaction is about, if that is more than `_describe` names; a comparison is reading."""
+    keys = list(dict.fromkeys(each.key for each in (*then, *otherwise, *compare)))
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f" (one of {', '.join(keys[:_NAMED])}{more})" if len(keys) > 1 else ""
 
 
 def _describe(then: Sequence[Op], otherwise: Sequence[Op]) -> str:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Restoration:
     peer_url: str
     cluster: tuple[tuple[str, str], ...] = ()
     force: bool = False
-    tool: str = field(default="")
+    tool: str = ""
 
     def __post_init__(self) -> None:
         if (self.name, self.peer_url) not in self.members:
