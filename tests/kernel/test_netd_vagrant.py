@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually
+from netd.kernel import LinuxKernel
+from podlane.host.machine import choose_address
+from podlane.host.options import InstallOptions
+from proxyd.addresses import NodeAddresses
+from tests.kernel.conftest import NetnsEtcd, NetnsMaker, eventually, inside
 from tests.kernel.netd_nodes import CONFIG, Cluster, Node
 
 pytestmark = pytest.mark.kernel
@@ -38,6 +42,12 @@ def test_the_interface_to_the_nat_is_not_chosen(cluster: Cluster) -> None:
         assert json.loads(node.value)["PublicIP"] == node.ns.address
     cluster.acquainted()
     assert a.pings(b)
+    # nor by the installation, nor for node ports, which are served where the Node says it is
+    options = InstallOptions(role="node", join=cluster.etcd.endpoint.replace("http:", "https:"))
+    with inside(a.ns):
+        assert choose_address(options, LinuxKernel())[:2] == ((a.ns.address,), "eth1")
+        assert NodeAddresses().select(primary=[a.ns.address]) == (a.ns.address,)
+        assert NodeAddresses().select() == ("10.0.2.15",), "what it would be without the Node's word"
 
 
 def test_a_second_host_with_the_same_public_address_is_refused_until_the_first_is_gone(cluster: Cluster) -> None:
