@@ -168,7 +168,7 @@ def _files(present: Present, stay: set[str]) -> Iterator[Step]:
             spared = [word for path in inside for word in ("!", "-path", path)]
             argv = ("find", folder, "-mindepth", "1", "-maxdepth", "1", *spared, "-exec", "rm", "-rf", "{}", "+")
             yield Command(argv)
-    if ETCD_DATA not in stay and USERS_FILE in present.paths:
+    if ETCD_DATA not in stay and (USERS_FILE in present.paths or ETCD_DATA in present.kept):
         yield Command(("userdel", ETCD_USER), may_fail=True)
 
 

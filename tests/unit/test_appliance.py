@@ -48,6 +48,16 @@ def test_misuse_is_told_before_anything_is_done(words: tuple[str, ...], message:
     assert done.stderr.startswith(f"appliance: {message}\nusage: ")
 
 
+def test_the_kernel_is_tried_in_the_same_way_with_and_without_python() -> None:
+    from podlane.host.trykernel import SCRIPT
+
+    assert f"unshare --net --mount sh -c '\n{SCRIPT}    ' 2>&1" in (ROOT / "appliance").read_text()
+
+
+def test_what_is_behind_the_bundle_is_plain_sh() -> None:
+    subprocess.run(["sh", "-n", ROOT / "podlane" / "host" / "selfextract.sh"], check=True, timeout=30)
+
+
 def test_the_scripts_are_plain_sh_and_can_be_run() -> None:
     for script in ("appliance", ".ci/run"):
         path = ROOT / script
