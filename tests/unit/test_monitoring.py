@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FOLDER = DOCS / "monitoring"
-DAEMONS = ("netd", "proxyd", "scheduler", "podlane.store", "podlane.runtime")
+DAEMONS = ("netd", "proxyd", "scheduler", "podlane.host", "podlane.store", "podlane.runtime")
 
 # Of etcd 3.4 and later, as its /metrics has them, and of Prometheus itself.
 FOREIGN = frozenset(
@@ -156,7 +156,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
         "Cluster",
         "All daemons",
-        "scheduler",
+        "scheduler and join service",
         "agent",
         "netd",
         "proxyd",
