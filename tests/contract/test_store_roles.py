@@ -13,14 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from podlane.api.meta import get_condition, is_pod_active, is_pod_ready
-from podlane.api.subnets import config_key
+from podlane.api.subnets import Subnets, config_key
 from podlane.api.types import (
     ClusterConfig,
     ConfigMap,
@@ -84,14 +84,15 @@ class SmallCluster:
             admin.enable_auth()
             enrol_server(self.root, admin, server="s1", addresses=[])
             for node, address in ADDRESSES.items():
-                enrolled = enrol_node(self.root, admin, node=node, addresses=[ip_address(address)])
+                subnets = Subnets(v4=IPv4Network(f"10.5.{node[-1]}.0/24"))  # a hollow node's is the one of its number
+                enrolled = enrol_node(self.root, admin, node=node, addresses=[ip_address(address)], subnets=subnets)
                 self.subnets[node] = enrolled.subnets.key
 
     def start(self) -> None:
         self._run("scheduler", profile.scheduler("s1"), "run", "--identity", "s1")
         for node in (ONE, TWO):
-            arguments = ("hollow", "--nodes", "1", "--first", node[-1], "--start-seconds", "0.1")
-            self._run(node, profile.node_daemon("agent", node), *arguments)
+            arguments = ("--nodes", "1", "--first", node[-1], "--pod-network", "10.5.0.0/16", "--start-seconds", "0.1")
+            self._run(node, profile.node_daemon("agent", node), "hollow", *arguments)
         eventually(lambda: self.nodes_ready() == {ONE, TWO}, "both nodes are ready")
 
     def _run(self, name: str, who: profile.Profile, *arguments: str) -> None:
