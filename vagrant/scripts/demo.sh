@@ -4,7 +4,7 @@
 set -eu
 
 . "$(dirname "$0")/common.sh"
-podlane() { $PODLANE/podlane "$@"; }
+podlane() { "$PODLANE/podlane" "$@"; }
 
 if [ "$1" = address ]; then
     podlane get service web --no-headers | awk '{print $3}'

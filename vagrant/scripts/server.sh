@@ -8,6 +8,6 @@ if installed; then
     sh "$BUNDLE" upgrade
 else
     # The address is named: with libvirt each machine has two networks by which it reaches the others.
-    sh "$BUNDLE" install --role all --name "$1" --address "$2" --yes $FIREWALLD
+    sh "$BUNDLE" install --role all --name "$1" --address "$2" --yes ${FIREWALLD:+--firewalld}
 fi
 sh "$(dirname "$0")/image.sh"

@@ -4,4 +4,4 @@ set -eu
 
 . "$(dirname "$0")/common.sh"
 systemctl is-active --quiet podlane-join.service
-$PODLANE/podlane join-token create --node "$1" --ttl 10m -o json | sed -n 's/^ *"token": "\(.*\)",*$/\1/p'
+"$PODLANE/podlane" join-token create --node "$1" --ttl 10m -o json | sed -n 's/^ *"token": "\(.*\)",*$/\1/p'
