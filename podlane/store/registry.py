@@ -5,7 +5,8 @@ Owns: all writes below /registry and /podlane. Invariants:
   leader, its fence; nothing is ever overwritten unseen;
 - a bound pod and its copy under /podlane/bindings/{node}/ are written and
   removed in one transaction, so the copy's mod_revision is the pod's
-  resourceVersion and an agent needs to watch its own prefix only;
+  resourceVersion and an agent needs to watch its own prefix only; what its
+  node reported of it (reports.py) goes with them;
 - a service and the keys of its addresses and node ports are one transaction:
   no two services share one, and none outlives its service.
 Semantics are Kubernetes' (generation, graceful deletion, immutable fields);
@@ -227,7 +228,7 @@ class Registry:
         """Delete an object and return what it was, or what it is if it ends gracefully.
 
         A pod bound to a node is only marked (deletionTimestamp, its grace
-        period unless `grace_seconds` says otherwise); its agent removes it. It
+        period unless `grace_seconds` says otherwise); its agent ends it. It
         is gone at once with a grace of 0, when it is finished or not bound. So
         is whatever has finalizers; it goes when the last is taken away.
         `propagation` says what becomes of its dependents.
@@ -248,17 +249,6 @@ class Registry:
                 return old
             except Conflict:
                 self.check(deadline)
-
-    def remove(self, pod: Pod) -> bool:
-        """Remove a pod and its binding for good, whatever has changed in it; by its uid.
-
-        For the agent, when nothing of the pod is left. False: it was gone already.
-        """
-        try:
-            self.delete(Pod, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid, grace_seconds=0)
-        except (NotFound, Conflict):  # another pod of that name is not ours to remove
-            return False
-        return True
 
     # --- many at once ----------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class TestFinalizers:
         (marked,) = registry.delete_many([registry.get(Pod, "default", "a")])
         assert isinstance(marked, Pod)
         assert marked.metadata.deletion_grace_period_seconds == 30
-        registry.remove(marked)  # the agent has ended it
+        registry.delete_many([marked], grace_seconds=0)  # the agent has ended it
         left = registry.get(Pod, "default", "a")
         assert left.metadata.deletion_grace_period_seconds == 0
         registry.update_many([Change(left, replace(left, metadata=replace(left.metadata, finalizers=())))])

@@ -244,17 +244,21 @@ def test_modify_repeats_when_another_was_faster(registry: Registry) -> None:
 # --- pods and their nodes -------------------------------------------------------------
 
 
-def test_every_write_of_a_bound_pod_keeps_its_copy(registry: Registry) -> None:
+def test_every_write_of_a_bound_pod_keeps_its_copy_and_its_removal_takes_what_is_its(registry: Registry) -> None:
     made = registry.create(pod("a", node="n1"))
     assert binding_revision(registry, "n1", "a") == made.metadata.resource_version
     changed = registry.update(running(made))
     assert binding_revision(registry, "n1", "a") == changed.metadata.resource_version
     ending = registry.delete(Pod, "default", "a")
     assert binding_revision(registry, "n1", "a") == ending.metadata.resource_version
-    assert registry.remove(ending)
+    report = keys.pod_report_key("n1", "default", "a")
+    registry.store.txn([], [Put(report, b"x"), Put(f"{report}b", b"another's")])
+    registry.delete_many([ending], grace_seconds=0)
     assert registry.store.list("/podlane/bindings/").items == ()
+    assert [kv.key for kv in registry.store.list(keys.REPORTS).items] == [f"{report}b"]
     assert registry.list(Pod).items == ()
-    assert not registry.remove(ending)
+    (again,) = registry.delete_many([ending], grace_seconds=0)
+    assert isinstance(again, NotFound)
 
 
 def test_a_pod_stays_on_its_node(registry: Registry) -> None:
@@ -339,7 +343,8 @@ def test_deletion_by_uid(registry: Registry) -> None:
     new = registry.create(pod("a"))
     with pytest.raises(Conflict, match="uid"):
         registry.delete(Pod, "default", "a", uid=old.metadata.uid)
-    assert not registry.remove(old), "a new pod of the name is not the agent's to remove"
+    (answer,) = registry.delete_many([old], grace_seconds=0)
+    assert isinstance(answer, Conflict), "a new pod of the name is not the one meant"
     assert registry.get(Pod, "default", "a") == new
 
 

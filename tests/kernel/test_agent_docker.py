@@ -114,7 +114,7 @@ def test_killing_the_agent_restarts_nothing_and_the_next_one_adopts(rig: Rig) ->
     assert rig.get("p") == pod
 
     rig.end_agent()
-    rig.registry.remove(gone)
+    rig.registry.delete_many([gone], grace_seconds=0)
     rig.start_agent()
     eventually(lambda: rig.containers() == before)
     assert rig.get("p") == pod

@@ -301,7 +301,7 @@ def test_pods_bound_elsewhere_meanwhile_are_ended(world: World) -> None:
     pod = world.bind("p")
     world.until(lambda: world.ready("p"))
     world.kill()
-    world.registry.remove(pod)
+    world.registry.delete_many([pod], grace_seconds=0)
     world.bind("p", node="n2")
     world.start()
     world.until(lambda: world.runtime.list() == ())

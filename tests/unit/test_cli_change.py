@@ -36,7 +36,7 @@ def agent_ends(shell: Shell, name: str, after: float) -> None:
     """The agent of the pod's node removes it so many seconds from now."""
 
     def remove() -> None:
-        shell.registry.remove(shell.registry.get(Pod, "default", name))
+        shell.registry.delete_many([shell.registry.get(Pod, "default", name)], grace_seconds=0)
 
     shell.clock.at(shell.clock.monotonic() + after, remove)
 
@@ -83,7 +83,7 @@ def test_a_timeout_says_what_is_left(shell):
 
 def test_another_pod_of_the_same_name_is_not_waited_for(shell):
     def replaced() -> None:
-        shell.registry.remove(shell.registry.get(Pod, "default", "web-1"))
+        shell.registry.delete_many([shell.registry.get(Pod, "default", "web-1")], grace_seconds=0)
         shell.add(pod("web-1"))
 
     shell.clock.at(shell.clock.monotonic() + 3, replaced)

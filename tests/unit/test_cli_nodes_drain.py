@@ -48,7 +48,7 @@ class Cluster(Shell):
         def second() -> None:
             for item in self.registry.list(Pod).items:
                 if item.metadata.deletion_timestamp is not None:
-                    self.registry.remove(item)
+                    self.registry.delete_many([item], grace_seconds=0)
                 elif not item.spec.node_name:
                     placed = replace(item, spec=replace(item.spec, node_name="node2"))
                     ready = (Condition(type="Ready", status="True"),)
@@ -101,7 +101,7 @@ def test_what_is_not_ready_costs_nothing_and_goes_first(cluster):
 
 
 def test_a_replacement_that_finds_no_node_is_waited_for_and_named(cluster):
-    cluster.registry.remove(cluster.registry.get(Pod, "default", "web-3"))
+    cluster.registry.delete_many([cluster.registry.get(Pod, "default", "web-3")], grace_seconds=0)
     why = Condition(type="PodScheduled", status="False", message="0/2 nodes fit: 1 cordoned, 1 too little memory")
     stuck = cluster.member("web-9", node="", ready=False)
     cluster.add(replace(stuck, status=replace(stuck.status, conditions=(why,))))

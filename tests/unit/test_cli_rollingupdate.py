@@ -105,7 +105,7 @@ class Cluster(Shell):
         self.scheduler.sync(ReplicationLoop, GarbageLoop)
         for pod in self.pods():
             if pod.metadata.deletion_timestamp is not None:
-                self.registry.remove(pod)
+                self.registry.delete_many([pod], grace_seconds=0)
             elif not pod.spec.node_name:
                 self.registry.update(replace(pod, spec=replace(pod.spec, node_name="n1")))
             else:

@@ -122,7 +122,7 @@ class Cluster(RuleBasedStateMachine):
     def agents_end_what_is_being_deleted(self) -> None:
         for target in self._pods():
             if target.metadata.deletion_timestamp is not None and target.spec.node_name in self._alive():
-                self._calmly(lambda target=target: self.registry.remove(target))
+                self._calmly(lambda target=target: self.registry.delete_many([target], grace_seconds=0))
 
     @rule(name=st.sampled_from(NODES))
     def node_goes(self, name: str) -> None:

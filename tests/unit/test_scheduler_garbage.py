@@ -260,7 +260,7 @@ class TestControllers:
         registry, scheduler = cluster
         assert self.end(cluster, "Foreground") == "ending ending rc"
         for p in registry.list(Pod).items:
-            registry.remove(p)
+            registry.delete_many([p], grace_seconds=0)
         self.settle(scheduler)
         assert registry.list(ReplicationController).items == ()
 

@@ -96,7 +96,7 @@ def test_a_namespace_with_a_controller_whose_pods_take_their_time():
     assert scheduler.events.lines == [line for line in scheduler.events.lines if "SuccessfulCreate" in line]
     assert scheduler.wakes[-1][0] == "namespaces"
     for p in waiting:
-        registry.remove(p)
+        registry.delete_many([p], grace_seconds=0)
     settle()
     with pytest.raises(NotFound):
         registry.get(Namespace, "", "shop")

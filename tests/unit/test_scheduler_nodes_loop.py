@@ -138,7 +138,7 @@ def test_a_pod_that_does_not_tolerate_an_operators_taint_is_told_to_end(world):
 
 def test_pods_that_come_and_go_where_all_is_well_change_nothing(world):
     world.registry.create(pod("more", node="n1"))
-    world.registry.remove(world.pod("on-n2"))
+    world.registry.delete_many([world.pod("on-n2")], grace_seconds=0)
     assert world.sync() == 0
     world.lose("n1")
     world.sync()
