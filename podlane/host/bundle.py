@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podlane.errors import PodlaneError, UsageError
+from podlane.host.bundlepython import copy_python
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.command import CommandError, run
 
@@ -63,6 +64,8 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         shutil.copyfile(root / "podlane" / "cli" / "bundlerun.py", folder / "run.py")
         if wanted.with_etcd:
             _programs(folder, ("etcd", "etcdctl"), say)
+        if wanted.with_python:
+            copy_python(folder / "python", say)
         manifest = {
             "version": wanted.version,
             "pythons": pythons,
