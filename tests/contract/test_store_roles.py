@@ -142,6 +142,8 @@ def cluster() -> Iterator[SmallCluster]:
         small.enrol()
         try:
             small.start()
+            fill(small.registry)
+            eventually(lambda: set(small.ready().values()) == {ONE, TWO}, "pods run on both nodes")
             yield small
         finally:
             codes = small.end()
@@ -222,9 +224,6 @@ def test_every_daemon_does_its_work_under_its_own_user(
     cluster: SmallCluster, proxy: ProxyOfOne, netd: Host, capfd: pytest.CaptureFixture[str]
 ) -> None:
     registry = cluster.registry
-    fill(registry)
-    eventually(lambda: set(cluster.ready().values()) == {ONE, TWO}, "pods run on both nodes")
-
     works_as_netd(netd)
     assert netd.ensure().subnets.key == cluster.subnets[ONE]
 
