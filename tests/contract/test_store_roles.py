@@ -344,8 +344,8 @@ def test_after_a_restore_everybody_goes_on_without_a_restart(
 ) -> None:
     etcd, registry, root = cluster.etcd, cluster.registry, cluster.root
     eventually(cluster.ready, "all is well before")
-    kept, before = cluster.ready(), lasting(root)
     netd.ensure()
+    kept, before = cluster.ready(), lasting(root)
     podlane("snapshot", str(tmp_path / "etcd.db"), *etcd.options())
 
     registry.create(controller("later"))
