@@ -149,10 +149,10 @@ def plan(items: Iterable[Item], nodes: Mapping[str, Reporter], now: float) -> Pl
             status = carried_over(pod, item.report.status, utcnow_from(now))
             if status is pod.status:
                 continue
-            if (why := _misaddressed(pod, status, node)) is None:
-                store.append(Stored(item, msgspec.structs.replace(pod, status=status)))
-            elif why:
+            if why := _misaddressed(pod, status, node):
                 refuse.append((item, why))
+            else:
+                store.append(Stored(item, msgspec.structs.replace(pod, status=status)))
     return Plan(tuple(store), tuple(remove), tuple(refuse), tuple(drop))
 
 
@@ -174,18 +174,19 @@ def _has_ended(pod: Pod) -> bool:
     return bool(pod.metadata.finalizers) and not pod.metadata.deletion_grace_period_seconds
 
 
-def _misaddressed(pod: Pod, status: PodStatus, node: Reporter) -> str | None:
-    """Why the pod cannot have the addresses it newly has; "" when it is not known yet whether it can."""
+def _misaddressed(pod: Pod, status: PodStatus, node: Reporter) -> str:
+    """Why the pod cannot have the addresses it newly has; "" when it can."""
     known = {pod.status.pod_ip, *(ip.ip for ip in pod.status.pod_ips), ""}
     for address in sorted({status.pod_ip, *(ip.ip for ip in status.pod_ips)} - known):
+        said = f"it says that the pod has the address {address!r}"
         try:
             allowed = node.allowed(address, on_host=pod.spec.host_network)
         except ValueError:
-            return f"it says that the pod has the address {address!r}, which is none"
+            return f"{said}, which is none"
         if not any(ip_address(address) in network for network in allowed):
-            what = f"it says that the pod has the address {address}, and not one of {' '.join(map(str, allowed))}"
-            return what if allowed else ""
-    return None
+            of_node = f"not one of {' '.join(map(str, allowed))}" if allowed else "its node's are not known"
+            return f"{said}, and {of_node}"
+    return ""
 
 
 def _summary(pod: Pod) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import namespaced_name
@@ -28,6 +29,10 @@ from scheduler.loop import Context, Loop
 _REPORTS = metrics.counter(
     "podlane_reports_total", "Reports on pods by result: stored, removed, refused, dropped.", ["result"]
 )
+
+
+SETTLE = 5.0
+"""Seconds for which what is refused may yet become right."""
 
 
 class ReportsLoop(Loop):
@@ -49,8 +54,8 @@ class ReportsLoop(Loop):
         self._of_node: dict[str, set[str]] = defaultdict(set)
         self._done: dict[str, tuple[int, str]] = {}
         """By report: its revision and its pod's with which there was nothing left to do."""
-        self._told: dict[str, int] = {}
-        """By report: the revision that was refused."""
+        self._refused: dict[str, tuple[int, float]] = {}
+        """By report: the revision that is refused, and when that is told; inf: it was."""
         self._dirty: set[str] = set()
 
     def decide(self) -> None:
@@ -65,7 +70,7 @@ class ReportsLoop(Loop):
             self._remove(plan.remove, undone)
             self._store(plan.store, undone)
             self._drop(plan.drop, undone)
-            self._refuse(plan.refuse)
+            self._refuse(plan.refuse, undone)
             (self.log.debug if plan.sizes().keys() == {"store"} else self.log.info)("decided", **plan.sizes())
             for line in plan.lines():
                 self.log.debug(line)
@@ -78,7 +83,7 @@ class ReportsLoop(Loop):
     def _observe(self) -> None:
         came = self._inbox.take()
         if came.complete:
-            for index in (self._of_pod, self._of_node, self._done, self._told):
+            for index in (self._of_pod, self._of_node, self._done, self._refused):
                 index.clear()
         for key, kv in came.objects.items():
             self._index(key, there=kv is not None)
@@ -103,7 +108,7 @@ class ReportsLoop(Loop):
         if there:
             self._dirty.add(key)
             return
-        for by_key in (self._done, self._told):
+        for by_key in (self._done, self._refused):
             by_key.pop(key, None)
 
     def _items(self, found: dict[str, KeyValue]) -> dict[str, reports.Item]:
@@ -173,28 +178,22 @@ class ReportsLoop(Loop):
                 case error:
                     self._failed(f"drop report {item}", error, item, undone)
 
-    def _refuse(self, wanted: Iterable[tuple[reports.Item, str]]) -> None:
-        """Tell of it, once, if what we see is what the store has: an agent may know sooner than we what has changed."""
+    def _refuse(self, wanted: Iterable[tuple[reports.Item, str]], undone: set[str]) -> None:
+        """Tell of it once, if it stays so: an agent may know sooner than we what has changed."""
+        now = self.context.clock.now()
         for item, why in wanted:
-            if self._told.get(_short(item)) == item.revision or not self._is_up_to_date(item):
-                continue
-            self._told[_short(item)] = item.revision
-            self._count("refused")
-            self.log.warning("report refused", node=item.key.node, pod=namespaced_name(_pod(item)), why=why)
-            self.context.events.event(_pod(item), "Warning", "ReportRefused", f"Node {item.key.node}: {why}")
-
-    def _is_up_to_date(self, item: reports.Item) -> bool:
-        pod, node = _pod(item), self.snapshot.nodes.get(item.key.node)
-        try:
-            stored = self.registry.get(Pod, item.key.namespace, item.key.name)
-            if stored.metadata.resource_version != pod.metadata.resource_version:
-                return False
-            if node is None:
-                return True
-            found = self.registry.get(Node, "", item.key.node)
-        except NotFound:
-            return False
-        return found.metadata.resource_version == node.metadata.resource_version
+            key = _short(item)
+            if self._refused.get(key, (0, 0.0))[0] != item.revision:
+                self._refused[key] = item.revision, now + SETTLE
+            tell_at = self._refused[key][1]
+            if now < tell_at < inf:
+                undone.add(key)
+                self.wake_at(tell_at)
+            elif tell_at < inf:
+                self._refused[key] = item.revision, inf
+                self._count("refused")
+                self.log.warning("report refused", node=item.key.node, pod=namespaced_name(_pod(item)), why=why)
+                self.context.events.event(_pod(item), "Warning", "ReportRefused", f"Node {item.key.node}: {why}")
 
     def _failed(self, step: str, error: Exception, item: reports.Item, undone: set[str]) -> None:
         """Of a lost race, what won it is on its way to us."""

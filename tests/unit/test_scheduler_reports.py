@@ -38,7 +38,7 @@ from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from podlane.store.reports import Outbox
 from scheduler import reports
-from scheduler.reports_loop import ReportsLoop
+from scheduler.reports_loop import SETTLE, ReportsLoop
 
 pytestmark = pytest.mark.unit
 
@@ -131,10 +131,10 @@ def test_a_finished_pod_stays_finished() -> None:
         ("10.5.1.9", False, "store status of pod default/p: Running ready 10.5.1.9"),
         ("fd00:5:1::9", False, "store status of pod default/p: Running ready fd00:5:1::9"),
         ("192.168.64.11", True, "store status of pod default/p: Running ready 192.168.64.11"),
-        ("10.5.2.9", False, "has the address 10.5.2.9, and not one of 10.5.1.0/24"),
-        ("fd00:5:2::9", False, "has the address fd00:5:2::9, and not one of fd00:5:1::/64"),
-        ("192.168.64.11", False, "has the address 192.168.64.11, and not one of 10.5.1.0/24"),
-        ("192.168.64.12", True, "has the address 192.168.64.12, and not one of 192.168.64.11/32"),
+        ("10.5.2.9", False, "has the address '10.5.2.9', and not one of 10.5.1.0/24"),
+        ("fd00:5:2::9", False, "has the address 'fd00:5:2::9', and not one of fd00:5:1::/64"),
+        ("192.168.64.11", False, "has the address '192.168.64.11', and not one of 10.5.1.0/24"),
+        ("192.168.64.12", True, "has the address '192.168.64.12', and not one of 192.168.64.11/32"),
         ("ten", False, "has the address 'ten', which is none"),
     ],
 )
@@ -145,11 +145,13 @@ def test_addresses(ip: str, on_host: bool, becomes: str) -> None:
     assert planned(item(p, status(ip=ip))) == (becomes if becomes.startswith("store") else refusal)
 
 
-def test_an_address_waits_until_it_is_known_whose_it_is_and_one_it_had_may_stay() -> None:
-    assert planned(item(pod("p", node="n1"), status()), of=None) == ""
-    assert planned(item(pod("p", node="n1"), status()), of=node("n1")) == ""
+def test_an_address_of_a_node_not_known_yet_and_one_the_pod_had() -> None:
     unreadable = replace(NODE1, spec=NodeSpec(pod_cidr="all of it", pod_cidrs=("*",)))
-    assert planned(item(pod("p", node="n1"), status()), of=unreadable) == ""
+    for of in (None, node("n1"), unreadable):
+        why = "it says that the pod has the address '10.5.1.2', and its node's are not known"
+        assert (
+            planned(item(pod("p", node="n1"), status()), of=of) == f"refuse report of node n1 on pod default/p: {why}"
+        )
     moved = replace(NODE1, spec=NodeSpec(pod_cidr="10.5.7.0/24"))
     had = replace(pod("p", node="n1"), status=status())
     assert planned(item(had, status(ready=False)), of=moved) == (
@@ -163,7 +165,7 @@ def test_of_an_enrolled_node_its_record_is_believed_and_not_what_it_says_itself(
         "n2": HostRecord(("192.168.64.12",), "10.5.1.0-24"),
     }
     p = pod("p", node="n1")
-    assert planned(item(p, status(ip="10.5.1.9")), **enrolled).endswith("10.5.1.9, and not one of 10.5.3.0/24")
+    assert planned(item(p, status(ip="10.5.1.9")), **enrolled).endswith("'10.5.1.9', and not one of 10.5.3.0/24")
     assert planned(item(p, status(ip="10.5.3.9")), of=None, **enrolled).endswith("Running ready 10.5.3.9")
     assert planned(item(p, status(ip="fd00:5:3::9")), **enrolled).endswith("Running ready fd00:5:3::9")
     addresses = [NodeAddress(type="InternalIP", address=f"192.168.64.{number}") for number in (12, 111)]
@@ -171,7 +173,9 @@ def test_of_an_enrolled_node_its_record_is_believed_and_not_what_it_says_itself(
     p = replace(p, spec=replace(p.spec, host_network=True))
     for own in ("192.168.64.11", "192.168.64.111"):
         assert planned(item(p, status(ip=own)), of=liar, **enrolled).endswith(f"Running ready {own}")
-    assert "the address 192.168.64.12, and not one" in planned(item(p, status(ip="192.168.64.12")), of=liar, **enrolled)
+    assert "the address '192.168.64.12', and not one" in planned(
+        item(p, status(ip="192.168.64.12")), of=liar, **enrolled
+    )
 
 
 def test_a_silent_node_is_not_believed_but_for_what_has_ended() -> None:
@@ -312,9 +316,12 @@ def test_what_was_seen_too_early_is_not_taken_away(world: World) -> None:
 def test_a_refusal_is_told_once_and_holds_until_what_speaks_against_it_changes(world: World) -> None:
     world.report(status(ip="10.5.9.9"))
     world.sync()
+    assert (world.events.lines, world.scheduler.wakes) == ([], [("reports", SETTLE)])
+    world.clock.advance(SETTLE)
+    world.sync()
     world.registry.modify(Pod, "default", "p", lambda p: replace(p, metadata=replace(p.metadata, labels={"a": "b"})))
     world.sync()
-    why = "it says that the pod has the address 10.5.9.9, and not one of 10.5.1.0/24"
+    why = "it says that the pod has the address '10.5.9.9', and not one of 10.5.1.0/24"
     assert world.events.lines == [f"Warning ReportRefused p: Node n1: {why}"]
     assert world.pod().status.pod_ip == ""
     world.registry.modify(Node, "", "n1", lambda n: replace(n, spec=NodeSpec(pod_cidr="10.5.9.0/24")))
@@ -345,8 +352,10 @@ def test_an_agent_that_knows_sooner_is_not_accused(world: World) -> None:
     world.report(status(), removed=True)
     world.scheduler.sources[PodReport].take(9)
     world.scheduler.sync(ReportsLoop)
-    assert world.events.lines == []
     world.sync()
+    world.clock.advance(SETTLE)
+    world.sync()
+    assert world.events.lines == []
     with pytest.raises(NotFound):
         world.pod()
 
