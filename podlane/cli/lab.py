@@ -139,8 +139,7 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
 
     DOCKER_HOST, PODLANE_ETCD_…, ETCDCTL_…, NODE_NAME, NETD_STATE_DIR and PATH are set for it, so that docker,
     podlane, netd and proxyd (netd doctor, proxyd status) are found and are about that host, and they and
-    etcdctl act as the lab's operator. HOST `net` is the
-    underlay itself, which is outside of every host.
+    etcdctl act as the lab's operator. HOST `net` is the underlay itself, which is outside of every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
     if not words:

@@ -114,6 +114,7 @@ class Lab:
 
     def start(self, host: Host, daemon: str | None = None, *, wait: bool = True) -> int:
         """Start what is not running on a host (one daemon, or all); return how many were started."""
+        self.check_tls()
         only = (daemon,) if daemon else None
         if daemon is not None:
             self.spec(host, daemon)
