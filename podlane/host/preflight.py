@@ -142,7 +142,8 @@ def _network(survey: Survey) -> Iterator[Check]:
         detail = f"the default route's interface has {NAT_ADDRESS}, as every such virtual machine has"
         yield Check("NAT", "ok" if NAT_ADDRESS not in survey.network else "missing", detail, _nat_remedy(survey))
     for port in survey.busy:
-        yield Check("ports", "missing", f"{port} is taken", "stop that program, or move it to another port")
+        remedy = "stop what listens there (ss -ltnp says who; Debian's own etcd: systemctl disable --now etcd)"
+        yield Check("ports", "missing", f"{port} is taken", remedy)
     if not survey.busy:
         yield Check("ports", "ok", "free")
 

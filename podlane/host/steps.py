@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-COMMAND_TIMEOUT = 900.0
-"""Seconds. Unpacking a virtual environment on an emulated machine takes minutes."""
+COMMAND_TIMEOUT = 3600.0
+"""Seconds. Unpacking a virtual environment takes 6 here, and on an emulated machine tens of minutes."""
 
 
 @dataclass(frozen=True, slots=True)
