@@ -21,7 +21,7 @@ import msgspec
 from podlane.api.meta import is_pod_ready, namespaced_name, utcnow_from
 from podlane.api.types import Node, Pod, PodReport, PodStatus
 from podlane.store.enrolled import HostRecord
-from podlane.store.keys import ReportKey
+from podlane.store.keys import ReportKey, pod_report_key
 from podlane.store.reports import carried_over, is_marked
 from scheduler.view import Changes
 
@@ -42,8 +42,16 @@ class Item:
     report: PodReport
     pod: Pod | None
 
+    @property
+    def report_key(self) -> str:
+        return pod_report_key(self.key.node, self.key.namespace, self.key.name)
+
+    @property
+    def pod_name(self) -> str:
+        return f"{self.key.namespace}/{self.key.name}"
+
     def __str__(self) -> str:
-        return f"of node {self.key.node} on pod {self.key.namespace}/{self.key.name}"
+        return f"of node {self.key.node} on pod {self.pod_name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +129,7 @@ class Plan:
         yield from (
             f"store status of pod {namespaced_name(stored.pod)}: {_summary(stored.pod)}" for stored in self.store
         )
-        yield from (
-            f"remove pod {item.key.namespace}/{item.key.name}: {item.key.node} has ended it" for item in self.remove
-        )
+        yield from (f"remove pod {item.pod_name}: {item.key.node} has ended it" for item in self.remove)
         yield from (f"refuse report {item}: {why}" for item, why in self.refuse)
         yield from (f"drop report {item}: {why}" for item, why in self.drop)
 

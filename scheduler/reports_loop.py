@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from podlane.api.codec import DecodeError, decode
-from podlane.api.meta import namespaced_name
 from podlane.api.types import Lease, Node, Pod, PodReport
 from podlane.errors import Conflict, NotFound
 from podlane.runtime import metrics
@@ -32,7 +31,7 @@ _REPORTS = metrics.counter(
 
 
 SETTLE = 5.0
-"""Seconds for which what is refused may yet become right."""
+"""Seconds for which what is wrong may yet become right."""
 
 
 class ReportsLoop(Loop):
@@ -54,8 +53,8 @@ class ReportsLoop(Loop):
         self._of_node: dict[str, set[str]] = defaultdict(set)
         self._done: dict[str, tuple[int, str]] = {}
         """By report: its revision and its pod's with which there was nothing left to do."""
-        self._refused: dict[str, tuple[int, float]] = {}
-        """By report: the revision that is refused, and when that is told; inf: it was."""
+        self._doubts: dict[str, tuple[int, float]] = {}
+        """By report: the revision that is refused or to be dropped, and when that is final; inf: it was told."""
         self._dirty: set[str] = set()
 
     def decide(self) -> None:
@@ -71,7 +70,7 @@ class ReportsLoop(Loop):
             self._store(plan.store, undone)
             self._drop(plan.drop, undone)
             self._refuse(plan.refuse, undone)
-            (self.log.debug if plan.sizes().keys() == {"store"} else self.log.info)("decided", **plan.sizes())
+            self.log.debug("decided", **plan.sizes())
             for line in plan.lines():
                 self.log.debug(line)
         # an error that was not foreseen leaves them all to be decided on once more
@@ -83,7 +82,7 @@ class ReportsLoop(Loop):
     def _observe(self) -> None:
         came = self._inbox.take()
         if came.complete:
-            for index in (self._of_pod, self._of_node, self._done, self._refused):
+            for index in (self._of_pod, self._of_node, self._done, self._doubts):
                 index.clear()
         for key, kv in came.objects.items():
             self._index(key, there=kv is not None)
@@ -108,7 +107,7 @@ class ReportsLoop(Loop):
         if there:
             self._dirty.add(key)
             return
-        for by_key in (self._done, self._refused):
+        for by_key in (self._done, self._doubts):
             by_key.pop(key, None)
 
     def _items(self, found: dict[str, KeyValue]) -> dict[str, reports.Item]:
@@ -136,10 +135,10 @@ class ReportsLoop(Loop):
     # --- carrying out ---------------------------------------------------------------------------
 
     def _store(self, wanted: Sequence[reports.Stored], undone: set[str]) -> None:
-        changes = [Change(_pod(s.item), s.pod, compare=(_as_read(_key(s.item), s.item.revision),)) for s in wanted]
+        changes = [Change(_pod(s.item), s.pod, compare=(_as_read(s.item.report_key, s.item.revision),)) for s in wanted]
         for stored, outcome in zip(wanted, self.registry.update_many(changes), strict=True):
             if isinstance(outcome, Exception):
-                self._failed(f"store status of pod {namespaced_name(stored.pod)}", outcome, stored.item, undone)
+                self._failed(f"store status of pod {stored.item.pod_name}", outcome, stored.item, undone)
                 continue
             self.snapshot.pods.wrote(outcome)
             self._done[_short(stored.item)] = stored.item.revision, outcome.metadata.resource_version
@@ -152,48 +151,51 @@ class ReportsLoop(Loop):
             if isinstance(outcome, NotFound | Conflict):  # gone, or another pod has the name now
                 self.snapshot.pods.deleted(pod)
             elif isinstance(outcome, Exception):
-                self._failed(f"remove pod {namespaced_name(pod)}", outcome, item, undone)
+                self._failed(f"remove pod {item.pod_name}", outcome, item, undone)
                 continue
             elif outcome.metadata.finalizers:
                 self.snapshot.pods.wrote(outcome)
             else:
                 self.snapshot.pods.deleted(pod)
             self._count("removed")
+            self.log.info("pod removed", pod=item.pod_name, node=item.key.node)
 
-    def _drop(self, wanted: Sequence[tuple[reports.Item, str]], undone: set[str]) -> None:
-        """Unless the pod is not what we see: it may have come just now."""
-        writes = [
-            Write((_as_read(_key(item), item.revision), _as_seen(item)), (Delete(_key(item)),)) for item, _ in wanted
-        ]
+    def _drop(self, wanted: Iterable[tuple[reports.Item, str]], undone: set[str]) -> None:
+        """Take away what has long been wrong, unless the pod is not what we see."""
+        settled = [(item, why) for item, why in wanted if self._has_settled(item, undone)]
+        writes = [Write((_as_read(i.report_key, i.revision), _as_seen(i)), (Delete(i.report_key),)) for i, _ in settled]
         outcomes = commit_all(self.registry.store, writes, self.registry.fence)
-        for (item, why), outcome in zip(wanted, outcomes, strict=True):
+        for (item, why), outcome in zip(settled, outcomes, strict=True):
             match outcome:
                 case Written():
                     self._count("dropped")
-                    self.log.info(
-                        "report dropped", node=item.key.node, pod=f"{item.key.namespace}/{item.key.name}", why=why
-                    )
+                    self.log.info("report dropped", node=item.key.node, pod=item.pod_name, why=why)
                 case Lost():
-                    pass  # what has changed instead is on its way to us
+                    del self._doubts[_short(item)]  # what has changed instead is on its way to us
                 case error:
                     self._failed(f"drop report {item}", error, item, undone)
 
     def _refuse(self, wanted: Iterable[tuple[reports.Item, str]], undone: set[str]) -> None:
-        """Tell of it once, if it stays so: an agent may know sooner than we what has changed."""
-        now = self.context.clock.now()
+        """Tell of it, once."""
         for item, why in wanted:
-            key = _short(item)
-            if self._refused.get(key, (0, 0.0))[0] != item.revision:
-                self._refused[key] = item.revision, now + SETTLE
-            tell_at = self._refused[key][1]
-            if now < tell_at < inf:
-                undone.add(key)
-                self.wake_at(tell_at)
-            elif tell_at < inf:
-                self._refused[key] = item.revision, inf
+            if self._has_settled(item, undone):
+                self._doubts[_short(item)] = item.revision, inf
                 self._count("refused")
-                self.log.warning("report refused", node=item.key.node, pod=namespaced_name(_pod(item)), why=why)
+                self.log.warning("report refused", node=item.key.node, pod=item.pod_name, why=why)
                 self.context.events.event(_pod(item), "Warning", "ReportRefused", f"Node {item.key.node}: {why}")
+
+    def _has_settled(self, item: reports.Item, undone: set[str]) -> bool:
+        """Whether it has been so for SETTLE: an agent may know sooner than we what has changed, and we see late that a
+        report went with its pod.
+        """
+        key, now = _short(item), self.context.clock.now()
+        if self._doubts.get(key, (0, 0.0))[0] != item.revision:
+            self._doubts[key] = item.revision, now + SETTLE
+        due = self._doubts[key][1]
+        if now < due < inf:
+            undone.add(key)
+            self.wake_at(due)
+        return due <= now
 
     def _failed(self, step: str, error: Exception, item: reports.Item, undone: set[str]) -> None:
         """Of a lost race, what won it is on its way to us."""
@@ -210,12 +212,8 @@ def _pod(item: reports.Item) -> Pod:
     return item.pod
 
 
-def _key(item: reports.Item) -> str:
-    return keys.pod_report_key(item.key.node, item.key.namespace, item.key.name)
-
-
 def _short(item: reports.Item) -> str:
-    return _key(item).removeprefix(keys.REPORTS)
+    return item.report_key.removeprefix(keys.REPORTS)
 
 
 def _as_read(key: str, revision: int) -> Compare:
