@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from podlane.store.adminwire import Member
 
 POLL = 2.0
-JOIN_URL = "https://SERVER:10261"
+JOIN_URL = "https://SERVER:10261"  # as an operator reads it who has no join service
 TOKEN = "TOKEN"  # noqa: S105 - a word in its place
 
 
@@ -117,18 +117,14 @@ def _print_install(session: Session, admin: Administration, name: str, peer_url:
     others = [member for member in admin.members() if member.name and member.name != name]
     known = [f"{member.name}={url}" for member in others for url in member.peer_urls]
     cluster = ",".join([*known, f"{name}={peer_url}"])
-    join, token = _invitation(session, admin, name)
-    line = ["sudo", "sh", f"podlane-{_version()}.run", "install", "--role", "server", "--name", name]
-    host = urlsplit(peer_url).hostname or ""
-    line += ["--address", host, "--join", join, "--token", token, "--etcd-join", cluster]
+    join, token, version = _invitation(session, admin, name)
+    line = ["sudo", "sh", f"podlane-{version}.run", "install", "--role", "server", "--name", name]
+    line += ["--address", urlsplit(peer_url).hostname or "", "--join", join, "--token", token, "--etcd-join", cluster]
     note("run on the new host (with --role all if it is to run pods too):")
     click.echo(shlex.join(line))
     if token == TOKEN:
         note("SERVER is a host with a join service, TOKEN what `podlane join-token create --role server` prints there")
-    note(
-        "an etcd of another make: --name "
-        f"{name} --initial-cluster {cluster} --initial-cluster-state existing, and an empty data folder"
-    )
+        note(f"an etcd set up by hand: --name {name} --initial-cluster {cluster} --initial-cluster-state existing")
 
 
 def _await_vote(session: Session, admin: Administration, name: str, added: Member, timeout: float) -> None:
@@ -168,22 +164,18 @@ def _step(admin: Administration, added: Member) -> str:
     return ""
 
 
-def _invitation(session: Session, admin: Administration, name: str) -> tuple[str, str]:
-    """(URL of a join service, a token for this server alone), or words in their place where there is none."""
+def _invitation(session: Session, admin: Administration, name: str) -> tuple[str, str, str]:
+    """(Join services, a token for this server alone, their version), or words in their place where there are none."""
+    from podlane.cli.version import installed_version
     from podlane.host import jointokens
     from podlane.host.joinservice import read_services
     from podlane.store.config import connect
 
     with closing(connect(admin.config)) as store:
-        for service in read_services(store).values():
+        services = read_services(store)
+        for service in services.values():
             token, _ = jointokens.create(
                 store, authority_hash=service.ca_hash, now=session.now(), role="server", node=name
             )
-            return service.urls[0], str(token)
-    return JOIN_URL, TOKEN
-
-
-def _version() -> str:
-    from podlane.cli.version import installed_version
-
-    return installed_version()
+            return ",".join(each.urls[0] for each in services.values()), str(token), service.version
+    return JOIN_URL, TOKEN, installed_version()

@@ -194,7 +194,7 @@ def _all_keys(compare: Sequence[Compare], then: Sequence[Op], otherwise: Sequenc
     """What a transaction is about, if that is more than `_describe` names; a comparison is reading."""
     keys = list(dict.fromkeys(each.key for each in (*then, *otherwise, *compare)))
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return f" (one of {', '.join(keys[:_NAMED])}{more})" if len(keys) > 1 else ""
+    return f" (for one of {', '.join(keys[:_NAMED])}{more})" if len(keys) > 1 else ""
 
 
 def _describe(then: Sequence[Op], otherwise: Sequence[Op]) -> str:
