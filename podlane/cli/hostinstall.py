@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from podlane.cli.command import fail, failure, note
+from podlane.cli.command import failure, note
+from podlane.cli.hostrun import alone
 from podlane.errors import PodlaneError
 from podlane.host.layout import JOIN_PORT, Role
-from podlane.host.options import InstallOptions
+from podlane.host.options import InstallOptions, check
 
 _INIT = (
     ("--network", "CIDR[,CIDR]", "Addresses of the pods."),
@@ -92,7 +93,9 @@ def install(
     init = tuple(f"{name}={value}" for name, _, _ in _INIT if (value := given.pop(name[2:].replace("-", "_"))))
     options = InstallOptions(role=role, init=init, firewalld=firewalld, ip_masq=ip_masq, **_strip(given))
     try:
-        _install(options, token, dry_run=dry_run, yes=yes, timeout=timeout)
+        check(options, token=token)
+        with alone("install"):
+            _install(options, token, dry_run=dry_run, yes=yes, timeout=timeout)
     except PodlaneError as error:
         raise failure(str(error), error.exit_code) from error
 
@@ -113,13 +116,9 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     from podlane.host import install as host_install
     from podlane.host.apply import Applier
     from podlane.host.machine import observe
-    from podlane.host.options import check
     from podlane.host.system import RealSystem
     from podlane.runtime.clock import SystemClock
 
-    check(options, token=token)
-    if os.geteuid() != 0:
-        fail("install: needs root; try sudo")
     bundle, system = unpacked(), RealSystem()
     machine = observe(options, system, LinuxKernel())
     note(f"{machine.name}: {', '.join(machine.addresses)} on {machine.iface} ({machine.why})")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
 
-from podlane.cli.command import fail, failure, note
+from podlane.cli.command import failure, note
+from podlane.cli.hostrun import alone
 from podlane.errors import PodlaneError
 
 
@@ -18,29 +18,38 @@ from podlane.errors import PodlaneError
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def uninstall(*, purge: bool, keep_pods: bool, dry_run: bool, yes: bool) -> None:
     """Stop and remove Podlane on this machine: units, pods, overlay, files. Docker and its images stay."""
+    try:
+        with alone("uninstall"):
+            _uninstall(purge=purge, keep_pods=keep_pods, dry_run=dry_run, yes=yes)
+    except PodlaneError as error:
+        raise failure(str(error), error.exit_code) from error
+
+
+def _uninstall(*, purge: bool, keep_pods: bool, dry_run: bool, yes: bool) -> None:
+    # heavy modules are imported when it runs, not for --help
     from podlane.host import uninstall as host_uninstall
     from podlane.host.apply import Applier
     from podlane.host.system import RealSystem
     from podlane.runtime.clock import SystemClock
 
-    if os.geteuid() != 0:
-        fail("uninstall: needs root; try sudo")
     system = RealSystem()
+    present = host_uninstall.look(system)
+    plan = host_uninstall.plan(present, purge=purge, keep_pods=keep_pods)
+    if dry_run:
+        click.echo(plan)
+        return
+    if not plan.stages:
+        note("nothing to remove: Podlane is not on this machine")
+        return
+    if not yes and sys.stdin.isatty():
+        what = f"{len(present.containers)} containers of pods, " if present.containers and not keep_pods else ""
+        data = "keys and etcd's data, " if purge and present.kept else ""
+        click.confirm(f"remove {what}{data}the daemons and their files?", abort=True, err=True)
     try:
-        present = host_uninstall.look(system)
-        plan = host_uninstall.plan(present, purge=purge, keep_pods=keep_pods)
-        if dry_run:
-            click.echo(plan)
-            return
-        if not plan.stages:
-            note("nothing to remove: Podlane is not on this machine")
-            return
-        if not yes and sys.stdin.isatty():
-            what = f"{len(present.containers)} containers of pods, " if present.containers and not keep_pods else ""
-            data = "keys and etcd's data, " if purge and present.kept else ""
-            click.confirm(f"remove {what}{data}the daemons and their files?", abort=True, err=True)
         Applier(system, SystemClock(), note).finish(plan)
-    except PodlaneError as error:
-        raise failure(str(error), error.exit_code) from error
-    for line in plan.notes:
-        note(line)
+    finally:
+        for line in plan.notes:
+            note(line)
+    if present.record is not None and present.record.options.role != "server":
+        name = present.record.name
+        note(f"the cluster still knows this node; on a server: podlane delete node {name}; podlane pki revoke {name}")

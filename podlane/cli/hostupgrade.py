@@ -7,12 +7,11 @@ traffic goes on meanwhile, since the kernel and Docker hold it.
 
 from __future__ import annotations
 
-import os
-
 import click
 import msgspec
 
-from podlane.cli.command import fail, failure, note
+from podlane.cli.command import failure, note
+from podlane.cli.hostrun import alone
 from podlane.errors import NotFound, PodlaneError
 
 
@@ -31,10 +30,9 @@ def upgrade(*, dry_run: bool, timeout: float) -> None:
 
     When a daemon does not become ready, the version before runs again. Pods and their traffic go on.
     """
-    if os.geteuid() != 0:
-        fail("upgrade: needs root; try sudo")
     try:
-        _upgrade(dry_run=dry_run, timeout=timeout)
+        with alone("upgrade"):
+            _upgrade(dry_run=dry_run, timeout=timeout)
     except PodlaneError as error:
         raise failure(str(error), error.exit_code) from error
 
