@@ -35,7 +35,6 @@ def status(session: Session, *, output: str, no_headers: bool) -> None:
     BEHIND counts log entries that are not applied yet; IN USE is what `podlane etcd defragment` would leave of SIZE.
     """
     from podlane.cli.etcd import administration, look
-    from podlane.runtime.text import table
 
     with administration(session) as admin:
         survey = look(admin)
@@ -45,8 +44,7 @@ def status(session: Session, *, output: str, no_headers: bool) -> None:
 
         click.echo(to_json({"authentication": auth, "members": [_json(each, survey) for each in survey.members]}))
     else:
-        rows = [_row(each, survey) for each in survey.members]
-        click.echo(table(rows if no_headers else [_COLUMNS, *rows]))
+        click.echo(table_of(survey, headers=not no_headers))
         word = {True: "on", False: "off", None: "unknown"}[auth]
         click.echo(f"\nauthentication: {word}")
     if ill := [f"member {each.name}: {_with_remedy(each.complaint)}" for each in survey.members if each.complaint]:
@@ -97,6 +95,12 @@ def _known(member: Member) -> dict[str, Any]:
         "peerURLs": list(member.peer_urls),
         "clientURLs": list(member.client_urls),
     }
+
+
+def table_of(survey: Survey, *, headers: bool = True) -> str:
+    from podlane.runtime.text import table
+
+    return table([*([_COLUMNS] if headers else []), *(_row(each, survey) for each in survey.members)])
 
 
 def _with_remedy(complaint: str) -> str:

@@ -29,6 +29,7 @@ from podlane.store.config import StoreConfig
 from podlane.store.endpoints import Endpoints, Metadata, Stubs, verdict_of, with_action
 from podlane.store.interface import Refused
 from podlane.store.roles import ROOT, Role
+from podlane.store.tlsfault import user_of
 
 TIMEOUT = 10.0
 CHANGE_TIMEOUT = 30.0  # etcd finds the cluster unhealthy for 5 s after a member has come
@@ -82,7 +83,7 @@ class Administration:
             self._auth("enable authentication", "AuthEnable", etcdrpc.AuthEnableRequest())
 
     def _check_not_locked_out(self) -> None:
-        user = self.config.username or _common_name(self.config.certfile)
+        user = user_of(self.config)
         if not user:
             raise UsageError("enable authentication: without a client certificate nobody could undo it")
         if ROOT not in (self.user_roles(user) or ()):
@@ -285,12 +286,3 @@ def _unless(*causes: str) -> Iterator[None]:
     except PodlaneError as error:
         if not any(cause in str(error) for cause in causes):
             raise
-
-
-def _common_name(certfile: str) -> str:
-    """The user that a certificate stands for; "" without one."""
-    if not certfile:
-        return ""
-    from podlane.pki import certificates, files
-
-    return certificates.common_name(files.read(Path(certfile)).subject)
