@@ -20,6 +20,7 @@ from podlane.errors import PodlaneError
 from podlane.runtime.command import Completed
 
 ANSWER_SECONDS = 60.0  # for the agent to answer at all, on a machine that has half a processor
+LONGEST_PAUSE = 5.0  # between looks whether a command has ended
 _numbers = itertools.count(int(time.time()))
 
 
@@ -52,7 +53,7 @@ class Guest:
             if time.monotonic() > deadline:
                 raise GuestError(f"run in {self.name}: not finished after {timeout:g} s: {script}")
             time.sleep(pause)
-            pause = min(1.0, pause * 1.5)
+            pause = min(LONGEST_PAUSE, pause * 1.5)
         done = completed(status)
         if check and done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip())[-1500:]
