@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from podlane.store.administration import Administration
     from podlane.store.adminwire import Member
 
-POLL = 2.0
+POLL = 1.0
 JOIN_URL = "https://SERVER:10261"  # as an operator reads it who has no join service
 TOKEN = "TOKEN"  # noqa: S105 - a word in its place
 

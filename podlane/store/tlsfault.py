@@ -19,7 +19,7 @@ from podlane.errors import PermissionDenied, PodlaneError
 from podlane.store.config import StoreConfig
 
 _SIGNS = ("Tls handshake", "TSI_", "security handshaker", "Handshake", "Socket closed", "SSL", "Peer name", "Hostname")
-_LONGEST = 1.0
+_LONGEST = 3.0
 """Seconds a look at the server may take."""
 _NO_TLS = "it does not speak TLS: http:// instead of https://?"
 _REMEMBERED = 10.0

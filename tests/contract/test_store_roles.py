@@ -60,7 +60,7 @@ from tests.contract.netd_hosts import PREFIX, Host
 from tests.contract.secured_etcd import SecuredEtcd, eventually
 from tests.contract.test_netd_roles import works_as_netd
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(300)]
 
 MAIN = "from scheduler.cli import main; main()"
 ONE, TWO = "hollow-1", "hollow-2"
