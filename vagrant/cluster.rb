@@ -117,14 +117,16 @@ module PodlaneVagrant
 
     private
 
+    # A member already is only upgraded: for that the first machine may be down.
     def join(env, up)
-      up.ui.info("waiting for #{@first} to admit it")
-      token = token_for(env, up)
+      member, = output(up, "test -e /etc/podlane/install.json")
+      token = member.zero? ? "" : token_for(env, up)
       shell(up, "PODLANE_TOKEN=#{token} sh #{SCRIPTS}/join.sh #{up.name} #{@machines[@first]}", up.ui)
     end
 
     # A token for this machine alone, from the first, which may still be on its way.
     def token_for(env, up)
+      up.ui.info("waiting for #{@first} to admit it")
       waited = 0
       loop do
         server = connection(env, up, @first)

@@ -58,6 +58,7 @@ rescue Vagrant::Errors::VagrantError => e
   puts "error: #{e.message}"
 end
 THREE = { "node1" => "192.168.56.11", "node2" => "192.168.56.12", "node3" => "192.168.56.13" }
+NEW = { "test -e /etc/podlane/install.json" => [1, ""] }
 SHOWS = { "demo.sh address" => [0, "10.96.0.7\\n"], "demo.sh 3" => [0, "$ podlane get pods"] }
 """
 
@@ -147,13 +148,14 @@ def test_a_node_waits_for_the_first_and_the_last_one_shows_the_demonstration() -
         tries = 0
         serves = { "token.sh" => [-> { tries < 3 ? 3 : 0 }, -> { (tries += 1) < 3 ? "" : "id.secret.hash\\n" }] }
         machines = { node1: Machine.new("node1", :running, serves.merge(SHOWS)),
-                     node2: Machine.new("node2", :running, { "join.sh" => [0, "joined"] }),
+                     node2: Machine.new("node2", :running, NEW.merge("join.sh" => [0, "joined"])),
                      node3: Machine.new("node3", :poweroff, {}) }
         cluster = PodlaneVagrant::Cluster.new(THREE, wait: ->(seconds) { puts "(#{seconds} s)" })
         cluster.after_up(Env.new(machines), machines[:node2])
         """
     )
     assert said.splitlines() == [
+        "node2# test -e /etc/podlane/install.json",
         "node2| waiting for node1 to admit it",
         "node1# sh token.sh node2",
         "(5 s)",
@@ -170,25 +172,40 @@ def test_a_node_waits_for_the_first_and_the_last_one_shows_the_demonstration() -
     ]
 
 
+def test_a_member_is_upgraded_without_the_first() -> None:
+    said = ruby(
+        """
+        machines = { node1: Machine.new("node1", :poweroff, {}), node2: Machine.new("node2", :running, {}) }
+        PodlaneVagrant::Cluster.new(THREE).after_up(Env.new(machines), machines[:node2])
+        """
+    )
+    assert said.splitlines() == [
+        "node2# test -e /etc/podlane/install.json",
+        "node2# PODLANE_TOKEN= sh join.sh node2 192.168.56.11",
+    ]
+
+
 def test_what_is_not_complete_or_fails_is_said() -> None:
     said = ruby(
         """
         waits = ->(_seconds) {}
         cluster = PodlaneVagrant::Cluster.new(THREE, wait: waits)
-        absent = { node1: Machine.new("node1", :not_created, {}), node2: Machine.new("node2", :running, {}) }
+        absent = { node1: Machine.new("node1", :not_created, {}), node2: Machine.new("node2", :running, NEW) }
         try { cluster.after_up(Env.new(absent), absent[:node2]) }
         alone = { node1: Machine.new("node1", :running, { "demo.sh" => [3, "1 of 3 machines are ready"] }) }
         cluster.after_up(Env.new(alone), alone[:node1])
         full = { node1: Machine.new("node1", :running, { "token.sh" => [0, "t"] }),
-                 node2: Machine.new("node2", :running, { "join.sh" => [1, "no room"] }) }
+                 node2: Machine.new("node2", :running, NEW.merge("join.sh" => [1, "no room"])) }
         try { cluster.after_up(Env.new(full), full[:node2]) }
         """
     )
     assert said.splitlines() == [
+        "node2# test -e /etc/podlane/install.json",
         "node2| waiting for node1 to admit it",
         "error: podlane: node2 cannot join: node1 is not up; vagrant up node1",
         "node1# sh demo.sh 3",
         "node1| 1 of 3 machines are ready",
+        "node2# test -e /etc/podlane/install.json",
         "node2| waiting for node1 to admit it",
         "node1# sh token.sh node2",
         "node2# PODLANE_TOKEN=t sh join.sh node2 192.168.56.11",
