@@ -15,6 +15,7 @@ from podlane.lab import cluster, context, network
 from podlane.lab.cluster import DaemonStatus, Lab
 from podlane.lab.daemons import netd_state_dir, specs, store_options
 from podlane.lab.topology import DEFAULT_NAME, Topology
+from podlane.store.roles import OPERATOR, ROOT
 
 _name = click.option(
     "--name",
@@ -131,15 +132,24 @@ def demo(name: str) -> None:
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--as",
+    "who",
+    default=OPERATOR,
+    show_default=True,
+    metavar="WHO",
+    help="To etcd: operator, root, or one of HOST's daemons by its certificate.",
+)
 @_name
 @click.argument("host")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
+def exec_(name: str, who: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in HOST's network namespace, as in: podlane lab exec node1 -- ip route.
 
     DOCKER_HOST, PODLANE_ETCD_…, ETCDCTL_…, NODE_NAME, NETD_STATE_DIR and PATH are set for it, so that docker,
     podlane, netd and proxyd (netd doctor, proxyd status) are found and are about that host, and they and
-    etcdctl act as the lab's operator. HOST `net` is the underlay itself, which is outside of every host.
+    etcdctl act as the lab's operator or as --as says. HOST `net` is the underlay itself, which is outside of
+    every host.
     """
     words = list(command[1:] if command[0] == "--" else command)
     if not words:
@@ -148,13 +158,13 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
     programs = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}"}
     environment.pop("PODLANE_LAB", None)  # it would say twice where etcd is
-    environment |= _etcd_environment(target)
     netns = target.underlay
     if host != "net":
         netns = target.netns(target.host(host))
         environment["DOCKER_HOST"] = f"unix://{target.docker_socket(host)}"
         environment["NODE_NAME"] = host
         environment["NETD_STATE_DIR"] = str(netd_state_dir(target, target.host(host)))
+    environment |= _etcd_environment(target, host, who)
     network.enter(netns)
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606 - no shell is wanted
@@ -162,9 +172,13 @@ def exec_(name: str, host: str, command: tuple[str, ...]) -> None:
         fail(f"run {words[0]}: {error.strerror}", 127)
 
 
-def _etcd_environment(target: Topology) -> dict[str, str]:
-    """For podlane's programs and for etcdctl: etcd, and the operator's certificate."""
-    config = target.store_config()
+def _etcd_environment(target: Topology, host: str, who: str) -> dict[str, str]:
+    """For podlane's programs and for etcdctl: etcd, and whose certificate to show."""
+    Lab(target).check_tls()
+    daemons = sorted(file.stem for file in (target.pki_dir / host).glob("*.key"))
+    if who not in (known := [OPERATOR, ROOT, *daemons]):
+        fail(f"--as: expected one of {', '.join(known)}, got {who!r}", 2)
+    config = target.store_config(who, target.host(host) if who in daemons else None)
     return {
         **{f"PODLANE_ETCD_{name.upper()}": value for name, value in store_options(config).items()},
         "ETCDCTL_API": "3",

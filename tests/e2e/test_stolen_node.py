@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +22,8 @@ from scheduler.agent.client import AgentClient, AgentError
 from scheduler.agent.trust import Mutual
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+PODLANE = str(Path(sys.executable).parent / "podlane")
 
 
 class Theft:
@@ -77,6 +81,30 @@ class Theft:
             "take a role": ("user", "grant-role", f"agent@{own}", "root"),
             "turn authentication off": ("auth", "disable"),
         }
+
+
+def test_lab_exec_is_to_etcd_whom_it_is_told_to_be(cluster: Cluster) -> None:
+    def put(*who: str) -> Completed:
+        argv = [
+            PODLANE,
+            "lab",
+            "exec",
+            "--name",
+            cluster.topology.name,
+            *who,
+            "node1",
+            "--",
+            "etcdctl",
+            "put",
+            key,
+            "x",
+        ]
+        return run(argv, timeout=30, check=False)
+
+    key = "/podlane/written-by-a-test"
+    assert "permission denied" in put("--as", "netd").stderr
+    assert put().stdout == "OK\n"
+    assert "--as: expected one of operator, root, agent, netd, proxyd, got 'evil'" in put("--as", "evil").stderr
 
 
 def test_with_the_certificates_of_a_node_nothing_is_changed_but_what_is_its_own(web: Cluster) -> None:
