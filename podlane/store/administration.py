@@ -38,6 +38,7 @@ SNAPSHOT_TIMEOUT = 3600.0
 DEFRAGMENT_TIMEOUT = 600.0
 """Seconds. A member answers nothing else while it defragments, which takes as long as its database is large."""
 
+_GET, _DEACTIVATE = 0, 2  # AlarmRequest.AlarmAction
 _THERE = "already exists"
 _NOT_THERE = ("role name not found", "user name not found")
 _NOT_GRANTED = ("role is not granted", "permission is not granted")
@@ -205,14 +206,12 @@ class Administration:
             self._call(f"compact to revision {revision}", lambda stubs: stubs.kv.Compact, request)
 
     def alarms(self) -> tuple[Alarm, ...]:
-        get = 0  # AlarmRequest.AlarmAction
-        return wire.alarms(self._alarm("list alarms", etcdrpc.AlarmRequest(action=get)))
+        return wire.alarms(self._alarm("list alarms", etcdrpc.AlarmRequest(action=_GET)))
 
     def disarm(self) -> None:
         """Take back every alarm; etcd raises it again if its cause is still there."""
-        deactivate = 2
-        for alarm in self._alarm("list alarms", etcdrpc.AlarmRequest(action=0)).alarms:
-            request = etcdrpc.AlarmRequest(action=deactivate, memberID=alarm.memberID, alarm=alarm.alarm)
+        for alarm in self._alarm("list alarms", etcdrpc.AlarmRequest(action=_GET)).alarms:
+            request = etcdrpc.AlarmRequest(action=_DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
             self._alarm("disarm", request)
 
     def _alarm(self, action: str, request: Any) -> Any:
