@@ -24,6 +24,7 @@ debian() {
 fedora() {
     dnf -q -y install nftables iproute iptables-nft conntrack-tools procps-ng busybox ||
         dnf -q -y install nftables iproute iptables-nft conntrack-tools procps-ng
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || dnf -q -y install python3.11
     command -v dockerd >/dev/null 2>&1 && return 0
     if [ -n "$docker_repo" ]; then
         curl -fsSL -o /etc/yum.repos.d/podlane-docker.repo "$docker_repo" || die "cannot get $docker_repo"
