@@ -26,6 +26,7 @@ from tests.vm.recipe import Recipe
 from tests.vm.traffic import Traffic
 
 PYTHON = "3.11"  # the suite's
+NEXT_VERSION = "99.0"  # the same program under another name, to upgrade to
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 REPLICAS = 4
 LEASE, GRACE = 20, 10
@@ -79,16 +80,18 @@ class Story:
         return f"{built.folder.name}, {built.disk.stat().st_blocks * 512 / 1e9:.1f} GB"
 
     def make_bundle(self) -> str:
-        built = self.bundle
-        if not built:
-            words = ("-m", "podlane.cli.bundle", "--python", PYTHON, "--output", str(self.cache / "bundle"))
-            built = run([sys.executable, *words], timeout=900).stdout.split()[-1]
         served = self.folder / "files"
         served.mkdir(exist_ok=True)
-        bundle = Path(built)
+        bundle = Path(self.bundle) if self.bundle else self._build()
         shutil.copyfile(bundle, served / "podlane.run")
+        shutil.copyfile(self._build("--version", NEXT_VERSION), served / "upgrade.run")
         (served / "web.tar").write_bytes(web_tar())
         return f"{bundle.name}, {bundle.stat().st_size / 1e6:.0f} MB"
+
+    def _build(self, *words: str) -> Path:
+        options = ("--python", PYTHON, "--output", str(self.cache / "bundle"), *words)
+        built = run([sys.executable, "-m", "podlane.cli.bundle", *options], timeout=900)
+        return Path(built.stdout.split()[-1])
 
     def server(self) -> str:
         timing = ("--", "--node-lease-seconds", str(LEASE), "--node-grace-seconds", str(GRACE))
@@ -252,18 +255,19 @@ class Story:
         return f"all nodes and replicas ready {seconds:.0f} s after the reboot was asked for; {self.service()}"
 
     def upgrade(self) -> str:
-        node, url = self.victim, f"http://{NAT_HOST}:{self.files.port}/podlane.run"
+        node, url = self.victim, f"http://{NAT_HOST}:{self.files.port}/upgrade.run"
         started = "docker ps -q --no-trunc | sort | xargs -r docker inspect -f '{{.Id}} {{.State.StartedAt}}'"
         before = node.guest.run(started).stdout
+        node.guest.run(f"curl -fsS -o /var/tmp/upgrade.run {url}")
         with Traffic(node, self._service_address()) as traffic:
-            node.guest.run(f"curl -fsS -o /var/tmp/podlane.run {url}; sh /var/tmp/podlane.run upgrade", timeout=900)
-            node.guest.run("systemctl restart podlane-netd podlane-proxyd podlane-agent", timeout=300)
+            node.guest.run("sh /var/tmp/upgrade.run upgrade", timeout=3600)
             count = traffic.count()
         if node.guest.run(started).stdout != before:
             raise PodlaneError(f"upgrade {node.name}: expected its containers to run on, but they were started again")
         if count.failed:
             raise PodlaneError(f"upgrade {node.name}: {count}")
-        return f"{node.name} upgraded and its daemons restarted, its containers ran on; {count}"
+        version = node.guest.run("podlane version").stdout.strip()
+        return f"{node.name} has {version}, its containers ran on; {count}"
 
     def uninstall(self) -> str:
         node = self.leaver
