@@ -11,7 +11,7 @@ import re
 from podlane.errors import PodlaneError
 from tests.vm.guest import Guest
 
-UNINSTALL = "sh /var/lib/podlane-setup/podlane.run uninstall"
+UNINSTALL = "sh /var/lib/podlane-setup/podlane.run uninstall --purge --yes"
 ALLOWED = ("/etc", "/opt", "/run", "/var", "/tmp", "/proc", "/sys", "/dev", "/root")
 """The last five are nobody's claim: kernel file systems, and the temporary and home folders of whoever works there."""
 LEFT_OVERS = (
@@ -63,7 +63,7 @@ def units(guest: Guest) -> str:
 
 def nothing_left(guest: Guest) -> str:
     found = guest.run(f"ls -d {' '.join(LEFT_OVERS)} /etc/systemd/system/podlane* 2>/dev/null || :").stdout.split()
-    found += guest.run("docker ps -aq --filter label=podlane.io/pod").stdout.split()
+    found += guest.run("docker ps -aq --filter label=podlane.io/pod-uid").stdout.split()
     found += guest.run("ip -o link | grep -E 'flannel|podlane|cni' || :").stdout.splitlines()
     found += guest.run("nft list tables | grep -E 'podlane|flannel|netd|proxyd' || :").stdout.splitlines()
     found += guest.run("iptables-save | grep -iE 'podlane|flannel' || :").stdout.splitlines()

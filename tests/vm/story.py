@@ -26,7 +26,7 @@ from tests.vm.recipe import Recipe
 from tests.vm.traffic import Traffic
 
 PYTHON = "3.11"  # the suite's
-NEXT_VERSION = "99.0"  # the same program under another name, to upgrade to
+NEXT_VERSION = "99.0.0"  # the same program under another name, to upgrade to
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 REPLICAS = 4
 LEASE, GRACE = 20, 10
@@ -274,7 +274,12 @@ class Story:
         self.cluster.podlane(f"drain {node.name}", timeout=600)
         self._replicas_ready(START_SECONDS, away_from=node.name)
         node.guest.run(inspection.UNINSTALL, timeout=600)
-        return f"{node.name}: {inspection.nothing_left(node.guest)}"
+        left = inspection.nothing_left(node.guest)
+        self.cluster.podlane(f"delete node {node.name}")
+        known = {item["metadata"]["name"] for item in self.cluster.objects("nodes")}
+        if node.name in known:
+            raise PodlaneError(f"delete node {node.name}: expected it to be gone, got {', '.join(sorted(known))}")
+        return f"{node.name}: {left}; the cluster has forgotten it"
 
 
 def _sha256(file: Path) -> str:
