@@ -14,7 +14,7 @@ import click
 
 from podlane.cli.command import failure, note
 from podlane.cli.hostrun import alone
-from podlane.errors import PodlaneError
+from podlane.errors import PodlaneError, UsageError
 from podlane.host.layout import JOIN_PORT, Role
 from podlane.host.options import InstallOptions, check
 
@@ -125,7 +125,10 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     if not dry_run:
         refuse(look(options, bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(options, machine, bundle)
-    plan = host_install.plan(options, machine, bundle, host_install.look(system, wanted), token=token)
+    actual = host_install.look(system, wanted)
+    if problem := host_install.conflict(actual.record, options, machine):
+        raise UsageError(f"install: {problem}")
+    plan = host_install.plan(options, machine, bundle, actual, token=token)
     if dry_run:
         click.echo(plan)
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from podlane.errors import ApplyError, PodlaneError
 from podlane.host.layout import UNITS
@@ -39,6 +40,7 @@ class Applier:
     def __post_init__(self) -> None:
         self._undo: list[tuple[str, Callable[[], object]]] = []
         self._restarted: list[str] = []
+        self._lasting: tuple[str, ...] = ()
         self._units_changed = False
         self._services = Services(self.system, self.clock)
 
@@ -104,6 +106,8 @@ class Applier:
             if not step.may_fail:
                 raise
             self.say(f"      left out: {error}")
+        else:
+            self._keep(step.lasts)
 
     def _start(self, step: Start) -> None:
         before = self._services.state(step.unit)
@@ -147,6 +151,13 @@ class Applier:
         if step.undo:
             self._remember(f"undo {step.argv[0]}", lambda: self._run_all(step.undo))
 
+    def _keep(self, paths: tuple[str, ...]) -> None:
+        """From now on these are not undone, nor the folders they are in."""
+        kept = {f"{verb} {path}" for path in paths for verb in ("remove", "clean")}
+        above = {f"remove {parent}" for path in paths for parent in PurePath(path).parents}
+        self._undo = [(what, action) for what, action in self._undo if what not in kept | above]
+        self._lasting += paths
+
     def _clean(self, folder: str, known: frozenset[str]) -> None:
         for name in self.system.names(folder):
             if name not in known:
@@ -179,4 +190,9 @@ class Applier:
             attempt(f"restart {unit}", lambda unit=unit: self._services.start(unit, restart=True))  # type: ignore[misc]
         if problems:
             return "undone, but for:\n" + "\n".join(problems)
+        if self._lasting:
+            return (
+                f"everything that this run did is undone, but {', '.join(self._lasting)} stay: "
+                "this host has joined, and the same command goes on from there"
+            )
         return "everything that this run did is undone"

@@ -76,6 +76,23 @@ def decode(content: bytes) -> Record | None:
         return None
 
 
+def conflict(record: Record | None, options: InstallOptions, machine: Machine) -> str:
+    """Why this host cannot become what is asked; "" when it can."""
+    if options.etcd_join and not any(each.startswith(f"{machine.name}=") for each in options.etcd_join):
+        return f"--etcd-join: expected {machine.name} among the members, as `podlane etcd add-member` prints them"
+    if record is None:
+        return ""
+    is_now = f"this host is {record.options.role} {record.name} at {','.join(record.addresses)}"
+    if (record.name, record.addresses) != (machine.name, machine.addresses):
+        what = f"{machine.name} at {','.join(machine.addresses)}"
+        return f"{is_now}, its certificates say so; to make it {what}, uninstall it first"
+    if gone := [each for each in record.options.daemons if each not in options.daemons]:
+        return f"{is_now}; to be without {', '.join(gone)}, uninstall it first"
+    if record.options.founds != options.founds and options.own_etcd:
+        return f"{is_now}; to become a member of another cluster, uninstall it first"
+    return ""
+
+
 def files(options: InstallOptions, machine: Machine, bundle: Bundle) -> list[File]:
     """Every file that the host shall have, but those of the version and the keys."""
     etcd = f"{CURRENT}/bin/etcd" if bundle.with_etcd else machine.etcd
@@ -136,7 +153,7 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
                 ("keys", () if keyed else _keys(program, options, machine, token)),
                 ("settings", _settle(changed, options, first=first)),
                 ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
-                *_daemons(program, options, machine, touched, actual, first=first),
+                *_daemons(program, options, machine, touched, actual, enrol=first or not keyed),
                 ("firewall", firewall.steps(options) if options.firewalld and (first or changed) else ()),
                 ("record", (each for each in changed if each.path == layout.RECORD)),
                 ("old versions", _prune(bundle.name, actual) if changed or switched else ()),
@@ -203,7 +220,9 @@ def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -
     who = ("--role", options.role, "--name", machine.name, "--address", ",".join(machine.addresses))
     if options.join:
         argv = (program, "host", "join", "--server", options.join, *who)
-        yield Command(argv, stdin=token, makes=(PKI, CLUSTER_ENVIRONMENT))
+        # a token is good for one host and once: what it brought stays
+        made = (PKI, CLUSTER_ENVIRONMENT)
+        yield Command(argv, stdin=token, makes=made, lasts=made)
     elif options.founds:
         yield Command((program, "host", "keys", *who), makes=(PKI,))
     else:
@@ -254,7 +273,7 @@ def _units(
 
 
 def _daemons(
-    program: str, options: InstallOptions, machine: Machine, daemons: Iterable[Daemon], actual: Actual, *, first: bool
+    program: str, options: InstallOptions, machine: Machine, daemons: Iterable[Daemon], actual: Actual, *, enrol: bool
 ) -> Iterator[tuple[str, Iterable[Step]]]:
     """A server's store first, then what it must hold, then everything that asks for it."""
     todo = list(daemons)
@@ -268,7 +287,7 @@ def _daemons(
     if "etcd" in todo:
         yield "etcd", (start("etcd"),)
         todo.remove("etcd")
-    if options.founds and first:
+    if options.founds and enrol:
         yield "cluster", _found_cluster(program, options, machine)
     for daemon in todo:
         yield daemon, (start(daemon),)

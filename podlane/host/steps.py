@@ -58,12 +58,14 @@ class Remove:
 @dataclass(frozen=True, slots=True)
 class Command:
     """`makes`: paths that are new after it; a folder among them counts by what is new in it. `stdin` is never shown.
+    `lasts`: paths that stay when a later step fails, since what made them cannot be done twice.
 
     `may_fail`: the plan goes on, and says so. `undo` are commands, in the order they are run.
     """
 
     argv: tuple[str, ...]
     makes: tuple[str, ...] = ()
+    lasts: tuple[str, ...] = ()
     undo: tuple[tuple[str, ...], ...] = ()
     stdin: str = ""
     timeout: float = COMMAND_TIMEOUT

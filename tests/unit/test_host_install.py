@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from podlane.host import layout
+from podlane.host import install, layout
 from podlane.host.apply import Undone
 from podlane.host.fake import FakeSystem
+from podlane.host.install import Record
 from podlane.host.layout import CURRENT, ORDER, RECORD, unit_name
+from podlane.host.machine import Machine
 from podlane.host.options import InstallOptions
 from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Start
 from tests.unit.host_world import ALL, BUNDLE, NEXT, NODE, applier, installed, machine, planned, state, system
@@ -91,7 +93,61 @@ def test_a_failure_anywhere_leaves_nothing(options: InstallOptions) -> None:
         plan = planned(fake, options)
         if not _fails(fake, plan):
             continue  # a step that may fail
-        assert state(fake) == state(system(options)), f"change {n}: {fake.log[n - 1]}"
+        assert state(fake) == state(joined(fake, options)), f"change {n}: {fake.log[n - 1]}"
+
+
+def joined(fake: FakeSystem, options: InstallOptions) -> FakeSystem:
+    """A host on which nothing is but what a join brought, if that was before the failure."""
+    expected = system(options)
+    kept = (f"{layout.PKI}/", layout.CLUSTER_ENVIRONMENT)
+    if options.join and layout.CLUSTER_ENVIRONMENT in fake.files:
+        whole = installed(options).files
+        above = (layout.ETC, layout.PKI)
+        expected.files |= {path: found for path, found in whole.items() if path.startswith(kept) or path in above}
+    return expected
+
+
+def test_a_host_that_has_joined_goes_on_without_a_second_use_of_its_token() -> None:
+    fake = system(NODE)
+    fake.broken.add(unit_name("netd"))
+    with pytest.raises(Undone, match=r"/etc/podlane/pki, /etc/podlane/cluster.env stay: this host has joined"):
+        applier(fake).apply(planned(fake, NODE))
+    fake.broken.clear()
+    fake.log.clear()
+    applier(fake).apply(planned(fake, NODE))
+    assert not [line for line in fake.log if " host join " in line]
+    assert planned(fake, NODE).stages == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "problem"),
+    [
+        (ALL, machine(), ""),
+        (replace(ALL, ip_masq=False), machine(), ""),
+        (InstallOptions(role="server"), machine(), "; to be without netd, proxyd, agent, uninstall it first"),
+        (ALL, machine(name="other"), ", its certificates say so; to make it other at 192.0.2.7, uninstall it first"),
+        (replace(FURTHER, role="all", admits=True), machine(), "; to become a member of another cluster, uninstall"),
+    ],
+)
+def test_what_an_installed_host_can_become(options: InstallOptions, host: Machine, problem: str) -> None:
+    said = install.conflict(Record("v", "host1", ("192.0.2.7",), ALL), options, host)
+    assert said.startswith(f"this host is all host1 at 192.0.2.7{problem}" if problem else "")
+    assert bool(said) == bool(problem)
+
+
+def test_a_member_is_among_the_members() -> None:
+    said = install.conflict(None, FURTHER, machine(name="host2"))
+    assert said == "--etcd-join: expected host2 among the members, as `podlane etcd add-member` prints them"
+    assert install.conflict(None, FURTHER, machine()) == ""
+
+
+def test_a_server_that_is_to_run_pods_as_well_is_enrolled_for_it() -> None:
+    fake = installed(InstallOptions(role="server"))
+    text = commands(planned(fake, ALL))
+    assert "podlane host keys --role all" in text
+    assert "podlane host enrol --role node" in text
+    assert "start podlane-netd.service" in text
+    assert "start podlane-etcd.service" not in text
 
 
 def _fails(fake: FakeSystem, plan: Plan) -> bool:
@@ -102,7 +158,7 @@ def _fails(fake: FakeSystem, plan: Plan) -> bool:
         said = str(error)
     else:
         return False
-    assert "everything that this run did is undone" in said
+    assert "everything that this run did is undone" in said  # and not: "undone, but for:"
     return True
 
 
