@@ -57,7 +57,7 @@ def decode(cls: type[S], data: bytes, *, revision: int = 0) -> S:
     """
     try:
         obj = _decode(cls, data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"decode {_kind_of(cls)}: {error}") from error
     if not isinstance(obj, Object):
         return obj

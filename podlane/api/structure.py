@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -285,6 +285,8 @@ def _field(owner: type[types.Struct], name: str, wanted: Any, allowed: Range, re
         if len(members) > 1:
             return _Field(owner, name, members[0], "integer_or_name", allowed, required)
         wanted = members[0]
+    if get_origin(wanted) is Annotated:
+        wanted = get_args(wanted)[0]
     form = _FORMS.get(get_origin(wanted) or wanted, "object")
     return _Field(owner, name, wanted, form, allowed, required, (owner, name) in _QUANTITIES)
 

@@ -59,6 +59,8 @@ def test_null_is_the_same_as_absent() -> None:
         (b"[]", "Expected `object`"),
         (b'{"kind":"Service"}', "the value is a Service"),
         (b'{"spec":{"terminationGracePeriodSeconds":"x"}}', "$.spec.terminationGracePeriodSeconds"),
+        (b'{"status":{"startTime":"2026-01-02T03:04:05"}}', "with a timezone component - at `$.status.startTime`"),
+        (b'{"other":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "maximum recursion depth"),
     ],
 )
 def test_a_bad_value_is_one_kind_of_error(data: bytes, cause: str) -> None:

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import pytest
@@ -37,6 +37,8 @@ def values(wanted: Any) -> st.SearchStrategy[Any]:
     origin, args = get_origin(wanted), get_args(wanted)
     if origin is None:
         return structs(wanted)
+    if origin is Annotated:
+        return values(args[0])
     if origin is Literal:
         return st.sampled_from(args)
     if origin in {Union, UnionType}:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
 IPFamily = Literal["IPv4", "IPv6"]
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""One without a zone cannot be compared with the others: whoever stored it would stop every loop that looks at it."""
+
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 
@@ -38,8 +41,8 @@ class ObjectMeta(Struct, frozen=True, kw_only=True):
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
     deletion_grace_period_seconds: int | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
@@ -66,9 +69,9 @@ class Condition(Struct, frozen=True, kw_only=True):
     status: ConditionStatus
     reason: str = ""
     message: str = ""
-    last_transition_time: datetime | None = None
-    last_heartbeat_time: datetime | None = None
-    last_probe_time: datetime | None = None
+    last_transition_time: Time | None = None
+    last_heartbeat_time: Time | None = None
+    last_probe_time: Time | None = None
     observed_generation: int = 0
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal
 
 import msgspec
 
-from podlane.api.types.base import Condition, Object, ObjectReference, Struct
+from podlane.api.types.base import Condition, Object, ObjectReference, Struct, Time
 
 
 class EventSource(Struct, frozen=True, kw_only=True):
@@ -23,8 +22,8 @@ class Event(Object, frozen=True, kw_only=True):
     type: Literal["Normal", "Warning"] = "Normal"
     source: EventSource = EventSource()
     count: int = 1
-    first_timestamp: datetime | None = None
-    last_timestamp: datetime | None = None
+    first_timestamp: Time | None = None
+    last_timestamp: Time | None = None
 
 
 class NamespaceSpec(Struct, frozen=True, kw_only=True):

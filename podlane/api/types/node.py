@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal
 
 import msgspec
 
-from podlane.api.types.base import Condition, Object, Struct
+from podlane.api.types.base import Condition, Object, Struct, Time
 from podlane.api.types.scheduling import TaintEffect
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
@@ -23,7 +22,7 @@ class Taint(Struct, frozen=True, kw_only=True):
     key: str
     effect: TaintEffect
     value: str = ""
-    time_added: datetime | None = None
+    time_added: Time | None = None
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True):
@@ -89,8 +88,8 @@ class Node(Object, frozen=True, kw_only=True):
 class LeaseSpec(Struct, frozen=True, kw_only=True):
     holder_identity: str = ""
     lease_duration_seconds: int = 0
-    acquire_time: datetime | None = None
-    renew_time: datetime | None = None
+    acquire_time: Time | None = None
+    renew_time: Time | None = None
     lease_transitions: int = 0
 
 

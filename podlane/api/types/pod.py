@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal
 
 import msgspec
 
-from podlane.api.types.base import Condition, Object, Struct
+from podlane.api.types.base import Condition, Object, Struct, Time
 from podlane.api.types.container import Container
 from podlane.api.types.scheduling import Affinity, PreemptionPolicy, Toleration, TopologySpreadConstraint
 from podlane.api.types.volume import Volume
@@ -60,7 +59,7 @@ class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
 
 
 class ContainerStateRunning(Struct, frozen=True, kw_only=True):
-    started_at: datetime | None = None
+    started_at: Time | None = None
 
 
 class ContainerStateTerminated(Struct, frozen=True, kw_only=True):
@@ -68,8 +67,8 @@ class ContainerStateTerminated(Struct, frozen=True, kw_only=True):
     signal: int = 0
     reason: str = ""
     message: str = ""
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
     container_id: str = msgspec.field(default="", name="containerID")
 
 
@@ -108,7 +107,7 @@ class PodStatus(Struct, frozen=True, kw_only=True):
     host_ips: tuple[HostIP, ...] = msgspec.field(default=(), name="hostIPs")
     pod_ip: str = msgspec.field(default="", name="podIP")
     pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
-    start_time: datetime | None = None
+    start_time: Time | None = None
     init_container_statuses: tuple[ContainerStatus, ...] = ()
     container_statuses: tuple[ContainerStatus, ...] = ()
     qos_class: Literal["", "Guaranteed", "Burstable", "BestEffort"] = ""
