@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from podlane.errors import NotFound, PodlaneError
 from podlane.store.adminwire import Member, MemberStatus
 
-LAG = 5000
-"""Entries a member may be behind: as many etcd still sends one by one, and not as a whole snapshot."""
-
 _ALARM = re.compile(r"memberID:(\d+) alarm:(\w+)", re.ASCII)
 
 
