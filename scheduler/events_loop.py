@@ -13,7 +13,6 @@ from podlane.api.codec import DecodeError, decode, encode
 from podlane.api.types import EndpointSlice, Event, Node, ObjectReference, Pod, PodReport, Service
 from podlane.errors import NotFound
 from podlane.runtime import metrics
-from podlane.runtime.log import Repetition
 from podlane.store import keys
 from podlane.store.events import EventLease
 from podlane.store.interface import Compare, Delete, KeyValue, LeaseNotFound, Put
@@ -50,7 +49,6 @@ class EventsLoop(Loop):
         """By UID of pods that were bound: their node."""
         self._allowances: dict[str, nodeevents.Allowance] = {}
         self._lease = EventLease(self.registry.store, context.clock)
-        self._told = Repetition()
 
     def decide(self) -> None:
         self._observe()
@@ -87,7 +85,7 @@ class EventsLoop(Loop):
         """The event as it is to be told, or why it is not."""
         try:
             key = keys.parse_report_key(kv.key)
-            event = decode(Event, kv.value)
+            event = decode(Event, kv.value[: nodeevents.LARGEST])  # a longer one is none
         except (ValueError, DecodeError) as error:
             return str(error)
         before = self._allowances.get(key.node, nodeevents.Allowance())
@@ -129,18 +127,21 @@ class EventsLoop(Loop):
     def _commit(self, found: Sequence[KeyValue], judged: Sequence[Event | str]) -> None:
         writes = list(self._writes(found, judged))
         outcomes = commit_all(self.registry.store, writes, self.registry.fence)
+        dropped: list[tuple[str, str]] = []
         for kv, what, outcome in zip(found, judged, outcomes, strict=True):
             match outcome:
-                case Written():
-                    _EVENTS.labels("dropped" if isinstance(what, str) else "told").inc()
                 case Lost():
-                    continue  # it is another by now, and on its way to us
+                    pass  # it is another by now, and on its way to us
+                case Written() if isinstance(what, str):
+                    dropped.append((kv.key, what))
+                case Written():
+                    _EVENTS.labels("told").inc()
                 case error:
                     self._waiting[kv.key.removeprefix(keys.REPORTS)] = None
                     self.failed(f"carry over event {kv.key}", error)
-            if isinstance(what, str):
-                say = self.log.warning if self._told.is_news(what, self.context.clock.monotonic()) else self.log.debug
-                say("event dropped", key=kv.key, why=what)
+        if dropped:
+            _EVENTS.labels("dropped").inc(len(dropped))
+            self.log.warning("events dropped", events=len(dropped), one=dropped[0][0], why=dropped[0][1])
 
     def _writes(self, found: Sequence[KeyValue], judged: Sequence[Event | str]) -> Iterator[Write]:
         lease = self._lease.current() if any(isinstance(what, Event) for what in judged) else 0

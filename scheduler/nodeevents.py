@@ -22,6 +22,8 @@ from podlane.store.keys import ReportKey
 MOST = 1000
 """More than a node tells when all the pods it can run begin at once."""
 RATE = 20.0
+LARGEST = 16 * 1024
+"""Bytes of an event."""
 LONGEST_MESSAGE = 1024
 LONGEST_REASON = 128
 """Both are Kubernetes' limits."""

@@ -30,6 +30,8 @@ _REPORTS = metrics.counter(
 )
 
 
+LARGEST = 256 * 1024
+"""Bytes of a report; a pod is stored twice, and a larger one might not fit into a transaction."""
 SETTLE = 5.0
 """Seconds for which what is wrong may yet become right."""
 
@@ -55,6 +57,7 @@ class ReportsLoop(Loop):
         """By report: its revision and its pod's with which there was nothing left to do."""
         self._doubts: dict[str, tuple[int, float]] = {}
         """By report: the revision that is refused or to be dropped, and when that is final; inf: it was told."""
+        self._next_doubt = inf
         self._dirty: set[str] = set()
 
     def decide(self) -> None:
@@ -69,7 +72,7 @@ class ReportsLoop(Loop):
             self._remove(plan.remove, undone)
             self._store(plan.store, undone)
             self._drop(plan.drop, undone)
-            self._refuse(plan.refuse, undone)
+            self._refuse(plan.refuse)
             self.log.debug("decided", **plan.sizes())
             for line in plan.lines():
                 self.log.debug(line)
@@ -98,6 +101,10 @@ class ReportsLoop(Loop):
         for path in (*nodes.objects, *leases.objects, *enrolled.objects):  # a lease's is namespace/name
             self._dirty |= self._of_node.get(path.rpartition("/")[2], set())
 
+        if (now := self.context.clock.now()) >= self._next_doubt:
+            self._dirty.update(key for key, (_, due) in self._doubts.items() if due <= now)
+            self._next_doubt = min((due for _, due in self._doubts.values() if due > now), default=inf)
+
     def _index(self, key: str, *, there: bool) -> None:
         node, _, pod = key.replace("/pods/", "/", 1).partition("/")
         for index, name in ((self._of_node, node), (self._of_pod, pod)):
@@ -113,18 +120,22 @@ class ReportsLoop(Loop):
     def _items(self, found: dict[str, KeyValue]) -> dict[str, reports.Item]:
         items: dict[str, reports.Item] = {}
         unreadable: list[KeyValue] = []
+        why = ""
         for key, kv in found.items():
             try:
                 named = keys.parse_report_key(kv.key)
+                if len(kv.value) > LARGEST:
+                    raise ValueError(f"it has {len(kv.value)} bytes, more than {LARGEST}")
                 pod = self.snapshot.pods.get(f"{named.namespace}/{named.name}")
                 if pod is not None and self._done.get(key) == (kv.mod_revision, pod.metadata.resource_version):
                     continue
                 items[key] = reports.Item(named, kv.mod_revision, decode(PodReport, kv.value), pod)
             except (ValueError, DecodeError) as error:
-                self.log.warning("report not understood", key=kv.key, error=str(error))
                 unreadable.append(kv)
+                why = str(error)
         if unreadable:
             self._count("dropped", len(unreadable))
+            self.log.warning("reports dropped", reports=len(unreadable), one=unreadable[-1].key, why=why)
             writes = [Write((_as_read(kv.key, kv.mod_revision),), (Delete(kv.key),)) for kv in unreadable]
             commit_all(self.registry.store, writes, self.registry.fence)
         return items
@@ -162,29 +173,32 @@ class ReportsLoop(Loop):
 
     def _drop(self, wanted: Iterable[tuple[reports.Item, str]], undone: set[str]) -> None:
         """Take away what has long been wrong, unless the pod is not what we see."""
-        settled = [(item, why) for item, why in wanted if self._has_settled(item, undone)]
+        settled = [(item, why) for item, why in wanted if self._has_settled(item)]
         writes = [Write((_as_read(i.report_key, i.revision), _as_seen(i)), (Delete(i.report_key),)) for i, _ in settled]
         outcomes = commit_all(self.registry.store, writes, self.registry.fence)
+        dropped: list[tuple[reports.Item, str]] = []
         for (item, why), outcome in zip(settled, outcomes, strict=True):
             match outcome:
                 case Written():
-                    self._count("dropped")
-                    self.log.info("report dropped", node=item.key.node, pod=item.pod_name, why=why)
+                    dropped.append((item, why))
                 case Lost():
                     del self._doubts[_short(item)]  # what has changed instead is on its way to us
                 case error:
                     self._failed(f"drop report {item}", error, item, undone)
+        if dropped:
+            self._count("dropped", len(dropped))
+            self.log.warning("reports dropped", reports=len(dropped), one=str(dropped[0][0]), why=dropped[0][1])
 
-    def _refuse(self, wanted: Iterable[tuple[reports.Item, str]], undone: set[str]) -> None:
+    def _refuse(self, wanted: Iterable[tuple[reports.Item, str]]) -> None:
         """Tell of it, once."""
         for item, why in wanted:
-            if self._has_settled(item, undone):
+            if self._has_settled(item):
                 self._doubts[_short(item)] = item.revision, inf
                 self._count("refused")
                 self.log.warning("report refused", node=item.key.node, pod=item.pod_name, why=why)
                 self.context.events.event(_pod(item), "Warning", "ReportRefused", f"Node {item.key.node}: {why}")
 
-    def _has_settled(self, item: reports.Item, undone: set[str]) -> bool:
+    def _has_settled(self, item: reports.Item) -> bool:
         """Whether it has been so for SETTLE: an agent may know sooner than we what has changed, and we see late that a
         report went with its pod.
         """
@@ -193,7 +207,7 @@ class ReportsLoop(Loop):
             self._doubts[key] = item.revision, now + SETTLE
         due = self._doubts[key][1]
         if now < due < inf:
-            undone.add(key)
+            self._next_doubt = min(self._next_doubt, due)
             self.wake_at(due)
         return due <= now
 

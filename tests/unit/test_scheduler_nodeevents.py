@@ -31,7 +31,7 @@ from podlane.store.interface import Compare, Put
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.events_loop import EventsLoop
-from scheduler.nodeevents import LONGEST_MESSAGE, MOST, RATE, Allowance, refusal
+from scheduler.nodeevents import LARGEST, LONGEST_MESSAGE, MOST, RATE, Allowance, refusal
 
 pytestmark = pytest.mark.unit
 
@@ -137,6 +137,8 @@ def test_who_says_it_and_where_it_is_kept_are_not_the_nodes_to_say(world: World)
     world.store.txn([], [Put(keys.event_report_key("n1", "agent", "default", "theirs.1"), encode(lie))])
     world.store.txn([], [Put(keys.event_report_key("n1", "agent", "other", "mine.2"), encode(lie))])
     world.store.txn([], [Put(keys.event_report_key("n1", "agent", "default", "mine.3"), b"{")])
+    huge = replace(lie, message="m" * LARGEST)
+    world.store.txn([], [Put(keys.event_report_key("n1", "agent", "default", "mine.4"), encode(huge))])
     world.sync()
     (event,) = world.registry.list(Event).items
     assert (event.metadata.namespace, event.metadata.name, event.metadata.labels) == ("default", "mine.1", {})

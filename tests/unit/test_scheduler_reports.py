@@ -38,7 +38,7 @@ from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from podlane.store.reports import Outbox
 from scheduler import reports
-from scheduler.reports_loop import SETTLE, ReportsLoop
+from scheduler.reports_loop import LARGEST, SETTLE, ReportsLoop
 
 pytestmark = pytest.mark.unit
 
@@ -301,6 +301,8 @@ def test_reports_of_what_is_not_the_nodes_are_taken_away(world: World) -> None:
     elsewhere = Outbox(world.store, "n2")
     elsewhere.write({"default/p": PodReport(uid=world.p.metadata.uid, status=status(ready=False))})
     world.store.txn([], [Put(f"{keys.REPORTS}n1/pods/default/q", b"{"), Put(f"{keys.REPORTS}n1/nonsense", b"")])
+    huge = PodReport(uid=world.p.metadata.uid, status=status(message="m" * LARGEST))
+    world.store.txn([], [Put(f"{keys.REPORTS}n3/pods/default/p", encode(huge))])
     world.settle()
     assert world.reported() == []
     assert world.pod() == world.p
