@@ -84,7 +84,6 @@ class Story:
         served.mkdir(exist_ok=True)
         bundle = Path(self.bundle) if self.bundle else self._build()
         shutil.copyfile(bundle, served / "podlane.run")
-        shutil.copyfile(self._build("--version", NEXT_VERSION), served / "upgrade.run")
         (served / "web.tar").write_bytes(web_tar())
         return f"{bundle.name}, {bundle.stat().st_size / 1e6:.0f} MB"
 
@@ -256,6 +255,7 @@ class Story:
 
     def upgrade(self) -> str:
         node, url = self.victim, f"http://{NAT_HOST}:{self.files.port}/upgrade.run"
+        shutil.copyfile(self._build("--version", NEXT_VERSION), self.folder / "files" / "upgrade.run")
         started = "docker ps -q --no-trunc | sort | xargs -r docker inspect -f '{{.Id}} {{.State.StartedAt}}'"
         before = node.guest.run(started).stdout
         node.guest.run(f"curl -fsS -o /var/tmp/upgrade.run {url}")
