@@ -10,7 +10,7 @@ noderesources and imagelocality plugins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -107,13 +107,13 @@ class NodeState:
     def read(self, node: Node, alive: bool) -> bool:
         """Take in the object; whether anything changed that matters."""
         before = self.facts()
-        allocatable = node.status.allocatable
+        offered = node.status.allocatable
         self.labels, self.taints, self.cordoned = node.metadata.labels, node.spec.taints, node.spec.unschedulable
         self.images = {image_name(name): image.size_bytes for image in node.status.images for name in image.names}
         self.blocked = _blocked(node, alive)
-        self.alloc_cpu = milli_cpu(allocatable.get("cpu", "0"))
-        self.alloc_memory = bytes_(allocatable.get("memory", "0"))
-        self.alloc_pods = count_of(allocatable.get("pods", "0"))
+        self.alloc_cpu = _amount(milli_cpu, offered.get("cpu"))
+        self.alloc_memory = _amount(bytes_, offered.get("memory"))
+        self.alloc_pods = _amount(count_of, offered.get("pods"))
         if before == self.facts():
             return False
         self.version = self.stamp = next(_clock)
@@ -236,6 +236,14 @@ class NodeState:
             (self.scored_cpu + demand.scored_cpu) / (self.alloc_cpu or 1),
             (self.scored_memory + demand.scored_memory) / (self.alloc_memory or 1),
         )
+
+
+def _amount(read: Callable[[str], int], text: str | None) -> int:
+    """What nobody can read is nothing: the node says it of itself, and must not keep pods from the others."""
+    try:
+        return read(text or "0")
+    except ValueError:
+        return 0
 
 
 def _blocked(node: Node, alive: bool) -> Reason | None:

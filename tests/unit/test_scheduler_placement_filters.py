@@ -32,6 +32,12 @@ def where(nodes, waiting, *others, **options) -> str:
     return mine[0] if mine else next(u.why for u in plan.unschedulable if u.pod is waiting)
 
 
+def test_a_node_that_offers_what_nobody_can_read_is_passed_over() -> None:
+    wants = pod("p", cpu="1")
+    assert where([node("n1", cpu="lots"), node("n2", cpu="2")], wants) == "n2"
+    assert where([node("n1", cpu="lots")], wants) == "0/1 nodes fit: 1 too little cpu (need 1, 0 free)"
+
+
 class TestTaints:
     @pytest.mark.parametrize("effect", ["NoSchedule", "NoExecute"])
     def test_a_taint_keeps_pods_away_that_do_not_tolerate_it(self, effect):
