@@ -24,6 +24,8 @@ def unpacked() -> Bundle:
         version=manifest["version"],
         digest=os.environ["PODLANE_BUNDLE_DIGEST"],
         python=os.environ["PODLANE_BUNDLE_PYTHON"],
+        abi=(abi := os.environ["PODLANE_BUNDLE_ABI"]),
+        compiled=abi in manifest["compiled"],
         with_etcd=manifest["etcd"],
         with_python=manifest["python"] and os.environ.get("PODLANE_BUNDLE_OWN_PYTHON") == "yes",
     )

@@ -1,13 +1,14 @@
 """Building `podlane-VERSION.run`: everything an installation needs, in one file.
 
 Owns: what is in it and in which order. Invariants: the same input gives the same
-file (sorted names, one time, no owner); every wheel is one that requirements.lock
-names by hash, plus our own; it is written at once, when it is whole. It is a shell
+file (sorted names, one time, no owner); every package is one that requirements.lock
+names by hash, plus our own, unpacked and compiled; it is written at once, when it is whole. It is a shell
 script (selfextract.sh) with a compressed archive behind it. See docs/adr/0023.
 """
 
 from __future__ import annotations
 
+import filecmp
 import gzip
 import hashlib
 import io
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podlane.errors import PodlaneError, UsageError
-from podlane.host.bundlepython import copy_python
+from podlane.host.bundlepython import PROGRAM, copy_python
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.command import CommandError, run
 
@@ -36,6 +37,7 @@ _SOURCES = ("podlane", "netd", "proxyd", "scheduler", "bench", "pyproject.toml",
 _GLIBC = ("2_28", "2_17", "2_12", "2_5")
 """Of the wheels: any Linux that has a Python of 3.11 has a newer one."""
 
+_ONLY_FOR_BUILDING = ("bin", "setuptools*", "_distutils_hack", "distutils-precedence.pth")
 _PIP_TIMEOUT = 900.0
 
 
@@ -54,13 +56,15 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
     """Build from the checkout at `root` into the folder `target`. Raises PodlaneError."""
     with tempfile.TemporaryDirectory(prefix="podlane-bundle.") as scratch:
         folder = Path(scratch, "bundle")
-        wheels = folder / "wheels"
-        wheels.mkdir(parents=True)
-        pythons = [each for each in wanted.pythons if _download(root, each, wheels, wanted, say)]
-        own = _own_wheel(root, Path(scratch), wheels, wanted.version)
-        say(f"wheels: {len(list(wheels.iterdir()))} for Python {', '.join(pythons)}")
-        _pip_wheel(folder)
-        _requirements(root, folder, own)
+        sites = folder / "sites"
+        sites.mkdir(parents=True)
+        own = _own_wheel(root, Path(scratch), wanted.version)
+        pythons = [
+            each for each in wanted.pythons if _install(root, each, own, sites, required=wanted.required, say=say)
+        ]
+        compiled = [each for each in pythons if _compile(each, sites / _abi(each))]
+        share(sites)
+        say(f"packages for Python {', '.join(pythons)}; compiled for {', '.join(compiled) or 'none'}")
         shutil.copyfile(root / "podlane" / "cli" / "bundlerun.py", folder / "run.py")
         if wanted.with_etcd:
             _programs(folder, ("etcd", "etcdctl"), say)
@@ -69,6 +73,7 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         manifest = {
             "version": wanted.version,
             "pythons": pythons,
+            "compiled": compiled,
             "arch": platform.machine(),
             "etcd": wanted.with_etcd,
             "python": wanted.with_python,
@@ -76,7 +81,9 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         archive = compress(pack(folder))
         file = target / f"podlane-{wanted.version}.run"
-        write_atomic(file, self_extracting(archive, wanted.version, pythons), mode=0o755)
+        own_python = PROGRAM.name.removeprefix("python") if wanted.with_python else "no"
+        script = self_extracting(archive, wanted.version, pythons, own_python=own_python)
+        write_atomic(file, script, mode=0o755)
         say(f"{file}: {file.stat().st_size / 1e6:.0f} MB")
     return file
 
@@ -89,28 +96,62 @@ def _pip(*words: str) -> None:
     run([sys.executable, "-m", "pip", words[0], *environment, *words[1:]], timeout=_PIP_TIMEOUT)
 
 
-def _download(root: Path, python: str, wheels: Path, wanted: Wanted, say: Callable[[str], None]) -> bool:
-    """Fetch what the lock names for one Python; False when there is no wheel for something."""
-    abi = f"cp{python.replace('.', '')}"
+def _abi(python: str) -> str:
+    return f"cp{python.replace('.', '')}"
+
+
+def _install(root: Path, python: str, own: Path, sites: Path, *, required: bool, say: Callable[[str], None]) -> bool:
+    """Install what the lock names, and ours, for one Python; False when there is no wheel for something."""
+    target = sites / _abi(python)
     platforms = [f"manylinux_{glibc}_{platform.machine()}" for glibc in _GLIBC]
     places = [word for each in (*platforms, f"manylinux2014_{platform.machine()}") for word in ("--platform", each)]
-    abis = [word for each in (abi, "abi3", "none") for word in ("--abi", each)]
-    checked = ("--require-hashes", "--only-binary", ":all:", "--no-deps")
-    only = ("--python-version", python, "--implementation", "cp", *abis, *places)
-    with tempfile.TemporaryDirectory(dir=wheels.parent) as scratch:
-        try:
-            _pip("download", *checked, *only, "-d", scratch, "-r", str(root / "requirements.lock"))
-        except CommandError as error:
-            if wanted.required:
-                raise
-            say(f"Python {python} left out: {error.stderr.strip().splitlines()[-1] if error.stderr else error}")
-            return False
-        for wheel in Path(scratch).iterdir():
-            shutil.move(str(wheel), wheels / wheel.name)
+    abis = [word for each in (_abi(python), "abi3", "none") for word in ("--abi", each)]
+    only = ("--only-binary", ":all:", "--python-version", python, "--implementation", "cp", *abis, *places)
+    into = ("--target", str(target), "--no-deps", "--no-compile", "--root-user-action=ignore", *only)
+    try:
+        _pip("install", *into, "--require-hashes", "-r", str(root / "requirements.lock"))
+        _pip("install", *into, "--no-index", str(own))
+    except CommandError as error:
+        if required:
+            raise
+        say(f"Python {python} left out: {error.stderr.strip().splitlines()[-1] if error.stderr else error}")
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    for pattern in _ONLY_FOR_BUILDING:
+        for path in target.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return True
 
 
-def _own_wheel(root: Path, scratch: Path, wheels: Path, version: str) -> Path:
+def _compile(python: str, site: Path) -> bool:
+    """Compile it here where that Python is here: its daemons may not write, and would do it at every start."""
+    this = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    program = sys.executable if python == this else f"python{python}"
+    # checked against nothing: a bundle's files do not change, and have no times of their own
+    argv = [program, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(site), str(site)]
+    try:
+        run([program, "-c", "pass"], timeout=_PIP_TIMEOUT)
+    except CommandError:
+        return False
+    run(argv, timeout=_PIP_TIMEOUT, check=False)  # what does not compile is not imported either
+    return True
+
+
+def share(sites: Path) -> None:
+    """Move what all Pythons have alike into `any`."""
+    trees = sorted(each for each in sites.iterdir() if each.is_dir())
+    first, others = trees[0], trees[1:]
+    for path in sorted(each for each in first.rglob("*") if each.is_file()):
+        name = path.relative_to(first)
+        if all((other / name).is_file() and filecmp.cmp(path, other / name, shallow=False) for other in others):
+            shared = sites / "any" / name
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(shared)
+            for other in others:
+                (other / name).unlink()
+
+
+def _own_wheel(root: Path, scratch: Path, version: str) -> Path:
     """Built from a copy, since setuptools writes beside what it builds."""
     source = scratch / "source"
     source.mkdir()
@@ -124,25 +165,8 @@ def _own_wheel(root: Path, scratch: Path, wheels: Path, version: str) -> Path:
     init = source / "podlane" / "__init__.py"
     init.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"', init.read_text(), count=1))
     os.environ.setdefault("SOURCE_DATE_EPOCH", str(EPOCH))
-    before = set(wheels.iterdir())
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", str(wheels), str(source))
-    return next(iter(set(wheels.iterdir()) - before))
-
-
-def _pip_wheel(folder: Path) -> None:
-    """The pip of this environment, as a wheel that can be run from: the host needs none."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        import pip
-
-        _pip("download", "--only-binary", ":all:", "--no-deps", "-d", scratch, f"pip=={pip.__version__}")
-        shutil.move(str(next(Path(scratch).iterdir())), folder / "pip.whl")
-
-
-def _requirements(root: Path, folder: Path, own: Path) -> None:
-    name, version = own.name.split("-")[:2]
-    digest = hashlib.sha256(own.read_bytes()).hexdigest()
-    lock = (root / "requirements.lock").read_text().rstrip()
-    (folder / "requirements.txt").write_text(f"{lock}\n{name}=={version} --hash=sha256:{digest}\n")
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", str(scratch), str(source))
+    return next(scratch.glob("*.whl"))
 
 
 def _programs(folder: Path, names: Iterable[str], say: Callable[[str], None]) -> None:
@@ -184,8 +208,8 @@ def compress(archive: bytes) -> bytes:
     return gzip.compress(archive, compresslevel=6, mtime=0)
 
 
-def self_extracting(archive: bytes, version: str, pythons: Sequence[str]) -> bytes:
-    """The script with the archive behind it."""
+def self_extracting(archive: bytes, version: str, pythons: Sequence[str], *, own_python: str = "no") -> bytes:
+    """The script with the archive behind it. `own_python` is the version of the Python in it."""
     script = Path(__file__).with_name("selfextract.sh").read_text()
     values = {
         "VERSION": version,
@@ -193,6 +217,7 @@ def self_extracting(archive: bytes, version: str, pythons: Sequence[str]) -> byt
         "SIZE": str(len(archive)),
         "ARCH": platform.machine(),
         "PYTHONS": " ".join(pythons),
+        "OWN_PYTHON": own_python,
     }
     for name, value in values.items():
         script = script.replace(f"@{name}@", value)

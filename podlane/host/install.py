@@ -37,6 +37,13 @@ from podlane.host.units import ETCD_USER, daemon_unit, renew_units, target_unit
 
 KEPT_VERSIONS = 2
 _COMPLETE = ".podlane-complete"
+PROGRAMS = {
+    "podlane": "podlane.cli.main",
+    "netd": "netd.cli",
+    "proxyd": "proxyd.cli",
+    "scheduler": "scheduler.cli",
+}
+"""As in pyproject.toml."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,14 +207,21 @@ def _version(folder: str, bundle: Bundle) -> Iterator[Step]:
         yield Command(("cp", "-a", f"{bundle.folder}/python", f"{folder}/python"))
         python = f"{folder}/python/bin/python3"
     yield Command((python, "-m", "venv", "--without-pip", folder))
-    pip = (f"{folder}/bin/python", f"{bundle.folder}/pip.whl/pip", "--isolated", "install", "--quiet")
-    checked = ("--no-cache-dir", "--disable-pip-version-check", "--root-user-action=ignore", "--require-hashes")
-    wheels = ("--no-index", "--find-links", f"{bundle.folder}/wheels", "-r", f"{bundle.folder}/requirements.txt")
-    yield Command((*pip, *checked, *wheels))
+    packages = f"{folder}/lib/python{bundle.abi}/site-packages"
+    yield Command(("cp", "-a", f"{bundle.folder}/site/.", f"{packages}/"))
+    if not bundle.compiled:
+        mode = ("--invalidation-mode", "unchecked-hash")
+        # the daemons may not write there, and would compile everything at every start
+        yield Command((f"{folder}/bin/python", "-m", "compileall", "-q", *mode, packages), may_fail=True)
+    yield from (_program(folder, name, module) for name, module in PROGRAMS.items())
     if bundle.with_etcd:
         for name in ("etcd", "etcdctl"):
             yield Command(("install", "-m", "0755", f"{bundle.folder}/bin/{name}", f"{folder}/bin/{name}"))
     yield File(f"{folder}/{_COMPLETE}", f"{bundle.version} {bundle.digest}\n")
+
+
+def _program(folder: str, name: str, module: str) -> File:
+    return File(f"{folder}/bin/{name}", f"#!{folder}/bin/python\nfrom {module} import main\n\nmain()\n", 0o755)
 
 
 def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -> Iterator[Step]:

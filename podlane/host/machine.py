@@ -47,12 +47,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What is installed: an unpacked bundle. `digest` is of all that is in it."""
+    """What is installed: an unpacked bundle. `digest` is of all that is in it.
+
+    `python` is the program that the environment is made with, of version `abi`; `compiled`: the packages are, for it.
+    """
 
     folder: str
     version: str
     digest: str
     python: str
+    abi: str = "3.11"
+    compiled: bool = True
     with_etcd: bool = False
     with_python: bool = False
 

@@ -13,6 +13,7 @@ SIZE='@SIZE@'
 BEGIN='@BEGIN@' # first byte of the archive, counted from 1
 ARCH='@ARCH@'
 PYTHONS='@PYTHONS@'
+OWN_PYTHON='@OWN_PYTHON@' # the version of the Python that is in it
 
 die() {
     printf 'error: %s\n' "$*" >&2
@@ -42,11 +43,13 @@ check() {
         "got $have ($(archive | wc -c) of $SIZE bytes); copy it again"
 }
 
-unpack() { # folder
-    archive | gzip -dc | tar -xf - -C "$1" --no-same-owner || die "unpack $0 into $1: see above"
+unpack() { # folder, options of tar...
+    folder=$1
+    shift
+    archive | gzip -dc | tar -xf - -C "$folder" --no-same-owner "$@" || die "unpack $0 into $folder: see above"
 }
 
-# Prints the first Python that has wheels here, or nothing.
+# Prints the first Python that there are packages for here, or nothing.
 find_python() {
     for candidate in "${PODLANE_PYTHON:-}" /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
         [ -n "$candidate" ] || continue
@@ -96,23 +99,36 @@ esac
 [ "$(uname -m)" = "$ARCH" ] || die "this file is for $ARCH, and the machine is $(uname -m)"
 check
 umask 022
+unset PYTHONPATH PYTHONHOME
+PYTHON=$(find_python)
+OWN=no
+if [ -n "$PYTHON" ]; then
+    ABI=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+elif [ "$OWN_PYTHON" != no ]; then
+    OWN=yes
+    ABI=$OWN_PYTHON
+else
+    die "find Python: this file has packages for Python $PYTHONS, and none of them is here;" \
+        "install one (python3), name it with PODLANE_PYTHON, or use a bundle made with --with-python"
+fi
+
 FOLDER=$(mktemp -d "${TMPDIR:-/var/tmp}/podlane.XXXXXX")
 trap 'rm -rf "$FOLDER"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-unpack "$FOLDER"
+EXCLUDED=''
+for each in $PYTHONS; do
+    [ "$each" = "$ABI" ] || EXCLUDED="$EXCLUDED --exclude=sites/cp$(echo "$each" | tr -d .)"
+done
+# shellcheck disable=SC2086 # a list of words
+unpack "$FOLDER" $EXCLUDED
+SITE=$FOLDER/sites/cp$(echo "$ABI" | tr -d .)
+if [ -d "$FOLDER/sites/any" ]; then cp -a "$FOLDER/sites/any/." "$SITE/"; fi
+mv "$SITE" "$FOLDER/site"
+rm -rf "$FOLDER/sites"
+[ $OWN = no ] || PYTHON=$FOLDER/python/bin/python3
 
-unset PYTHONPATH PYTHONHOME
-PYTHON=$(find_python)
-OWN=no
-if [ -z "$PYTHON" ] && [ -x "$FOLDER/python/bin/python3" ]; then
-    PYTHON=$FOLDER/python/bin/python3
-    OWN=yes
-fi
-[ -n "$PYTHON" ] || die "find Python: this file has wheels for Python $PYTHONS, and none of them is here;" \
-    "install one (python3), name it with PODLANE_PYTHON, or use a bundle made with --with-python"
-
-PODLANE_BUNDLE=$FOLDER PODLANE_BUNDLE_DIGEST=$DIGEST PODLANE_BUNDLE_PYTHON=$PYTHON PODLANE_BUNDLE_OWN_PYTHON=$OWN \
-    "$PYTHON" "$FOLDER/run.py" "$@" || exit $?
+PODLANE_BUNDLE=$FOLDER PODLANE_BUNDLE_DIGEST=$DIGEST PODLANE_BUNDLE_PYTHON=$PYTHON PODLANE_BUNDLE_ABI=$ABI \
+    PODLANE_BUNDLE_OWN_PYTHON=$OWN "$PYTHON" "$FOLDER/run.py" "$@" || exit $?
 exit 0

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from podlane.host.bundle import compress, pack, self_extracting, version_of
+from podlane.host.bundle import compress, pack, self_extracting, share, version_of
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+ABI = f"cp{PYTHON.replace('.', '')}"
 PROGRAM = """\
 import os, pathlib, sys
 bundle = pathlib.Path(os.environ["PODLANE_BUNDLE"])
-print(sys.argv[1:], (bundle / "data").read_text(), os.environ["PODLANE_BUNDLE_OWN_PYTHON"], bundle)
+print(sys.argv[1:], os.environ["PODLANE_BUNDLE_ABI"], os.environ["PODLANE_BUNDLE_OWN_PYTHON"])
+print(sorted(path.name for path in (bundle / "site").iterdir()), sorted(path.name for path in bundle.iterdir()))
 sys.exit(7)
 """
 
@@ -26,7 +28,10 @@ sys.exit(7)
 def content(folder: Path) -> Path:
     folder.mkdir()
     (folder / "run.py").write_text(PROGRAM)
-    (folder / "data").write_text("wheels")
+    (folder / "data").write_text("packages")
+    for name in ("any/pure.py", f"{ABI}/compiled.so", "cp27/other.so"):
+        (folder / "sites" / name).parent.mkdir(parents=True)
+        (folder / "sites" / name).write_text("")
     (folder / "bin").mkdir()
     (folder / "bin" / "etcd").write_text("#!/bin/sh\n")
     (folder / "bin" / "etcd").chmod(0o755)
@@ -36,7 +41,7 @@ def content(folder: Path) -> Path:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     file = tmp_path / "podlane-1.0.0.run"
-    file.write_bytes(self_extracting(compress(pack(content(tmp_path / "in"))), "1.0.0", [PYTHON]))
+    file.write_bytes(self_extracting(compress(pack(content(tmp_path / "in"))), "1.0.0", ["2.7", PYTHON]))
     return file
 
 
@@ -53,7 +58,9 @@ def sh(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_unpacks_runs_and_cleans_up(bundle: Path) -> None:
     done = sh(bundle, "install", "--role", "all")
-    assert done.stdout.startswith("['install', '--role', 'all'] wheels no ")
+    assert done.stdout == (
+        f"['install', '--role', 'all'] {PYTHON} no\n['compiled.so', 'pure.py'] ['bin', 'data', 'run.py', 'site']\n"
+    )
     assert done.returncode == 7
 
 
@@ -68,7 +75,7 @@ def test_what_it_says_of_itself(bundle: Path) -> None:
 
 def test_it_can_be_unpacked(bundle: Path, tmp_path: Path) -> None:
     assert sh(bundle, "extract", str(tmp_path / "out")).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bin", "data", "run.py"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bin", "data", "run.py", "sites"]
     assert (tmp_path / "out" / "bin" / "etcd").stat().st_mode & 0o777 == 0o755
 
 
@@ -83,12 +90,27 @@ def test_damage_is_seen_before_anything_is_unpacked(bundle: Path, command: str) 
         assert done.stdout == ""
 
 
-def test_a_python_it_has_no_wheels_for_is_none(tmp_path: Path) -> None:
+def test_a_python_it_has_no_packages_for_is_none(tmp_path: Path) -> None:
     file = tmp_path / "other.run"
     file.write_bytes(self_extracting(compress(pack(content(tmp_path / "in"))), "1.0.0", ["2.7"]))
     done = sh(file, "install")
     assert done.returncode == 1
-    assert "this file has wheels for Python 2.7, and none of them is here" in done.stderr
+    assert "this file has packages for Python 2.7, and none of them is here" in done.stderr
+
+
+def test_what_all_pythons_have_alike_is_there_once(tmp_path: Path) -> None:
+    for abi in ("cp311", "cp312"):
+        (tmp_path / abi / "click").mkdir(parents=True)
+        (tmp_path / abi / "click" / "core.py").write_text("the same")
+        (tmp_path / abi / "RECORD").write_text(abi)
+    (tmp_path / "cp311" / "click" / "core.cpython-311.pyc").write_text("")
+    share(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "any/click/core.py",
+        "cp311/RECORD",
+        "cp311/click/core.cpython-311.pyc",
+        "cp312/RECORD",
+    ]
 
 
 def test_the_same_input_is_the_same_file(tmp_path: Path) -> None:

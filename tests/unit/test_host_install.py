@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,7 @@ def test_a_daemon_that_was_stopped_is_started() -> None:
     assert str(planned(fake)) == "# proxyd\nsystemctl start podlane-proxyd.service"
 
 
-@pytest.mark.parametrize("options", [ALL, NODE, EXTERNAL])
+@pytest.mark.parametrize("options", [ALL, NODE])
 def test_a_failure_anywhere_leaves_nothing(options: InstallOptions) -> None:
     whole = installed(options).changes
     for n in range(1, whole + 1):
@@ -209,6 +211,21 @@ def test_two_versions_are_kept() -> None:
     third = type(NEXT)("/var/tmp/z", "1.2.0", "aaaaaaaaaaaa", "/usr/bin/python3")
     applier(fake).apply(planned(fake, bundle=third))
     assert fake.names(layout.VERSIONS) == (NEXT.name, third.name)
+
+
+def test_packages_that_are_not_compiled_for_the_hosts_python_are_compiled_there() -> None:
+    bundle = dataclasses.replace(BUNDLE, abi="3.13", compiled=False)
+    folder = layout.version_folder(BUNDLE.name)
+    packages = f"{folder}/lib/python3.13/site-packages"
+    text = commands(planned(system(), bundle=bundle))
+    assert f"cp -a /var/tmp/podlane.x/site/. {packages}/\n" in text
+    assert f"{folder}/bin/python -m compileall -q --invalidation-mode unchecked-hash {packages} || true\n" in text
+
+
+def test_the_programs_are_those_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    programs = {name: f"{module}:main" for name, module in install.PROGRAMS.items()}
+    assert programs == project["project"]["scripts"]
 
 
 def test_an_interrupted_unpacking_is_begun_anew() -> None:
