@@ -36,7 +36,10 @@ class HostRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 def read_record(kv: KeyValue) -> HostRecord:
     """Raises ValueError for what is no record."""
-    record = msgspec.json.decode(kv.value, type=HostRecord)
+    try:
+        record = msgspec.json.decode(kv.value, type=HostRecord)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"read record {kv.key}: {error}") from error
     record.parsed_addresses()
     record.networks()
     return record
