@@ -9,7 +9,7 @@ knows what the host is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import msgspec
 
@@ -153,13 +153,3 @@ def _member_problems(options: InstallOptions) -> Iterator[tuple[str, str]]:
         name, equals, url = member.partition("=")
         if not equals or name_error(name) or not url.startswith("https://"):
             yield "etcd-join", f'expected NAME=https://ADDRESS:2380,…, got "{member}"'
-
-
-def cidr_error(text: str) -> str | None:
-    """Of `CIDR[,CIDR]`."""
-    for part in text.split(","):
-        try:
-            ip_network(part.strip())
-        except ValueError as error:
-            return str(error)
-    return None

@@ -12,7 +12,7 @@ DIGEST='@DIGEST@'
 SIZE='@SIZE@'
 BEGIN='@BEGIN@' # first byte of the archive, counted from 1
 ARCH='@ARCH@'
-PYTHONS='@PYTHONS@'
+PYTHONS='@PYTHONS@' # that there are packages for
 OWN_PYTHON='@OWN_PYTHON@' # the version of the Python that is in it
 
 die() {
