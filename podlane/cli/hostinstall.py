@@ -126,7 +126,7 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
         refuse(look(options, bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(options, machine, bundle)
     actual = host_install.look(system, wanted)
-    if problem := host_install.conflict(actual.record, options, machine):
+    if problem := host_install.conflict(actual, options, machine):
         raise UsageError(f"install: {problem}")
     plan = host_install.plan(options, machine, bundle, actual, token=token)
     if dry_run:

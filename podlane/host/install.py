@@ -83,12 +83,16 @@ def decode(content: bytes) -> Record | None:
         return None
 
 
-def conflict(record: Record | None, options: InstallOptions, machine: Machine) -> str:
+def conflict(actual: Actual, options: InstallOptions, machine: Machine) -> str:
     """Why this host cannot become what is asked; "" when it can."""
     if options.etcd_join and not any(each.startswith(f"{machine.name}=") for each in options.etcd_join):
         return f"--etcd-join: expected {machine.name} among the members, as `podlane etcd add-member` prints them"
+    record = actual.record
     if record is None:
-        return ""
+        joined = options.founds and "join.json" in actual.keys
+        return (
+            f"this host has joined a cluster ({PKI}/join.json); to make one, uninstall --purge first" if joined else ""
+        )
     is_now = f"this host is {record.options.role} {record.name} at {','.join(record.addresses)}"
     if (record.name, record.addresses) != (machine.name, machine.addresses):
         what = f"{machine.name} at {','.join(machine.addresses)}"
@@ -144,9 +148,17 @@ def _says(system: System, question: str, unit: str) -> bool:
 
 
 def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actual, *, token: str = "") -> Plan:
-    """`token` is the join token; it is handed over on standard input and shown nowhere."""
+    """`token` is the join token; it is handed over on standard input and shown nowhere.
+
+    Where etcd is was told once: members that came since are in those files, and stay there.
+    """
     wanted = files(options, machine, bundle)
-    changed = [each for each in wanted if not _is_there(each, actual)]
+    grown = () if options.etcd else (CLUSTER_ENVIRONMENT, layout.CONFIG)
+    changed = [
+        each
+        for each in wanted
+        if not _is_there(each, actual) and not (each.path in grown and each.path in actual.found)
+    ]
     folder = layout.version_folder(bundle.name)
     program = f"{folder}/bin/podlane"
     switched = _link_target(actual) != f"versions/{bundle.name}"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from podlane.host import install, layout
 from podlane.host.apply import Undone
 from podlane.host.fake import FakeSystem
-from podlane.host.install import Record
+from podlane.host.install import Actual, look
 from podlane.host.layout import CURRENT, ORDER, RECORD, unit_name
 from podlane.host.machine import Machine
 from podlane.host.options import InstallOptions
@@ -132,15 +132,20 @@ def test_a_host_that_has_joined_goes_on_without_a_second_use_of_its_token() -> N
     ],
 )
 def test_what_an_installed_host_can_become(options: InstallOptions, host: Machine, problem: str) -> None:
-    said = install.conflict(Record("v", "host1", ("192.0.2.7",), ALL), options, host)
+    said = install.conflict(look(installed(), ()), options, host)
     assert said.startswith(f"this host is all host1 at 192.0.2.7{problem}" if problem else "")
     assert bool(said) == bool(problem)
 
 
+def test_a_host_that_has_joined_makes_no_cluster() -> None:
+    said = install.conflict(Actual(keys=frozenset({"join.json"})), ALL, machine())
+    assert said == "this host has joined a cluster (/etc/podlane/pki/join.json); to make one, uninstall --purge first"
+
+
 def test_a_member_is_among_the_members() -> None:
-    said = install.conflict(None, FURTHER, machine(name="host2"))
+    said = install.conflict(Actual(), FURTHER, machine(name="host2"))
     assert said == "--etcd-join: expected host2 among the members, as `podlane etcd add-member` prints them"
-    assert install.conflict(None, FURTHER, machine()) == ""
+    assert install.conflict(Actual(), FURTHER, machine()) == ""
 
 
 def test_a_server_that_is_to_run_pods_as_well_is_enrolled_for_it() -> None:
@@ -203,6 +208,14 @@ def test_the_old_daemons_run_again_when_a_new_one_does_not() -> None:
     back = fake.log[fake.log.index(f"link {CURRENT} versions/{BUNDLE.name}") :]
     again = [unit_name(each) for each in ("etcd", "join", "scheduler", "netd")]
     assert [line for line in back if line.startswith("systemctl restart")] == [f"systemctl restart {u}" for u in again]
+
+
+def test_an_upgrade_forgets_no_member_of_etcd() -> None:
+    fake = installed()
+    grown = b"PODLANE_ETCD_ENDPOINTS=https://192.0.2.7:2379,https://192.0.2.8:2379\n"
+    fake.write(layout.CLUSTER_ENVIRONMENT, grown, 0o644)
+    applier(fake).apply(planned(fake, bundle=NEXT))
+    assert fake.files[layout.CLUSTER_ENVIRONMENT].content == grown
 
 
 def test_two_versions_are_kept() -> None:
