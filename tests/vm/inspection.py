@@ -14,6 +14,7 @@ from tests.vm.guest import Guest
 UNINSTALL = "sh /var/lib/podlane-setup/podlane.run uninstall --purge --yes"
 ALLOWED = ("/etc", "/opt", "/run", "/var", "/tmp", "/proc", "/sys", "/dev", "/root")
 """The last five are nobody's claim: kernel file systems, and the temporary and home folders of whoever works there."""
+_UNITS = "systemctl list-units --plain --no-legend 'podlane-*.service' | cut -d' ' -f1"
 LEFT_OVERS = (
     "/opt/podlane",
     "/etc/podlane",
@@ -49,12 +50,12 @@ def units(guest: Guest) -> str:
     failed = guest.run("systemctl --failed --plain --no-legend").stdout.strip()
     if failed:
         raise PodlaneError(f"look for failed units on {guest.name}: {failed}")
-    errors = guest.run("journalctl -b -p err --no-pager -q -o cat -u 'podlane-*'").stdout.strip()
+    named = f"$({_UNITS} | sed 's/^/-u /')"
+    errors = guest.run(f"journalctl -b -p err --no-pager -q -o cat {named}").stdout.strip()
     if errors:
         raise PodlaneError(f"read the journal of {guest.name}: {errors}")
     exposure = guest.run(
-        "for unit in $(systemctl list-units --plain --no-legend 'podlane-*.service' | cut -d' ' -f1); do "
-        "systemd-analyze security --no-pager $unit | tail -n 1; done",
+        f"for unit in $({_UNITS}); do systemd-analyze security --no-pager $unit | tail -n 1; done",
         timeout=600,
     ).stdout
     levels = re.findall(r"exposure level for podlane-(\S+)\.service: ([0-9.]+)", exposure)
