@@ -31,8 +31,9 @@ SCRIPT = f"{FOLDER}/install.sh"
 UNIT = "podlane-setup.service"
 DOCKER = "systemctl is-active --quiet docker.service || systemctl enable --now docker.service\n"
 
+# Docker starts nothing where the kernel has AppArmor and its parser is not there.
 _NODE_PACKAGES: Mapping[Family, tuple[str, ...]] = {
-    "debian": ("docker.io", "iptables", "nftables", "conntrack", "iproute2", "python3", "curl"),
+    "debian": ("docker.io", "apparmor", "iptables", "nftables", "conntrack", "iproute2", "python3", "curl"),
     "fedora": ("moby-engine", "iptables-nft", "nftables", "conntrack-tools", "iproute", "python3", "curl"),
     "none": (),
 }
