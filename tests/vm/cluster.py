@@ -19,7 +19,7 @@ from typing import Any
 
 from podlane.errors import PodlaneError
 from tests.vm import seed
-from tests.vm.guest import GuestError
+from tests.vm.guest import GuestError, GuestFailed
 from tests.vm.machine import Emulator, Machine, kill, pid_of
 
 BOOT_SECONDS = 900
@@ -106,9 +106,17 @@ class Cluster:
 
     # --- the cluster --------------------------------------------------------
 
-    def podlane(self, words: str, *, timeout: float = 180) -> str:
-        """What `podlane WORDS` prints on the server."""
-        return self.server.guest.run(f"podlane {words}", timeout=timeout).stdout
+    def podlane(self, words: str, *, timeout: float = 300) -> str:
+        """What `podlane WORDS` prints on the server. Tried again: etcd's deadlines are short for a slow machine."""
+        for last in (False, False, True):
+            try:
+                return self.server.guest.run(f"podlane {words}", timeout=timeout).stdout
+            except GuestFailed as error:
+                if last:
+                    raise
+                self._say(str(error).splitlines()[-1])
+                time.sleep(PAUSE)
+        raise AssertionError
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = json.loads(self.podlane(f"get {kind} -o json"))["items"]

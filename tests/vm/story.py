@@ -157,7 +157,7 @@ class Story:
             machine.guest.run(f"curl -fsS {url} | docker import {changes} - {WEB_IMAGE}")
         for name in ("web-controller.yaml", "web-service.yaml"):
             text = (EXAMPLES / name).read_text()
-            self.cluster.server.guest.run(f"podlane apply -f - <<'END'\n{text}\nEND", timeout=180)
+            self.cluster.podlane(f"apply -f - <<'END'\n{text}\nEND")
         seconds = self._replicas_ready(START_SECONDS)
         spread = Counter(pod.node for pod in self.cluster.pods())
         if len(spread) != len(self.cluster.machines):
