@@ -33,6 +33,7 @@ from podlane.store.tlsfault import Diagnosis
 
 WARM = 3.0  # seconds after an answer in which an endpoint counts as alive
 PAUSES = (0.05, 0.5)  # seconds: first and longest pause when every endpoint has failed
+HANDSHAKE = 2.5  # times the patience that a plain connection gets
 LOGINS = 3  # per call, before a token that is refused again and again is given up
 
 Metadata = tuple[tuple[str, str], ...]
@@ -337,6 +338,8 @@ def _cause(text: str) -> str:
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None, connect_timeout: float) -> grpc.Channel:
+    if credentials is not None:  # on a slow machine that is busy a handshake took more than two seconds
+        connect_timeout *= HANDSHAKE
     options = (
         # a connection that swallows everything is noticed in 15 s while streams are open; etcd refuses
         # pings more often than every 5 s, and any without a stream
