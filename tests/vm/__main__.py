@@ -50,7 +50,7 @@ def _say(text: str) -> None:
     show_default=True,
     help="tcg: emulated, works anywhere.",
 )
-@click.option("--cpus", type=click.IntRange(1, 8), default=2, show_default=True, help="Processors of each machine.")
+@click.option("--cpus", type=click.IntRange(1, 8), default=1, show_default=True, help="Processors of each machine.")
 @click.option("--exec", "exec_", default="", metavar="MACHINE", help="Run COMMAND on a machine of the last run.")
 @click.option("--down", is_flag=True, help="End the machines of the last run and remove them.")
 @click.argument("command", nargs=-1)

@@ -210,11 +210,8 @@ class Story:
     # --- faults -------------------------------------------------------------
 
     def kill(self) -> str:
-        self.cluster.boot_all()
         victim = self.victim
-        lost = [pod for pod in self.cluster.pods() if pod.node == victim.name]
-        if not lost:
-            raise PodlaneError(f"kill {victim.name}: no replica is there, so nothing would be seen")
+        lost = self._replicas_on(victim)
         with Traffic(self.cluster.server, self._service_address()) as traffic:
             kill(victim)
 
@@ -231,9 +228,24 @@ class Story:
             )
             count = traffic.count()
         return (
-            f"{len(lost)} of {REPLICAS} replicas were on {victim.name}; made elsewhere after {made:.0f} s "
+            f"{lost} of {REPLICAS} replicas were on {victim.name}; made elsewhere after {made:.0f} s "
             f"(configured: {LEASE}+{GRACE}), ready after {ready:.0f} s; {count}"
         )
+
+    def _replicas_on(self, machine: Machine) -> int:
+        """How many are there; placed anew if none is, as after a step that was interrupted."""
+        wanted = {each.name for each in self.cluster.machines}
+        self.cluster.until("all nodes are ready", lambda: self.cluster.ready_nodes() == wanted, 600)
+        for last in (False, True):
+            self._replicas_ready(START_SECONDS)
+            there = sum(pod.node == machine.name for pod in self.cluster.pods())
+            if there:
+                return there
+            if not last:
+                self.cluster.podlane("scale rc web --replicas 0")
+                self.cluster.until("no replica is left", lambda: not self.cluster.pods(), 180)
+                self.cluster.podlane(f"scale rc web --replicas {REPLICAS}")
+        raise PodlaneError(f"kill {machine.name}: no replica is placed there, so nothing would be seen")
 
     def back(self) -> str:
         self.cluster.boot(self.victim)

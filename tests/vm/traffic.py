@@ -37,7 +37,7 @@ class Traffic:
     def __enter__(self) -> Traffic:
         loop = (
             f"while [ -e {_FOLDER}/on ]; do answer=$(curl -sf -m {DEADLINE} http://{self._address}/) || answer=FAILED; "
-            "echo $(date +%s) $answer; sleep 0.5; done"
+            "echo $(date +%s) $answer; sleep 1; done"
         )
         self._machine.guest.run(
             f"mkdir -p {_FOLDER}; touch {_FOLDER}/on; ( {loop} ) > {_FOLDER}/log 2>&1 < /dev/null &"
