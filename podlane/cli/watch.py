@@ -16,7 +16,6 @@ from podlane.api.types import Object
 from podlane.cli.query import in_order
 from podlane.cli.resources import Target
 from podlane.errors import StoreUnavailable
-from podlane.runtime.log import configure
 from podlane.store.interface import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -95,5 +94,3 @@ def follow(
             changed.wait(_POLL)
     finally:
         done.set()
-        # the store closes before the mirrors notice: what they say about it then is no news
-        configure(level="error")

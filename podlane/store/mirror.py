@@ -237,6 +237,8 @@ class Mirror(Generic[T]):
                 self._log.info("compacted, listing again", revision=self._revision, oldest=error.revision)
                 relist = True
             except PodlaneError as error:
+                if stop.is_set():
+                    return  # whoever told us to end may have closed the store since: that is no news
                 self._failed(error)
                 pause = self._pause(stop, pause)
 

@@ -29,6 +29,7 @@ from podlane.api.types import (
     ContainerPort,
     EnvFromSource,
     Event,
+    LabelSelector,
     Node,
     ObjectMeta,
     Pod,
@@ -41,6 +42,7 @@ from podlane.api.types import (
     Service,
     ServicePort,
     ServiceSpec,
+    TopologySpreadConstraint,
 )
 from podlane.cli.main import cli
 from podlane.errors import PermissionDenied
@@ -89,7 +91,8 @@ class SmallCluster:
                 self.subnets[node] = enrolled.subnets.key
 
     def start(self) -> None:
-        self._run("scheduler", profile.scheduler("s1"), "run", "--identity", "s1")
+        # on a machine that stands still for some seconds it goes on leading
+        self._run("scheduler", profile.scheduler("s1"), "run", "--identity", "s1", "--leader-ttl", "20")
         for node in (ONE, TWO):
             arguments = ("--nodes", "1", "--first", node[-1], "--pod-network", "10.5.0.0/16", "--start-seconds", "0.1")
             self._run(node, profile.node_daemon("agent", node), "hollow", *arguments)
@@ -163,7 +166,14 @@ def controller(name: str) -> ReplicationController:
             EnvFromSource(secret_ref=SecretEnvSource(name="password")),
         ),
     )
-    template = PodTemplateSpec(metadata=ObjectMeta(labels=labels), spec=PodSpec(containers=(container,)))
+    spread = TopologySpreadConstraint(
+        max_skew=1,
+        topology_key="kubernetes.io/hostname",
+        when_unsatisfiable="DoNotSchedule",
+        label_selector=LabelSelector(match_labels=labels),
+    )
+    pod = PodSpec(containers=(container,), topology_spread_constraints=(spread,))
+    template = PodTemplateSpec(metadata=ObjectMeta(labels=labels), spec=pod)
     spec = ReplicationControllerSpec(replicas=PODS, selector=labels, template=template)
     return ReplicationController(metadata=ObjectMeta(name=name, namespace="default"), spec=spec)
 
