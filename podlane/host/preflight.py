@@ -35,6 +35,7 @@ class Survey:
     """What was found. Texts are programs' own version lines, "" where a program is not there or does not answer.
 
     `network` is which interface and address would be used, and why; or the error that says why none.
+    `apparmor_parser` says whether that program is there; None where the kernel does not enforce AppArmor.
     `busy` are ports of ours that another program listens on. `room` is bytes free by folder.
     """
 
@@ -49,6 +50,7 @@ class Survey:
     docker: str = ""
     docker_error: str = ""
     docker_cgroup: str = ""
+    apparmor_parser: bool | None = None
     etcd: str = ""
     bundled_etcd: bool = False
     network: str = ""
@@ -127,6 +129,9 @@ def _docker(survey: Survey) -> Check:
     if survey.docker_error:
         remedy = "install Docker 20.10 or later and start it: systemctl enable --now docker"
         return Check("docker", "missing", survey.docker_error, remedy)
+    if survey.apparmor_parser is False:
+        detail = "the kernel has AppArmor and apparmor_parser is not found: Docker starts no container so"
+        return Check("docker", "missing", detail, "install the package apparmor, and restart Docker")
     check = _atleast("docker", survey.docker, _DOCKER, "install Docker 20.10 or later")
     if check.state == "ok" and survey.docker_cgroup:
         return Check("docker", "ok", f"{check.detail}, cgroup {survey.docker_cgroup}")

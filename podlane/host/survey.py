@@ -40,6 +40,7 @@ def survey(options: InstallOptions, system: System, network: Network, *, bundled
         docker=docker,
         docker_error=docker_error,
         docker_cgroup=cgroup,
+        apparmor_parser=_apparmor_parser(),
         etcd=_first_line(system, "etcd", "--version"),
         bundled_etcd=bundled_etcd,
         network=chosen,
@@ -103,6 +104,12 @@ def _docker(system: System) -> tuple[str, str, str]:
     if done.returncode != 0 or not version:
         return "", (done.stderr.strip().splitlines() or ["it does not answer"])[-1], ""
     return version, "", cgroup
+
+
+def _apparmor_parser() -> bool | None:
+    if _read("/sys/module/apparmor/parameters/enabled") != "Y":
+        return None
+    return bool(program("apparmor_parser"))
 
 
 def _busy(options: InstallOptions, system: System) -> tuple[str, ...]:

@@ -49,6 +49,10 @@ def test_a_good_host() -> None:
         ({"conntrack": ""}, "conntrack: warning: not found"),
         ({"docker": "19.03.15"}, "docker: missing: 19.3.15, needs 20.10"),
         ({"docker": "", "docker_error": "not found"}, "docker: missing: not found"),
+        (
+            {"apparmor_parser": False},
+            "docker: missing: the kernel has AppArmor and apparmor_parser is not found: Docker starts no container so",
+        ),
         ({"etcd": ""}, "etcd: missing: not found"),
         ({"network_error": "choose interface: none fits"}, "network: missing: choose interface: none fits"),
         ({"busy": ("2379/tcp (etcd)",)}, "ports: missing: 2379/tcp (etcd) is taken"),
