@@ -36,7 +36,7 @@ from podlane.pki import files
 from podlane.pki.authority import BUNDLE_FILE
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
-from scheduler.agent.wire import Wire
+from podlane.runtime.wire import Wire
 
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_EACH = 16

@@ -20,10 +20,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
+from podlane.runtime.wire import Wire
 from scheduler.agent import frames
 from scheduler.agent.guard import UNKNOWN, Refused
 from scheduler.agent.runtime import ExecSession, LogStream, NoSuchContainer, NotRunning
-from scheduler.agent.wire import Wire
 
 if TYPE_CHECKING:
     from scheduler.agent.server import RequestServer

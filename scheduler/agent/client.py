@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from podlane.errors import PodlaneError
+from podlane.runtime.wire import Wire
 from scheduler.agent import frames
 from scheduler.agent.trust import Trust, cause_of
-from scheduler.agent.wire import Wire
 
 TIMEOUT = 20.0
 """Seconds for connecting and for the agent's answer to begin: more than the agent waits for its engine."""

@@ -23,8 +23,8 @@ from podlane.pki.profile import OPERATORS
 from podlane.runtime import expiry
 from podlane.runtime.fileversions import FileVersions
 from podlane.runtime.log import get_logger
+from podlane.runtime.wire import Subject
 from scheduler.agent.certificate import Certificate
-from scheduler.agent.wire import Subject
 
 UNKNOWN = "the cluster's bearer token is required"
 

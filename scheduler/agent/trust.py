@@ -15,8 +15,8 @@ from typing import Protocol
 
 from podlane.errors import PodlaneError
 from podlane.pki.profile import agent_hostname
+from podlane.runtime.wire import Wire
 from scheduler.agent.certificate import client_context, fingerprint_of
-from scheduler.agent.wire import Wire
 
 
 class Trust(Protocol):

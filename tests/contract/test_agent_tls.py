@@ -30,6 +30,7 @@ from podlane.pki.authority import Authority
 from podlane.pki.profile import Profile
 from podlane.runtime.clock import ScriptedClock
 from podlane.runtime.log import configure
+from podlane.runtime.wire import Subject
 from podlane.store.config import StoreConfig
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
@@ -39,7 +40,6 @@ from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.guard import OperatorGuard, TokenGuard
 from scheduler.agent.server import AgentServer
 from scheduler.agent.trust import Mutual, Pinned, Trust
-from scheduler.agent.wire import Subject
 
 pytestmark = pytest.mark.contract
 

@@ -1,6 +1,6 @@
 """A TLS connection that one thread reads while another writes, with limits on what the other side may take.
 
-Owns: all waiting for the network on the agent's port and in its client.
+Owns: all waiting for the network on ports of ours that speak TLS, and in the clients of the agent's.
 Invariants: OpenSSL's state of a connection is used by one thread at a time
 (CPython before 3.13 does not see to that), and nobody waits while using it; with
 `limit`, reading ends by a deadline for all that is read until then, however
