@@ -147,12 +147,9 @@ def _units(present: Present) -> Iterator[Step]:
         return
     yield Command(("systemctl", "disable", "--quiet", *(each for each in present.units if each != _RENEW)))
     yield from (Remove(f"{UNITS}/{unit}") for unit in present.units)
-    yield Command(
-        (
-            "systemctl",
-            "daemon-reload",
-        )
-    )
+    yield Command(("systemctl", "daemon-reload"))
+    # netd's, which outlives its unit for the sake of who reads subnet.env; perhaps somebody else has files in it
+    yield Command(("rmdir", "--ignore-fail-on-non-empty", "/run/flannel"), may_fail=True)
 
 
 def _files(present: Present, stay: set[str]) -> Iterator[Step]:

@@ -88,6 +88,7 @@ def test_pods_end_before_their_network_and_the_store_is_there_until_then() -> No
         "rm -rf /etc/systemd/system/podlane-agent.service",
         "rm -rf /etc/systemd/system/podlane-etcd.service",
         "systemctl daemon-reload",
+        "rmdir --ignore-fail-on-non-empty /run/flannel || true",
         "",
         "# files",
         "rm -rf /opt/podlane",

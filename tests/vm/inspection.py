@@ -68,7 +68,7 @@ def nothing_left(guest: Guest) -> str:
     found += guest.run("ip -o link | grep -E 'flannel|podlane|cni' || :").stdout.splitlines()
     found += guest.run("nft list tables | grep -E 'podlane|flannel|netd|proxyd' || :").stdout.splitlines()
     found += guest.run("iptables-save | grep -iE 'podlane|flannel' || :").stdout.splitlines()
-    found += guest.run("pgrep -af /opt/podlane || :").stdout.splitlines()
+    found += guest.run("pgrep -af '[/]opt/podlane' || :").stdout.splitlines()  # not the shell that asks
     if found:
         raise PodlaneError(f"look for what is left on {guest.name}: {'; '.join(found)}")
     return "no file, unit, process, container, interface, nftables or iptables rule of it is left"
