@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from podlane.api.meta import is_pod_active, is_pod_ready
+from podlane.api.meta import get_condition, is_pod_active, is_pod_ready
 from podlane.api.types import (
     ClusterConfig,
     Container,
@@ -88,11 +88,17 @@ def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+def is_ready(node: Node) -> bool:
+    """Whether pods are placed there; one that has only just joined is not ready yet."""
+    condition = get_condition(node.status.conditions, "Ready")
+    return condition is not None and condition.status == "True"
+
+
 def test_pods_of_a_hollow_node_that_dies_become_ready_on_the_others(registry: Registry, daemons: Daemons) -> None:
     daemons.start("scheduler", "run", "--identity", "s1")
     daemons.start("most", "hollow", "--nodes", str(NODES - 1), "--start-seconds", "0.2")
     daemons.start("one", "hollow", "--nodes", "1", "--first", str(NODES), "--start-seconds", "0.2")
-    eventually(lambda: len(registry.list(Node).items) == NODES)
+    eventually(lambda: [is_ready(node) for node in registry.list(Node).items] == [True] * NODES)
 
     labels = {"app": "web"}
     template = PodTemplateSpec(
