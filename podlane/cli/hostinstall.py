@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from podlane.cli.command import failure, note
-from podlane.cli.hostrun import alone
+from podlane.cli.hostrun import alone, ready_timeout_option
 from podlane.errors import PodlaneError, UsageError
 from podlane.host.layout import JOIN_PORT, Role
 from podlane.host.options import InstallOptions, check
@@ -75,14 +75,7 @@ def init_options(command: Any) -> Any:
 @click.option("--firewalld", is_flag=True, help="Let firewalld pass what Podlane needs.")
 @click.option("--dry-run", is_flag=True, help="Print every file and command; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a daemon may take to be ready.",
-)
+@ready_timeout_option
 def install(
     *, role: Role, token: str, dry_run: bool, yes: bool, timeout: float, firewalld: bool, ip_masq: bool, **given: Any
 ) -> None:

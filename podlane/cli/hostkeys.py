@@ -77,10 +77,9 @@ def keys(
 @pass_session
 def enrol(session: Session, /, *, role: Role, name: str, addresses: str) -> None:
     """Make etcd's roles and users for this host, and have etcd ask everybody who they are."""
-    from podlane.cli.connection import resolve
     from podlane.host import keys as host_keys
 
-    host_keys.enrol(session.store, resolve(session.options), role, name, tuple(addresses.split(",")))
+    host_keys.enrol(session.store, session.config, role, name, tuple(addresses.split(",")))
 
 
 @click.command("join")

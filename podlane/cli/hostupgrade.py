@@ -11,20 +11,13 @@ import click
 import msgspec
 
 from podlane.cli.command import failure, note
-from podlane.cli.hostrun import alone
+from podlane.cli.hostrun import alone, ready_timeout_option
 from podlane.errors import NotFound, PodlaneError
 
 
 @click.command("upgrade")
 @click.option("--dry-run", is_flag=True, help="Print every file and command; change nothing.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a daemon may take to be ready.",
-)
+@ready_timeout_option
 def upgrade(*, dry_run: bool, timeout: float) -> None:
     """Replace the installed version by this one: unpacked beside it, then one daemon after the other.
 

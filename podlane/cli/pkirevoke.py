@@ -44,12 +44,11 @@ def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, fold
     Needs root's certificate. Pods of the node go on until the node is switched off; `podlane delete node NAME` has
     them replaced elsewhere. A stolen key of a server, or of the authority, needs more: see docs/join.md.
     """
-    from podlane.cli.connection import resolve
     from podlane.host import enrol
     from podlane.store.administration import Administration
 
     moment = session.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    with closing(Administration(resolve(session.options))) as accounts:
+    with closing(Administration(session.config)) as accounts:
         if holder == "node":
             had = enrol.remove_node(session.store, accounts, node=name, revoked="" if forget else moment)
             note(f"subnet {had.subnets or 'none'} is free again, addresses {', '.join(had.addresses) or 'none'}")

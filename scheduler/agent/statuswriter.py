@@ -179,7 +179,7 @@ class StatusWriter:
                 return False
         try:
             self._outbox.write(reports)
-        except BaseException:
+        except BaseException:  # whatever it was, also a fault of ours: these are still to be written
             with self._lock:
                 self._unwritten |= names
             raise
