@@ -22,7 +22,7 @@ from podlane.runtime.clock import Clock, SystemClock
 from podlane.store.administration import Administration
 from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import Put
-from tests.contract.secured_etcd import SecuredEtcd
+from tests.contract.secured_etcd import SecuredEtcd, eventually
 
 NETWORK = b'{"Network":"10.5.0.0/16"}'
 
@@ -61,6 +61,7 @@ class JoinableCluster:
             for each in threads:
                 each.start()
             try:
+                eventually(lambda: announcement.not_ready() is None, "the service's announcement")
                 yield server
             finally:
                 stop.set()
