@@ -24,13 +24,15 @@ module PodlaneVagrant
     FOLDER = "/tmp/podlane" # on the machines
     SCRIPTS = "#{FOLDER}/scripts"
 
-    attr_reader :box, :memory, :cpus, :machines
+    DRIVERS = %w[kvm qemu].freeze
+
+    attr_reader :box, :driver, :memory, :cpus, :machines
 
     def initialize(settings, boxes, root:)
       @settings = settings
       @root = root
-      kind = settings["BOX"]
-      refuse("BOX", "one of #{boxes.keys.join(', ')}", kind) unless boxes.key?(kind)
+      kind = choice("BOX", boxes.keys)
+      @driver = choice("DRIVER", DRIVERS)
       @box = settings["BOX_NAME"].empty? ? boxes[kind] : settings["BOX_NAME"]
       @memory = number("MEMORY", 1024, 1_048_576)
       @cpus = number("CPUS", 1, 256)
@@ -39,6 +41,10 @@ module PodlaneVagrant
 
     def first
       @machines.keys.first
+    end
+
+    def emulated
+      @driver == "qemu"
     end
 
     def bundle
@@ -83,6 +89,12 @@ module PodlaneVagrant
       fits = parts.size == 3 && parts.all? { |part| part =~ /\A\d{1,3}\z/ && part.to_i < 256 }
       refuse("NETWORK", "three numbers such as 192.168.56", network) unless fits
       (1..count).to_h { |n| ["node#{n}", "#{network}.#{10 + n}"] }
+    end
+
+    def choice(name, words)
+      word = @settings[name]
+      refuse(name, "one of #{words.join(', ')}", word) unless words.include?(word)
+      word
     end
 
     def number(name, least, most)

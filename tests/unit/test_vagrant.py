@@ -72,7 +72,7 @@ def ruby(script: str) -> str:
 
 
 def settings(**changed: str) -> str:
-    given = {"MACHINES": "3", "BOX": "debian", "MEMORY": "1536", "CPUS": "2", "NETWORK": "192.168.56"}
+    given = {"MACHINES": "3", "BOX": "debian", "DRIVER": "kvm", "MEMORY": "1536", "CPUS": "2", "NETWORK": "192.168.56"}
     empty = dict.fromkeys(("BOX_NAME", "BUNDLE", "BUSYBOX", "DOCKER_REPO"), "")
     pairs = ", ".join(f'"{name}" => "{value}"' for name, value in (given | empty | changed).items())
     return f'PodlaneVagrant::Plan.new({{{pairs}}}, {{"debian" => "d/12", "atomic" => "d/12"}}, root: "/nowhere")'
@@ -101,6 +101,7 @@ def test_vagrant_takes_the_file(box: str, tmp_path: Path) -> None:
     ("name", "value", "says"),
     [
         ("BOX", "windows", 'expected one of debian, atomic, got "windows"'),
+        ("DRIVER", "xen", 'expected one of kvm, qemu, got "xen"'),
         ("MACHINES", "0", 'expected a number from 1 to 100, got "0"'),
         ("MEMORY", "1G", 'expected a number from 1024 to 1048576, got "1G"'),
         ("NETWORK", "10.0.0.0/24", 'expected three numbers such as 192.168.56, got "10.0.0.0/24"'),

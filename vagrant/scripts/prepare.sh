@@ -18,7 +18,7 @@ debian() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q update
     apt-get -q install -y --no-install-recommends docker.io nftables iproute2 iptables conntrack procps \
-        ca-certificates python3 etcd-server etcd-client busybox-static
+        apparmor ca-certificates python3 etcd-server etcd-client busybox-static
 }
 
 fedora() {
