@@ -291,6 +291,7 @@ def agent(
     from scheduler.agent.drain import Drainer
     from scheduler.agent.eviction import Evictor
     from scheduler.agent.node import Facts, Heartbeat, Registrar, node_facts
+    from scheduler.agent.nodewatch import NodeWatch
     from scheduler.agent.podfiles import PodFiles
     from scheduler.agent.podnet import KernelPodNet
     from scheduler.agent.pruner import Pruner
@@ -359,10 +360,10 @@ def agent(
         clock=clock,
         limits=image_limits,
     )
-    worker.on_node_change = registrar.runner.trigger
+    worker.on_node_change = registrar.changed
     worker.checks_pods = True
 
-    heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.runner.trigger)
+    heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.changed)
     threads: dict[str, Callable[[threading.Event], None]] = {
         "cluster": cluster.run,
         "bindings": bindings.run,
@@ -372,6 +373,7 @@ def agent(
         "prober": worker.prober.run,
         "agent": worker.runner.run,
         "node": registrar.runner.run,
+        "node-watch": NodeWatch(registry.store, {node_name: registrar.changed}, clock).run,
         "heartbeat": partial(_beat, cluster, clock, heartbeat),
         "prune": pruner.runner.run,
     }

@@ -166,6 +166,7 @@ def _put_together(
     from scheduler.agent.hollowfeed import Feed, Heartbeats
     from scheduler.agent.hollownode import HollowNode
     from scheduler.agent.hollowrefs import SharedReferences
+    from scheduler.agent.nodewatch import NodeWatch
 
     registry = Registry(connect(store_config), clock=clock)
     daemon.on_stop(registry.store.close)
@@ -194,8 +195,11 @@ def _put_together(
     daemon.add_thread("cluster", cluster.run)
     daemon.add_ready_check("cluster", cluster.problem)
     for start in range(0, len(made), FEED):
-        feed = Feed(registry.store, [node.bound for node in made[start : start + FEED]], clock)
+        some = made[start : start + FEED]
+        feed = Feed(registry.store, [node.bound for node in some], clock)
+        watch = NodeWatch(registry.store, {node.name: node.node_changed for node in some}, clock)
         daemon.add_thread(f"feed-{start // FEED}", feed.run)
+        daemon.add_thread(f"node-watch-{start // FEED}", watch.run)
         daemon.add_ready_check(f"feed-{start // FEED}", feed.not_ready)
     daemon.add_ready_check("nodes", partial(_unready, made.copy()))
     daemon.add_thread("references", references.run)

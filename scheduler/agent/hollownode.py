@@ -8,6 +8,7 @@ is in memory.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -106,7 +107,7 @@ class HollowNode:
             clock=crew.clock,
             on_read=self._node_read,
         )
-        self.agent.on_node_change = self._node_wanted
+        self.agent.on_node_change = self.node_changed
         self.agent.checks_pods = True
 
     def start(self) -> None:
@@ -134,6 +135,11 @@ class HollowNode:
         self._recorder.event(about, type, reason, message)
         self._events.submit(self._recorder.write_waiting)
 
+    def node_changed(self, revision: float = math.inf) -> None:
+        """The stored Node may be another, since this revision of the store. From any thread."""
+        self.registrar.changed(revision)
+        self._calling.wake()
+
     def _turn(self) -> float:
         """Do what is due on this node; returns the seconds until something else will be."""
         pause = self.agent.runner.step()
@@ -148,10 +154,6 @@ class HollowNode:
     def _heard(self, event: RuntimeEvent) -> None:
         self.agent.heard(event)
         self._turning.wake()
-
-    def _node_wanted(self) -> None:
-        self.registrar.runner.trigger()
-        self._calling.wake()
 
     def _node_read(self, node: Node, as_of: float) -> None:
         if self.agent.node_read(node, as_of):

@@ -2,7 +2,8 @@
 
 Owns: the fields of the Node that the agent reports (`describe` is pure), and the
 heartbeat. Invariants: what an operator set (labels, annotations, taints,
-spec.unschedulable) stays; the object is written only when something changed;
+spec.unschedulable) stays; the object is written only when something changed, and
+read when somebody else did (nodewatch.py tells, `READ_EVERY` covers the rest);
 the heartbeat does not wait for the container engine, so a hanging engine makes a
 node not ready, not dead. The node is alive while its etcd lease is: when the
 lease is lost another one is taken and the pods go on running. Source:
@@ -11,6 +12,7 @@ Kubernetes' node registration (pkg/kubelet/kubelet_node_status.go) and node leas
 
 from __future__ import annotations
 
+import math
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +53,8 @@ from scheduler.agent.runtime import Image, Runtime, RuntimeInfo
 
 RESYNC = 5.0
 """Seconds between looks at whether the engine answers, and at what is left of memory and disk."""
+READ_EVERY = 60.0
+"""Seconds between reads of a stored Node of which no change was heard."""
 IMAGES_EVERY = 30.0
 """Seconds between looks at the images."""
 MOST_IMAGES = 50
@@ -168,7 +172,7 @@ class Registrar:
     `network` gives (pod CIDRs, why they are not usable or ""); without `measures`
     nothing is short and all of the capacity is the pods'. `on_little_memory`
     is called at each look that finds too little, `on_read` with the Node each
-    time it is known, and a moment (monotonic) after which it was read.
+    time it was read, and a moment (monotonic) after which that was.
     """
 
     def __init__(
@@ -194,6 +198,8 @@ class Registrar:
         self._pressures: Mapping[Pressure, State] = {}
         self._root = ""
         self._images_due = clock.monotonic()
+        self._stored: Node | None = None  # as it was last read or written; None: not known
+        self._read_due = -math.inf
         self._problem = "not looked yet"
         self.runner = Runner(self.sync, name="node", clock=clock, resync=RESYNC, backoff=(0.5, 5.0))
         self._log = get_logger("node")
@@ -202,6 +208,13 @@ class Registrar:
         """Why the node is not ready, as a ready check wants it."""
         return self._problem or None
 
+    def changed(self, revision: float = math.inf) -> None:
+        """The stored Node may be another, since this revision of the store. From any thread."""
+        stored = self._stored
+        if stored is None or revision > int(stored.metadata.resource_version):
+            self._read_due = -math.inf
+            self.runner.trigger()
+
     def sync(self) -> None:
         """Look, and write the Node if it is not so already. Raises StoreUnavailable."""
         facts = self._look()
@@ -209,6 +222,11 @@ class Registrar:
             self._log.info("node condition", ready=not facts.problem, problem=facts.problem)
         self._problem = facts.problem
         now, as_of = self._clock.now(), self._clock.monotonic()
+        stored = self._stored
+        if stored is not None and as_of < self._read_due and describe(stored, facts, now) == stored:
+            return
+        # before it is read, so that a change of this very moment counts, and a failure leaves it unknown
+        self._stored, self._read_due = None, as_of + READ_EVERY
         try:
             node = self._registry.modify(Node, "", facts.name, lambda old: describe(old, facts, now))
         except NotFound:
@@ -218,6 +236,7 @@ class Registrar:
                 self.runner.trigger()
                 return
             self._log.info("node registered", node=facts.name, ip=facts.ip, capacity=dict(facts.capacity))
+        self._stored = node
         self._on_read(node, as_of)
 
     def _look(self) -> Facts:
