@@ -21,7 +21,7 @@ module PodlaneVagrant
 
   # The settings, checked. All paths are on this computer, but for the second of each of `files`.
   class Plan
-    FOLDER = "/tmp/podlane" # on the machines
+    FOLDER = "/var/tmp/podlane" # on the machines; /tmp is emptied when they boot
     SCRIPTS = "#{FOLDER}/scripts"
 
     DRIVERS = %w[kvm qemu].freeze

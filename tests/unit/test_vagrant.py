@@ -41,7 +41,7 @@ class Machine
   def communicate = self
   def ready? = true
   def sudo(command, error_check:)
-    puts "#{@name}# #{command.gsub('/tmp/podlane/scripts/', '')}"
+    puts "#{@name}# #{command.gsub('/var/tmp/podlane/scripts/', '')}"
     code, text = (@answers.find { |part, _| command.include?(part) } || [nil, [0, ""]])[1]
     text = text.call if text.respond_to?(:call)
     yield :stdout, text unless text.empty?
@@ -78,10 +78,11 @@ def settings(**changed: str) -> str:
     return f'PodlaneVagrant::Plan.new({{{pairs}}}, {{"debian" => "d/12", "atomic" => "d/12"}}, root: "/nowhere")'
 
 
-@pytest.mark.parametrize("box", ["debian", "atomic", "centos"])
-def test_vagrant_takes_the_file(box: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("box", "driver"), [("debian", "kvm"), ("atomic", "qemu"), ("centos", "kvm")])
+def test_vagrant_takes_the_file(box: str, driver: str, tmp_path: Path) -> None:
     environ = {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_DOTFILE_PATH": str(tmp_path / "dot")}
-    environ |= {"VAGRANT_CHECKPOINT_DISABLE": "1", "PODLANE_VAGRANT_BOX": box, "PODLANE_VAGRANT_MACHINES": "2"}
+    environ |= {"VAGRANT_CHECKPOINT_DISABLE": "1", "PODLANE_VAGRANT_BOX": box, "PODLANE_VAGRANT_DRIVER": driver}
+    environ |= {"PODLANE_VAGRANT_MACHINES": "2"}
     run = subprocess.run(
         ["vagrant", "validate", "--ignore-provider"],
         cwd=FOLDER,
@@ -128,8 +129,8 @@ def test_what_the_settings_make(tmp_path: Path) -> None:
         try {{ plan.check_files }}
         """
     )
-    prepare = '"prepare" => "sh /tmp/podlane/scripts/prepare.sh readonly \'\'"'.replace(" => ", "=>")
-    server = '"server"=>"sh /tmp/podlane/scripts/server.sh node1 192.168.56.11"'
+    prepare = '"prepare" => "sh /var/tmp/podlane/scripts/prepare.sh readonly \'\'"'.replace(" => ", "=>")
+    server = '"server"=>"sh /var/tmp/podlane/scripts/server.sh node1 192.168.56.11"'
     assert said.replace(" => ", "=>").splitlines() == [
         "error: podlane: no dist/podlane-*.run: make it with ./appliance bundle, "
         "or name one with PODLANE_VAGRANT_BUNDLE",
@@ -137,8 +138,8 @@ def test_what_the_settings_make(tmp_path: Path) -> None:
         '{"node1"=>"192.168.56.11", "node2"=>"192.168.56.12", "node3"=>"192.168.56.13"}',
         f"{{{prepare}, {server}}}",
         f"{{{prepare}}}",
-        "/dist/podlane-0.2.0.run=>/tmp/podlane/podlane.run",
-        f"{FOLDER}/scripts=>/tmp/podlane/scripts",
+        "/dist/podlane-0.2.0.run=>/var/tmp/podlane/podlane.run",
+        f"{FOLDER}/scripts=>/var/tmp/podlane/scripts",
         f'error: podlane: PODLANE_VAGRANT_BUSYBOX: expected a file, got "{tmp_path}/busybox"',
     ]
 

@@ -27,7 +27,7 @@ say() {
     podlane "$@"
 }
 
-cd /tmp/podlane
+cd "$(dirname "$0")/.."
 say apply -f examples/web-controller.yaml -f examples/web-service.yaml
 waited=0
 until [ "$(podlane get pods -l app=web --no-headers | grep -cE '1/1 +Running')" -ge 4 ]; do

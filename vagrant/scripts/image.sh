@@ -3,8 +3,8 @@
 set -eu
 
 python=/opt/podlane/current/bin/python
-busybox=/tmp/podlane/busybox
-[ -f $busybox ] || busybox=$(command -v busybox) || {
+busybox=$(dirname "$0")/../busybox
+[ -f "$busybox" ] || busybox=$(command -v busybox) || {
     echo "image: no busybox here: name a static one with PODLANE_VAGRANT_BUSYBOX" >&2
     exit 1
 }
