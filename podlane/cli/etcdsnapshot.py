@@ -1,10 +1,11 @@
 """`podlane etcd snapshot`: the whole store in one file, checked.
 
-Owns: the names of dated snapshots in a folder, and which of them are kept.
+Owns: the options, and that nothing old goes before the new one is there, whole.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,28 +18,39 @@ from podlane.cli.session import Session
 from podlane.errors import PodlaneError, UsageError
 
 _MEBI = 1 << 20
-_DATED = "etcd-{:%Y%m%dT%H%M%SZ}.db"
-_ANY_DATED = "etcd-" + "[0-9]" * 8 + "T" + "[0-9]" * 6 + "Z.db"
 _EVERY = 5.0  # seconds between lines of progress in a pipe
 
 
 @click.command("snapshot", cls=Command)
 @click.argument("file", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
-@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Of a FOLDER's snapshots keep the N newest.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), metavar="N", help="Of this server's snapshots in FOLDER keep the N newest."
+)
+@click.option(
+    "--name",
+    default=lambda: os.uname().nodename,
+    show_default="the host's name",
+    metavar="NAME",
+    help="Server that a file in FOLDER is named after.",
+)
 @output_option("text", "json", default="text")
 @pass_session
-def snapshot(session: Session, *, file: Path, keep: int | None, output: str) -> None:
-    """Save the whole store in FILE, or in a FOLDER under a name with the time.
+def snapshot(session: Session, *, file: Path, keep: int | None, name: str, output: str) -> None:
+    """Save the whole store in FILE, or in a FOLDER under a name with server and time.
 
     The file is checked by its SHA-256, there whole or not at all, and its owner's alone to read: it holds all secrets
     of the cluster. The cluster goes on meanwhile.
     """
+    from podlane.api.names import dns_subdomain_error
     from podlane.cli.etcd import administration
+    from podlane.store import snapshots
 
     folder = file if file.is_dir() else None
     if keep is not None and folder is None:
         raise UsageError(f"--keep: expected a folder that is there, got {file}")
-    target = folder / _DATED.format(session.now()) if folder else file
+    if folder and (error := dns_subdomain_error(name)):
+        raise UsageError(f"--name: {error}")
+    target = folder / snapshots.name_of(name, session.now()) if folder else file
     with administration(session) as admin:
         saved = admin.snapshot(target, _Progress())
     if output == "json":
@@ -48,13 +60,8 @@ def snapshot(session: Session, *, file: Path, keep: int | None, output: str) -> 
     else:
         click.echo(f"{saved.path}: {saved.size / _MEBI:.1f} MiB, sha256 {saved.digest}")
     if folder and keep:
-        for old in outdated([each.name for each in folder.glob(_ANY_DATED)], keep):
-            _remove(folder / old)
-
-
-def outdated(names: list[str], keep: int) -> list[str]:
-    """All but the newest `keep`, whose names sort by time."""
-    return sorted(names)[:-keep]
+        for old in snapshots.outdated(snapshots.dated(folder), name, keep, session.now()):
+            _remove(old.path)
 
 
 def _remove(path: Path) -> None:

@@ -1,11 +1,14 @@
 """`podlane etcd status` and `members`: a row for each member.
 
-Owns: the columns. A member that does not answer is a row too, and the exit code
-is 1 when one does not, has no leader, or raised an alarm.
+Owns: the columns, and what is said of this host's snapshots. A member that does not
+answer is a row too, and the exit code is 1 when one does not, has no leader, or raised
+an alarm.
 """
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +17,16 @@ from podlane.cli.command import Command, fail, pass_session
 from podlane.cli.options import no_headers_option, output_option
 from podlane.cli.session import Session
 from podlane.errors import PodlaneError
+from podlane.host.layout import BACKUPS
 
 if TYPE_CHECKING:
     from podlane.store.adminwire import Member
     from podlane.store.quorum import Survey, Surveyed
+    from podlane.store.snapshots import Dated
 
 _MEBI = 1 << 20
 _UNKNOWN = "-"
+_SNAPSHOT_LATE = timedelta(days=1, hours=6)
 _COLUMNS = ["NAME", "ID", "ENDPOINT", "VERSION", "SIZE", "IN USE", "ROLE"]
 _COLUMNS += ["TERM", "INDEX", "BEHIND", "LATENCY", "PROBLEM"]
 
@@ -28,8 +34,16 @@ _COLUMNS += ["TERM", "INDEX", "BEHIND", "LATENCY", "PROBLEM"]
 @click.command("status", cls=Command)
 @output_option("table", "json", default="table")
 @no_headers_option
+@click.option(
+    "--backups",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=BACKUPS,
+    show_default=True,
+    metavar="FOLDER",
+    help="This server's snapshots, of which the newest is told.",
+)
 @pass_session
-def status(session: Session, *, output: str, no_headers: bool) -> None:
+def status(session: Session, *, output: str, no_headers: bool, backups: Path) -> None:
     """Show how each member is: who leads, how far each is, how large its database is.
 
     BEHIND counts log entries that are not applied yet; IN USE is what `podlane etcd defragment` would leave of SIZE.
@@ -39,14 +53,18 @@ def status(session: Session, *, output: str, no_headers: bool) -> None:
     with administration(session) as admin:
         survey = look(admin)
         auth = _authentication(admin)
+    found = _snapshots(backups)
     if output == "json":
         from podlane.cli.output import to_json
 
-        click.echo(to_json({"authentication": auth, "members": [_json(each, survey) for each in survey.members]}))
+        told = {"authentication": auth, "members": [_json(each, survey) for each in survey.members]}
+        click.echo(to_json(told | {"lastSnapshot": _snapshot_json(found)}))
     else:
         click.echo(table_of(survey, headers=not no_headers))
         word = {True: "on", False: "off", None: "unknown"}[auth]
         click.echo(f"\nauthentication: {word}")
+        if found is not None:
+            click.echo(f"last snapshot here: {last_snapshot(found, backups, session.now())}")
     if ill := [f"member {each.name}: {_with_remedy(each.complaint)}" for each in survey.members if each.complaint]:
         fail("\n".join(ill))
 
@@ -78,6 +96,33 @@ def members(session: Session, *, output: str, no_headers: bool) -> None:
         for member in found
     ]
     click.echo(table([*([] if no_headers else [["NAME", "ID", "ROLE", "PEER URLS", "CLIENT URLS"]]), *rows]))
+
+
+def _snapshots(folder: Path) -> list[Dated] | None:
+    """The newest first; None: not a server, or not root there."""
+    from podlane.store import snapshots
+
+    try:
+        return [each for each in snapshots.dated(folder) if not each.part]
+    except PodlaneError:
+        return None
+
+
+def last_snapshot(found: list[Dated], folder: Path, now: datetime) -> str:
+    """For people: how old it is, and what to look at when that is too much."""
+    from podlane.runtime.text import age
+
+    look = "look: systemctl status podlane-snapshot.timer podlane-snapshot"
+    if not found:
+        return f"none in {folder} yet; {look}"
+    late = f"; there should be one a day, {look}" if now - found[0].taken > _SNAPSHOT_LATE else ""
+    return f"{age(found[0].taken, now)} ago, {found[0].path} ({_size(found[0].size)}){late}"
+
+
+def _snapshot_json(found: list[Dated] | None) -> dict[str, Any] | None:
+    if not found:
+        return None
+    return {"file": str(found[0].path), "taken": f"{found[0].taken:%Y-%m-%dT%H:%M:%SZ}", "sizeBytes": found[0].size}
 
 
 def _authentication(admin: Any) -> bool | None:

@@ -16,13 +16,16 @@ import msgspec
 from podlane.host import firewall, layout
 from podlane.host.dropins import MODULES, SYSCTL_FILE, USERS_FILE, drop_ins, wrappers
 from podlane.host.layout import (
+    BACKUPS,
     CLUSTER_ENVIRONMENT,
     CURRENT,
     ETC,
     ORDER,
     PKI,
+    RENEW_TIMER,
+    SNAPSHOT_TIMER,
     TARGET,
-    TIMER,
+    TIMERS,
     UNITS,
     VERSIONS,
     Daemon,
@@ -33,7 +36,7 @@ from podlane.host.options import InstallOptions
 from podlane.host.settings import key_files, settings
 from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Start, Step, stages
 from podlane.host.system import Found, System
-from podlane.host.units import ETCD_USER, daemon_unit, renew_units, target_unit
+from podlane.host.units import ETCD_USER, daemon_unit, renew_units, snapshot_units, target_unit
 
 KEPT_VERSIONS = 2
 _COMPLETE = ".podlane-complete"
@@ -113,6 +116,8 @@ def files(options: InstallOptions, machine: Machine, bundle: Bundle) -> list[Fil
     units[f"{UNITS}/{TARGET}"] = target_unit()
     if renews(options):
         units |= renew_units()
+    if options.own_etcd:
+        units |= snapshot_units()
     record = Record(bundle.name, machine.name, machine.addresses, options)
     return [
         *drop_ins(network_manager=machine.network_manager, own_etcd=options.own_etcd),
@@ -128,11 +133,16 @@ def renews(options: InstallOptions) -> bool:
     return options.founds or bool(options.join)
 
 
+def timers(options: InstallOptions) -> tuple[str, ...]:
+    wanted = {RENEW_TIMER: renews(options), SNAPSHOT_TIMER: options.own_etcd}
+    return tuple(each for each in TIMERS if wanted[each])
+
+
 def look(system: System, wanted: Iterable[File]) -> Actual:
     """What is there of a plan's paths."""
     paths = [*(each.path for each in wanted), CURRENT, layout.RECORD, CLUSTER_ENVIRONMENT]
     found = {path: there for path in paths if (there := system.look(path)) is not None}
-    units = [*(unit_name(each) for each in ORDER), TARGET, TIMER]
+    units = [*(unit_name(each) for each in ORDER), TARGET, *TIMERS]
     versions = [name for name in system.names(VERSIONS) if system.look(f"{VERSIONS}/{name}/{_COMPLETE}") is not None]
     return Actual(
         found=found,
@@ -286,6 +296,8 @@ def _units(
 ) -> Iterator[Step]:
     units = [each for each in changed if each.path.startswith(UNITS)]
     yield from units
+    if any(each.path.endswith(SNAPSHOT_TIMER) for each in units):
+        yield Folder(BACKUPS, 0o700)
     if switched:
         yield Link(CURRENT, f"versions/{bundle.name}")
     if machine.restorecon and machine.selinux != "disabled":
@@ -293,7 +305,7 @@ def _units(
         yield Command((machine.restorecon, "-R", layout.OPT, ETC, layout.STATE, *(each.path for each in units)))
     if units:
         yield Command(("systemctl", "daemon-reload"))
-    names = [*(unit_name(each) for each in options.daemons), TARGET, *([TIMER] if renews(options) else [])]
+    names = [*(unit_name(each) for each in options.daemons), TARGET, *timers(options)]
     if new := [each for each in names if each not in actual.enabled]:
         yield Command(("systemctl", "enable", "--quiet", *new), undo=(("systemctl", "disable", "--quiet", *new),))
 
@@ -317,7 +329,7 @@ def _daemons(
         yield "cluster", _found_cluster(program, options, machine)
     for daemon in todo:
         yield daemon, (start(daemon),)
-    extra = [each for each in (TARGET, *([TIMER] if renews(options) else [])) if each not in actual.running]
+    extra = [each for each in (TARGET, *timers(options)) if each not in actual.running]
     yield "target", (Start(each) for each in extra)
 
 

@@ -27,9 +27,14 @@ RECORD = f"{ETC}/install.json"
 
 STATE = "/var/lib/podlane"
 ETCD_DATA = f"{STATE}/etcd"
+BACKUPS = f"{STATE}/backups"
+"""A server's daily snapshots of etcd."""
+
 UNITS = "/etc/systemd/system"
 TARGET = "podlane.target"
-TIMER = "podlane-renew.timer"
+RENEW_TIMER = "podlane-renew.timer"
+SNAPSHOT_TIMER = "podlane-snapshot.timer"
+TIMERS = (RENEW_TIMER, SNAPSHOT_TIMER)
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380

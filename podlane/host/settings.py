@@ -37,6 +37,8 @@ def settings(options: InstallOptions, machine: Machine) -> list[File]:
     With --join, etcd's URLs come from whoever admits this host, so that file is written then.
     """
     files = [_environment(daemon, _settings_of(daemon, options, machine)) for daemon in options.daemons]
+    if options.own_etcd:
+        files.append(_environment("snapshot", _snapshot(machine)))
     if endpoints := etcd_endpoints(options, machine):
         files.append(cluster_file(endpoints))
     if options.founds:
@@ -74,9 +76,18 @@ _AGENT_API = {
 }
 
 
-def _environment(daemon: Daemon, values: Mapping[str, str]) -> File:
+_HELP = {
+    "etcd": "etcd",
+    "join": "podlane host join-serve",
+    "agent": "scheduler agent",
+    "snapshot": "podlane etcd snapshot",
+}
+
+
+def _environment(daemon: str, values: Mapping[str, str]) -> File:
     lines = "".join(f"{name}={value}\n" for name, value in values.items())
-    return File(environment_file(daemon), f"# Written by podlane install; see `{daemon} run --help`.\n{lines}")
+    program = _HELP.get(daemon, f"{daemon} run")
+    return File(environment_file(daemon), f"# Written by podlane install; see `{program} --help`.\n{lines}")
 
 
 def _settings_of(daemon: Daemon, options: InstallOptions, machine: Machine) -> dict[str, str]:
@@ -115,6 +126,17 @@ def _netd(options: InstallOptions, machine: Machine) -> dict[str, str]:
         "NETD_STATE_DIR": f"{STATE}/netd",
         "NETD_IP_MASQ": str(options.ip_masq).lower(),
         "NETD_VXLAN_GUARD": "true",
+    }
+
+
+def _snapshot(machine: Machine) -> dict[str, str]:
+    """Of the member here, whatever the others do. Of a server's certificates only the join service's is etcd's root."""
+    return {
+        "PODLANE_ETCD_ENDPOINTS": client_url("127.0.0.1"),
+        "PODLANE_ETCD_CAFILE": f"{PKI}/ca.pem",
+        "PODLANE_ETCD_CERTFILE": f"{PKI}/join.pem",
+        "PODLANE_ETCD_KEYFILE": f"{PKI}/join.key",
+        "PODLANE_ETCD_SNAPSHOT_NAME": machine.name,
     }
 
 

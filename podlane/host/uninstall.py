@@ -1,7 +1,7 @@
 """The plan that takes Podlane off a host. Pure.
 
 Owns: the order. Invariants: pods end before the network they use goes; what cannot be
-made again (the authority and keys, etcd's data) stays unless it is asked for; Docker,
+made again (the authority and keys, etcd's data and its snapshots) stays unless it is asked for; Docker,
 its images, and what is not ours stay in any case. Such a plan goes on past what fails
 (apply.finish), since there is nothing to go back to.
 """
@@ -15,14 +15,28 @@ from podlane.errors import PodlaneError
 from podlane.host import firewall, layout
 from podlane.host.dropins import USERS_FILE
 from podlane.host.install import Record
-from podlane.host.layout import COMMANDS, ETC, ETCD_DATA, OPT, ORDER, PKI, STATE, TARGET, TIMER, UNITS, unit_name
+from podlane.host.layout import (
+    BACKUPS,
+    COMMANDS,
+    ETC,
+    ETCD_DATA,
+    OPT,
+    ORDER,
+    PKI,
+    STATE,
+    TARGET,
+    TIMERS,
+    UNITS,
+    unit_name,
+)
 from podlane.host.steps import Command, Plan, Remove, Step, stages
 from podlane.host.system import System
 from podlane.host.units import ETCD_USER
 
 _LABEL = "podlane.io/pod-uid"
 _BRIDGE, _HOST_PORTS = "podlane0", "podlane-hostports"
-_RENEW = "podlane-renew.service"
+_TIMED = ("podlane-renew.service", "podlane-snapshot.service")
+"""Started by their timers."""
 
 _DROP_INS = (
     "/etc/modules-load.d/podlane.conf",
@@ -52,7 +66,7 @@ def look(system: System) -> Present:
     from podlane.host.install import decode
 
     found = system.look(layout.RECORD)
-    units = [*(unit_name(each) for each in ORDER), TARGET, TIMER, _RENEW]
+    units = [*(unit_name(each) for each in ORDER), TARGET, *TIMERS, *_TIMED]
     paths = (*(f"{UNITS}/{unit}" for unit in units), *_DROP_INS, OPT, ETC, STATE)
     return Present(
         record=decode(found.content) if found is not None else None,
@@ -61,7 +75,7 @@ def look(system: System) -> Present:
         containers=_containers(system),
         mounts=_mounts(system),
         paths=frozenset(path for path in paths if system.look(path) is not None),
-        kept=frozenset(path for path in (PKI, ETCD_DATA) if system.names(path)),
+        kept=frozenset(path for path in (PKI, ETCD_DATA, BACKUPS) if system.names(path)),
     )
 
 
@@ -110,7 +124,7 @@ _STORE = (unit_name("join"), unit_name("scheduler"), unit_name("etcd"))
 
 def _stop(present: Present) -> Iterator[Step]:
     """What makes pods and their network; the store is still there, for netd and proxyd say goodbye to it."""
-    yield from (_stopping(unit) for unit in (TIMER, *map(unit_name, reversed(ORDER))) if _counts(unit, present, ()))
+    yield from (_stopping(unit) for unit in (*TIMERS, *map(unit_name, reversed(ORDER))) if _counts(unit, present, ()))
 
 
 def _counts(unit: str, present: Present, only: Iterable[str]) -> bool:
@@ -145,7 +159,7 @@ def _stop_store(present: Present) -> Iterator[Step]:
 def _units(present: Present) -> Iterator[Step]:
     if not present.units:
         return
-    yield Command(("systemctl", "disable", "--quiet", *(each for each in present.units if each != _RENEW)))
+    yield Command(("systemctl", "disable", "--quiet", *(each for each in present.units if each not in _TIMED)))
     yield from (Remove(f"{UNITS}/{unit}") for unit in present.units)
     yield Command(("systemctl", "daemon-reload"))
     # netd's, which outlives its unit for the sake of who reads subnet.env; perhaps somebody else has files in it

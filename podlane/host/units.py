@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from podlane.host.layout import (
+    BACKUPS,
     CLUSTER_ENVIRONMENT,
     CURRENT,
     ETC,
     ETCD_DATA,
     PKI,
+    RENEW_TIMER,
+    SNAPSHOT_TIMER,
     STATE,
     TARGET,
     UNITS,
@@ -247,7 +250,43 @@ def renew_units() -> dict[str, str]:
         "Install",
         [f"WantedBy={TARGET}"],
     )
-    return {f"{UNITS}/podlane-renew.service": service, f"{UNITS}/podlane-renew.timer": timer}
+    return {f"{UNITS}/podlane-renew.service": service, f"{UNITS}/{RENEW_TIMER}": timer}
+
+
+KEPT_SNAPSHOTS = 7
+
+
+def snapshot_units() -> dict[str, str]:
+    """A server's daily snapshot of its own etcd member."""
+    service = _text(
+        "Unit",
+        ["Description=Snapshot of Podlane's etcd", f"After={unit_name('etcd')}"],
+        "Service",
+        [
+            "Type=oneshot",
+            f"EnvironmentFile={environment_file('snapshot')}",
+            "# how many of this server's stay; another number belongs into a drop-in, with the same words",
+            f"Environment=PODLANE_ETCD_SNAPSHOT_KEEP={KEPT_SNAPSHOTS}",
+            f"ExecStart={CURRENT}/bin/podlane etcd snapshot {BACKUPS}",
+            "TimeoutStartSec=2h",
+            f"StateDirectory={BACKUPS.removeprefix('/var/lib/')}",
+            "StateDirectoryMode=0700",
+            "Nice=10",
+            "IOSchedulingClass=idle",
+            *_EVERYWHERE,
+            *_SANDBOX,
+            *_UNPRIVILEGED,
+        ],
+    )
+    timer = _text(
+        "Unit",
+        ["Description=Daily snapshot of Podlane's etcd", f"PartOf={TARGET}"],
+        "Timer",
+        ["OnCalendar=daily", "RandomizedDelaySec=3h", "Persistent=true"],
+        "Install",
+        [f"WantedBy={TARGET}"],
+    )
+    return {f"{UNITS}/podlane-snapshot.service": service, f"{UNITS}/{SNAPSHOT_TIMER}": timer}
 
 
 def _text(*sections: str | Sequence[str]) -> str:

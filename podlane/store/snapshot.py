@@ -10,6 +10,7 @@ Source: etcd's api/v3rpc/maintenance.go (Snapshot), etcdutl's snapshot restore.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -30,6 +31,8 @@ _HASH_SIZE = 32
 _PAGE = 512
 """Bolt files are of whole pages, of which this is the smallest: what is left over is the hash."""
 _BLOCK = 1 << 20
+SPARE = 256 << 20
+"""Bytes that must be left on the disk: often etcd's own is the same one, and a full one stops it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ def save(chunks: Iterable[Chunk], path: Path, progress: Progress | None = None) 
         try:
             with os.fdopen(descriptor, "wb") as file:  # mkstemp made it 0600
                 for blob, remaining in chunks:
+                    _check_room(file.fileno(), len(blob) + remaining)
                     file.write(blob)
                     if progress is not None:
                         progress(file.tell(), file.tell() + remaining)
@@ -66,6 +70,14 @@ def save(chunks: Iterable[Chunk], path: Path, progress: Progress | None = None) 
     except OSError as error:
         raise PodlaneError(f"write {path}: {error.strerror or error}") from error
     return Saved(path, size, digest)
+
+
+def _check_room(descriptor: int, needed: int) -> None:
+    """Raises OSError when the disk would be as good as full. It is asked for each chunk: others write as well."""
+    disk = os.fstatvfs(descriptor)
+    if disk.f_bavail * disk.f_frsize < needed + SPARE:
+        free = disk.f_bavail * disk.f_frsize >> 20
+        raise OSError(errno.ENOSPC, f"{free} MiB free, needs {needed >> 20} and {SPARE >> 20} to spare")
 
 
 def verify(path: Path) -> Saved:

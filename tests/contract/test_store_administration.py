@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,25 @@ from click.testing import CliRunner
 
 from podlane.cli.main import cli
 from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable, UsageError
+from podlane.host.layout import PKI
+from podlane.host.machine import Machine
+from podlane.host.options import InstallOptions
+from podlane.host.settings import settings
+from podlane.host.units import snapshot_units
 from podlane.pki import files, profile
 from podlane.pki.authority import Authority
+from podlane.store import snapshot
 from podlane.store.administration import Administration
 from podlane.store.config import StoreConfig
 from podlane.store.interface import Put
-from podlane.store.roles import Permission, Role
+from podlane.store.roles import ROOT, Permission, Role
 from tests.conftest import Etcd, in_memory, running
 from tests.contract.secured_etcd import SecuredEtcd, eventually
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(300)]
 
 PATIENCE = 30.0
+HOST = Machine("server1", ("127.0.0.1",), "lo")
 SOMEBODY = profile.operator("somebody")
 
 
@@ -144,10 +152,6 @@ def test_members_come_and_go(admin: Administration, etcd: SecuredEtcd, tmp_path:
 
     pauses = [line for line in podlane(etcd, "defragment", "--compact", "--disarm").splitlines() if " -> " in line]
     assert sorted(line.split(":")[0] for line in pauses) == ["member s1", "member s2", "member s3"]
-    for _ in range(2):
-        podlane(etcd, "snapshot", str(tmp_path), "--keep", "1")
-    assert len(list(tmp_path.iterdir())) == 1
-
     last = etcd.members.pop()
     last.stop()
     left = {member.id for member in admin.members() if member.name != last.name}
@@ -159,6 +163,39 @@ def test_members_come_and_go(admin: Administration, etcd: SecuredEtcd, tmp_path:
     assert "meanwhile 1 of 3 would answer" in podlane(etcd, "defragment", "s2", code=1)
     assert "member s3 removed; left: s1, s2" in podlane(etcd, "remove-member", "s3")
     assert [member.name for member in admin.members()] == ["s1", "s2"]
+
+
+def as_the_timer_does(etcd: SecuredEtcd, folder: Path, **changes: str) -> int:
+    """What podlane-snapshot.service runs, with its environment; returns the exit code."""
+    told = "".join(file.content for file in settings(InstallOptions(role="server"), HOST) if "snapshot" in file.path)
+    told += "".join(re.findall("^Environment=(.*\n)", "".join(snapshot_units().values()), flags=re.MULTILINE))
+    for kind in ("pem", "key"):
+        told = told.replace(f"{PKI}/join.{kind}", f"{etcd.pki}/join@{HOST.name}.{kind}")
+    lines = told.replace(PKI, str(etcd.pki)).replace("https://127.0.0.1:2379", etcd.endpoints[0]).splitlines()
+    environment = dict(line.split("=") for line in lines if not line.startswith("#")) | changes
+    return CliRunner().invoke(cli, ["etcd", "snapshot", str(folder)], prog_name="podlane", env=environment).exit_code
+
+
+def test_daily_snapshots_of_a_server(admin: Administration, etcd: SecuredEtcd, tmp_path: Path) -> None:
+    admin.ensure_user(f"join@{HOST.name}", [ROOT])
+    etcd.certificate(profile.join(HOST.name, HOST.addresses))
+    old = [f"etcd-{HOST.name}-2025010{day}T000000Z.db" for day in range(1, 9)]
+    for name in (*old, "etcd-other-20250101T000000Z.db"):
+        (tmp_path / name).write_text(name)
+
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    before = names()
+    assert as_the_timer_does(etcd, tmp_path, PODLANE_ETCD_ENDPOINTS="https://127.0.0.1:1") == 1
+    assert names() == before
+    assert as_the_timer_does(etcd, tmp_path) == 0
+    [new] = set(names()) - set(before)
+    assert names() == sorted([*old[-6:], new, "etcd-other-20250101T000000Z.db"])
+    assert snapshot.verify(tmp_path / new).size > 0
+    told = json.loads(podlane(etcd, "status", "-o", "json", "--backups", str(tmp_path)))["lastSnapshot"]
+    assert told["file"] == str(tmp_path / new)
+    assert "\nlast snapshot here: " in podlane(etcd, "status", "--backups", str(tmp_path))
 
 
 def faults(etcd: SecuredEtcd, folder: Path, plain: Etcd) -> dict[str, StoreConfig]:

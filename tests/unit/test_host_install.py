@@ -18,6 +18,7 @@ from podlane.host.layout import CURRENT, ORDER, RECORD, unit_name
 from podlane.host.machine import Machine
 from podlane.host.options import InstallOptions
 from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Start
+from podlane.host.system import Found
 from tests.unit.host_world import ALL, BUNDLE, NEXT, NODE, applier, installed, machine, planned, state, system
 
 pytestmark = pytest.mark.unit
@@ -216,6 +217,24 @@ def test_an_upgrade_forgets_no_member_of_etcd() -> None:
     fake.write(layout.CLUSTER_ENVIRONMENT, grown, 0o644)
     applier(fake).apply(planned(fake, bundle=NEXT))
     assert fake.files[layout.CLUSTER_ENVIRONMENT].content == grown
+
+
+def test_an_upgrade_of_a_server_that_made_no_snapshots_lets_it_make_them() -> None:
+    fake = installed()
+    timer = f"{layout.UNITS}/{layout.SNAPSHOT_TIMER}"
+    for path in (timer, f"{layout.UNITS}/podlane-snapshot.service", "/etc/podlane/snapshot.env", layout.BACKUPS):
+        fake.remove(path)
+    fake.running.discard(layout.SNAPSHOT_TIMER)
+    fake.enabled.discard(layout.SNAPSHOT_TIMER)
+    applier(fake).apply(planned(fake, bundle=NEXT))
+    assert fake.look(timer) is not None
+    assert fake.look(layout.BACKUPS) == Found("folder", mode=0o700)
+    assert layout.SNAPSHOT_TIMER in fake.running & fake.enabled
+
+
+@pytest.mark.parametrize("options", [NODE, EXTERNAL])
+def test_who_has_no_etcd_makes_no_snapshots(options: InstallOptions) -> None:
+    assert not [path for path in installed(options).files if "snapshot" in path or path == layout.BACKUPS]
 
 
 def test_two_versions_are_kept() -> None:

@@ -11,7 +11,7 @@ from podlane.errors import ApplyError
 from podlane.host import uninstall
 from podlane.host.fake import FakeSystem
 from podlane.host.install import decode
-from podlane.host.layout import ETC, ETCD_DATA, OPT, PKI, RECORD, STATE, unit_name
+from podlane.host.layout import BACKUPS, ETC, ETCD_DATA, OPT, PKI, RECORD, STATE, unit_name
 from podlane.host.system import Found
 from podlane.host.uninstall import Present
 from tests.unit.host_world import NODE, applier, installed
@@ -30,6 +30,7 @@ def clear(fake: FakeSystem, argv: Sequence[str]) -> None:
 def host() -> FakeSystem:
     fake = installed()
     fake.write(f"{ETCD_DATA}/member", b"data", 0o600)
+    fake.write(f"{BACKUPS}/etcd-host1-20261129T014218Z.db", b"data", 0o600)
     fake.write(f"{STATE}/netd/node-id.json", b"{}", 0o644)
     fake.effects["find"] = clear
     return fake
@@ -39,10 +40,11 @@ def test_the_keys_and_the_data_stay_and_it_is_said() -> None:
     fake = host()
     plan = uninstall.plan(uninstall.look(fake))
     applier(fake).finish(plan)
-    assert plan.notes[:2] == (f"kept: {PKI}", f"kept: {ETCD_DATA}")
+    assert plan.notes[:3] == (f"kept: {PKI}", f"kept: {BACKUPS}", f"kept: {ETCD_DATA}")
     assert {path for path, found in fake.files.items() if found.kind == "file"} == {
         *(path for path in host().files if path.startswith(f"{PKI}/") and not path.endswith("issued")),
         f"{ETCD_DATA}/member",
+        f"{BACKUPS}/etcd-host1-20261129T014218Z.db",
     }
     assert not fake.running
     assert not fake.enabled

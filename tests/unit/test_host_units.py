@@ -10,7 +10,7 @@ import pytest
 from podlane.host.dropins import drop_ins, wrappers
 from podlane.host.layout import NODE_DAEMONS, ORDER, Daemon, unit_name
 from podlane.host.settings import settings
-from podlane.host.units import daemon_unit, renew_units
+from podlane.host.units import daemon_unit, renew_units, snapshot_units
 from tests.unit.host_world import ALL, NODE, machine
 
 pytestmark = pytest.mark.unit
@@ -23,8 +23,8 @@ def test_unit(daemon: Daemon) -> None:
     assert daemon_unit(daemon, etcd_program="/usr/bin/etcd") == (GOLDEN / unit_name(daemon)).read_text()
 
 
-def test_renewal() -> None:
-    for path, text in renew_units().items():
+def test_what_timers_start() -> None:
+    for path, text in (renew_units() | snapshot_units()).items():
         assert text == (GOLDEN / path.rpartition("/")[2]).read_text()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from podlane.cli.etcdsnapshot import outdated
+from podlane.cli.etcdstatus import last_snapshot
 from podlane.errors import PodlaneError, StoreUnavailable
-from podlane.store import snapshot
+from podlane.store import snapshot, snapshots
 
 DATABASE = bytes(range(256)) * 64
 WHOLE = DATABASE + hashlib.sha256(DATABASE).digest()
@@ -61,7 +63,48 @@ def test_what_is_no_snapshot_is_told(tmp_path: Path) -> None:
         snapshot.verify(tmp_path / "y")
 
 
-def test_the_newest_dated_ones_are_kept() -> None:
-    names = ["etcd-20250102T000000Z.db", "etcd-20250101T000000Z.db", "etcd-20250103T000000Z.db"]
-    assert outdated(names, 2) == ["etcd-20250101T000000Z.db"]
-    assert outdated(names, 3) == []
+def test_a_disk_is_not_filled(tmp_path: Path) -> None:
+    with pytest.raises(PodlaneError, match=r"^write .*/x.db: \d+ MiB free, needs 1099511627776 and 256 to spare$"):
+        snapshot.save(iter([(b"x", 1 << 60)]), tmp_path / "x.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+NOW = datetime(2026, 11, 29, 6, 0, tzinfo=UTC)
+FOLDER = (
+    "etcd-s1-20261129T014218Z.db",
+    "etcd-s1-20261128T014218Z.db",
+    "etcd-s1-20261127T014218Z.db",
+    "etcd-s1.example-20261101T014218Z.db",
+    "etcd-s2-20261029T014218Z.db",
+    ".etcd-s1-20261128T054218Z.db.x7b_2ab1",
+    ".etcd-s1-20261129T054218Z.db.abcdefgh",
+    "before-upgrade.db",
+    "etcd-s1-20261126T014218Z.db.gpg",
+)
+
+
+def test_of_a_servers_snapshots_the_newest_are_kept_and_no_others_touched(tmp_path: Path) -> None:
+    for name in FOLDER:
+        (tmp_path / name).write_text("x")
+
+    def gone(server: str, keep: int) -> list[str]:
+        return [each.path.name for each in snapshots.outdated(snapshots.dated(tmp_path), server, keep, NOW)]
+
+    abandoned = ".etcd-s1-20261128T054218Z.db.x7b_2ab1"
+    assert gone("s1", 2) == ["etcd-s1-20261127T014218Z.db", abandoned]
+    assert gone("s1", 3) == [abandoned]
+    assert gone("s2", 1) == gone("s1.example", 1) == gone("s3", 1) == []
+    assert snapshots.name_of("s1", NOW) == "etcd-s1-20261129T060000Z.db"
+
+
+def test_what_is_said_of_the_newest(tmp_path: Path) -> None:
+    def said(found: list[snapshots.Dated]) -> str:
+        return last_snapshot(found, tmp_path, NOW).replace(f"{tmp_path}", "/b")
+
+    look = "look: systemctl status podlane-snapshot.timer podlane-snapshot"
+    assert said([]) == f"none in /b yet; {look}"
+    path = tmp_path / "etcd-s1-20261129T014218Z.db"
+    taken = (NOW - timedelta(hours=age) for age in itertools.count(3, 40))
+    assert said([snapshots.Dated(path, "s1", next(taken), 3 << 20)]) == f"3h ago, /b/{path.name} (3.0 MiB)"
+    late = said([snapshots.Dated(path, "s1", next(taken), 3 << 20)])
+    assert late == f"43h ago, /b/{path.name} (3.0 MiB); there should be one a day, {look}"
