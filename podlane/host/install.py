@@ -36,7 +36,7 @@ from podlane.host.options import InstallOptions
 from podlane.host.settings import key_files, settings
 from podlane.host.steps import Command, File, Folder, Link, Plan, Remove, Start, Step, stages
 from podlane.host.system import Found, System
-from podlane.host.units import ETCD_USER, daemon_unit, renew_units, snapshot_units, target_unit
+from podlane.host.units import ETCD_USER, SNAPSHOT, daemon_unit, renew_units, snapshot_units, target_unit
 
 KEPT_VERSIONS = 2
 _COMPLETE = ".podlane-complete"
@@ -330,7 +330,13 @@ def _daemons(
     for daemon in todo:
         yield daemon, (start(daemon),)
     extra = [each for each in (TARGET, *timers(options)) if each not in actual.running]
-    yield "target", (Start(each) for each in extra)
+    yield "target", (*(Start(each) for each in extra), *(_first_snapshot() if SNAPSHOT_TIMER in extra else ()))
+
+
+def _first_snapshot() -> Iterator[Step]:
+    """Soon seen whether it works; nothing waits for it."""
+    argv = ("systemctl", "start", "--no-block", SNAPSHOT)
+    yield Command(argv, may_fail=True, undo=(("systemctl", "stop", SNAPSHOT),))
 
 
 def _found_cluster(program: str, options: InstallOptions, machine: Machine) -> Iterator[Step]:

@@ -14,6 +14,7 @@ import msgspec
 
 from podlane import __version__
 from podlane.errors import PodlaneError
+from podlane.host import snapshotage
 from podlane.host.joincall import ServiceUrl
 from podlane.host.joinserver import Certificate, JoinServer
 from podlane.host.joinservice import JoinService, ServiceRecord, since
@@ -57,6 +58,7 @@ def run_daemon(
     daemon.add_thread("serve", server.serve)
     daemon.add_thread("announce", announcement.run)
     daemon.add_ready_check("announced", announcement.not_ready)
+    snapshotage.tell()
     _log.info("serving", urls=",".join(urls))
     return daemon.run()
 

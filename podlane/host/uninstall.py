@@ -31,11 +31,11 @@ from podlane.host.layout import (
 )
 from podlane.host.steps import Command, Plan, Remove, Step, stages
 from podlane.host.system import System
-from podlane.host.units import ETCD_USER
+from podlane.host.units import ETCD_USER, SNAPSHOT
 
 _LABEL = "podlane.io/pod-uid"
 _BRIDGE, _HOST_PORTS = "podlane0", "podlane-hostports"
-_TIMED = ("podlane-renew.service", "podlane-snapshot.service")
+_TIMED = ("podlane-renew.service", SNAPSHOT)
 """Started by their timers."""
 
 _DROP_INS = (
@@ -125,6 +125,7 @@ _STORE = (unit_name("join"), unit_name("scheduler"), unit_name("etcd"))
 def _stop(present: Present) -> Iterator[Step]:
     """What makes pods and their network; the store is still there, for netd and proxyd say goodbye to it."""
     yield from (_stopping(unit) for unit in (*TIMERS, *map(unit_name, reversed(ORDER))) if _counts(unit, present, ()))
+    yield from (_stopping(unit) for unit in _TIMED if unit in present.units)  # at work they are "activating"
 
 
 def _counts(unit: str, present: Present, only: Iterable[str]) -> bool:

@@ -254,6 +254,7 @@ def renew_units() -> dict[str, str]:
 
 
 KEPT_SNAPSHOTS = 7
+SNAPSHOT = "podlane-snapshot.service"
 
 
 def snapshot_units() -> dict[str, str]:
@@ -286,7 +287,7 @@ def snapshot_units() -> dict[str, str]:
         "Install",
         [f"WantedBy={TARGET}"],
     )
-    return {f"{UNITS}/podlane-snapshot.service": service, f"{UNITS}/{SNAPSHOT_TIMER}": timer}
+    return {f"{UNITS}/{SNAPSHOT}": service, f"{UNITS}/{SNAPSHOT_TIMER}": timer}
 
 
 def _text(*sections: str | Sequence[str]) -> str:

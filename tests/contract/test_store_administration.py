@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from podlane.cli.main import cli
 from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable, UsageError
+from podlane.host import snapshotage
 from podlane.host.layout import PKI
 from podlane.host.machine import Machine
 from podlane.host.options import InstallOptions
@@ -195,6 +196,7 @@ def test_daily_snapshots_of_a_server(admin: Administration, etcd: SecuredEtcd, t
     assert snapshot.verify(tmp_path / new).size > 0
     told = json.loads(podlane(etcd, "status", "-o", "json", "--backups", str(tmp_path)))["lastSnapshot"]
     assert told["file"] == str(tmp_path / new)
+    assert snapshotage.taken(tmp_path) == datetime.fromisoformat(told["taken"]).timestamp()
     assert "\nlast snapshot here: " in podlane(etcd, "status", "--backups", str(tmp_path))
 
 
