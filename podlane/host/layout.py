@@ -30,6 +30,10 @@ ETCD_DATA = f"{STATE}/etcd"
 BACKUPS = f"{STATE}/backups"
 """A server's daily snapshots of etcd."""
 
+REVOKED = f"{STATE}/revoked"
+REVOCATION_LIST = f"{REVOKED}/crl.pem"
+"""etcd reads it at each connection, and is not let into PKI."""
+
 UNITS = "/etc/systemd/system"
 TARGET = "podlane.target"
 RENEW_TIMER = "podlane-renew.timer"

@@ -2,10 +2,11 @@
 
 Owns: in its folder `ca.key` (the key, its certificate and, of the authority before,
 the cross-certificate and, while that is trusted, its own), and what follows from it:
-`ca.pem` (whom to trust), `ca.crt` (its own certificate) and `issued/` (the last
-certificate of each name). Invariants: `ca.key` is replaced as a whole, so an
-interruption leaves the old state or the new; what is signed is a Profile and the
-public key of a request, nothing else of it.
+`ca.pem` (whom to trust), `ca.crt` (its own certificate) and `issued/` (the
+certificates of each name that are good still, the last one first). Invariants: `ca.key` is
+replaced as a whole, so an interruption leaves the old state or the new; what is signed is a
+Profile and the public key of a request, nothing else of it; a certificate is written down
+before anybody has it, so whatever is out there can be revoked.
 
 A new authority puts a cross-certificate by the one before behind each certificate,
 so those who have the old bundle only accept it as well: nobody has to be served first,
@@ -15,6 +16,9 @@ docs/adr/0021.
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +28,7 @@ from cryptography.x509.oid import NameOID
 
 from podlane.errors import AlreadyExists, NotFound, PodlaneError
 from podlane.pki import certificates as c
+from podlane.pki import revocations
 from podlane.pki.profile import Profile
 from podlane.runtime.atomic import write_atomic
 
@@ -119,9 +124,15 @@ class Authority:
         leaf = c.leaf_certificate(
             profile, public_key, issuer=self.certificate, issuer_key=self._key, begin=now - c.SKEW, end=end
         )
-        private_folder(self.folder / ISSUED)
-        write_atomic(self.folder / ISSUED / f"{profile.common_name}.pem", c.certificate_pem(leaf))
+        with self._writing_down():
+            good = [each for each in self.issued_to(profile.common_name) if each.not_valid_after_utc > now]
+            self._write_down(profile.common_name, [leaf, *good])
         return c.certificate_pem(leaf, *self._cross(now))
+
+    def sign_list(self, revoked: Mapping[int, datetime], *, number: int, now: datetime) -> str:
+        """The list of revoked certificates, with what it needs of a chain behind it."""
+        text = revocations.sign(revoked, number=number, issuer=self.certificate, issuer_key=self._key, now=now)
+        return text + c.certificate_pem(*self._cross(now))
 
     def succeeded(self, *, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
         """Its successor, which is trusted beside it from now on; `save` makes it so.
@@ -148,15 +159,33 @@ class Authority:
 
     def issued(self) -> dict[str, x509.Certificate]:
         """The last certificate it has signed for each name. Raises PodlaneError."""
+        return {name: found[0] for name, found in self.all_issued().items()}
+
+    def all_issued(self) -> dict[str, list[x509.Certificate]]:
+        """Those of each name that were good when its last one was signed, that one first. Raises PodlaneError."""
+        files = sorted((self.folder / ISSUED).glob("*.pem"))
+        return {name: found for file in files if (found := self.issued_to(name := file.name.removesuffix(".pem")))}
+
+    def issued_to(self, common_name: str) -> list[x509.Certificate]:
+        """As all_issued, of one name; none for a name that was not signed. Raises PodlaneError."""
+        file = self._record_of(common_name)
         try:
-            files = sorted((self.folder / ISSUED).glob("*.pem"))
-            return {file.name.removesuffix(".pem"): c.read_certificates(file.read_text())[0] for file in files}
+            return c.read_certificates(file.read_text())
+        except FileNotFoundError:
+            return []
         except (OSError, ValueError) as error:
-            raise PodlaneError(f"read {self.folder / ISSUED}: {error}") from error
+            raise PodlaneError(f"read {file}: {error}") from error
 
     def forget(self, common_name: str) -> None:
         """Take a name from `issued`, as its holder is gone."""
-        (self.folder / ISSUED / f"{common_name}.pem").unlink(missing_ok=True)
+        self._record_of(common_name).unlink(missing_ok=True)
+
+    def forget_revoked(self, serials: Collection[int]) -> None:
+        """Take these certificates from `issued`, as they count for nothing any more. Raises PodlaneError."""
+        for name, found in self.all_issued().items():
+            if any(each.serial_number in serials for each in found):
+                with self._writing_down():
+                    self._write_down(name, [e for e in self.issued_to(name) if e.serial_number not in serials])
 
     def save(self) -> None:
         """Make the files say it; the first one counts, the others follow from it."""
@@ -176,6 +205,28 @@ class Authority:
     def _cross(self, now: datetime) -> tuple[x509.Certificate, ...]:
         """Expired, it is of no use to anybody, and some would stumble over it."""
         return (self.before.cross,) if self.before and self.before.cross.not_valid_after_utc > now else ()
+
+    def _record_of(self, common_name: str) -> Path:
+        return self.folder / ISSUED / f"{common_name}.pem"
+
+    def _write_down(self, common_name: str, certificates: list[x509.Certificate]) -> None:
+        if certificates:
+            write_atomic(self._record_of(common_name), c.certificate_pem(*certificates))
+        else:
+            self.forget(common_name)
+
+    @contextmanager
+    def _writing_down(self) -> Iterator[None]:
+        """The join service and a command may sign for one name at the same moment. Raises PodlaneError."""
+        folder = self.folder / ISSUED
+        private_folder(folder)
+        try:
+            lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise PodlaneError(f"lock {folder}: {error.strerror}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _following(self) -> tuple[tuple[Path, str], ...]:
         own = c.certificate_pem(self.certificate)

@@ -28,6 +28,7 @@ class Subject(NamedTuple):
 
     organization: str = ""
     name: str = ""
+    serial: int = 0
 
 
 _RECORD = 16384
@@ -64,9 +65,10 @@ class Wire(io.RawIOBase):
 
     def subject(self) -> Subject:
         """Of the other side's certificate, after a handshake that has checked it."""
-        shown: Any = (self._tls.getpeercert() or {}).get("subject", ())
-        said = dict(part for parts in shown for part in parts)
-        return Subject(said.get("organizationName", ""), said.get("commonName", ""))
+        shown: Any = self._tls.getpeercert() or {}
+        said = dict(part for parts in shown.get("subject", ()) for part in parts)
+        serial = int(shown.get("serialNumber", "0"), 16)
+        return Subject(said.get("organizationName", ""), said.get("commonName", ""), serial)
 
     def readable(self) -> bool:
         return True

@@ -40,6 +40,10 @@ ENROLLED_NODES = "/podlane-admin/enrolled/nodes/"
 ENROLLED_SERVERS = "/podlane-admin/enrolled/servers/"
 SERVER_JOIN_TOKENS = "/podlane-admin/join-tokens/"
 JOIN_SERVICES = "/podlane-admin/join-services/"
+ISSUED = "/podlane-admin/issued/"
+REVOKED = "/podlane-admin/revoked/"
+REVOCATION_LIST = "/podlane-admin/revocation-list"
+"""The list that an authority has signed of what is below REVOKED; every agent reads it."""
 SERVICE_IPS = "/registry/ranges/serviceips/"
 SERVICE_NODE_PORTS = "/registry/ranges/servicenodeports/"
 
@@ -171,6 +175,20 @@ def join_token_key(identity: str, *, server: bool = False) -> str:
 def join_service_key(server: str) -> str:
     """Exists while that server lets nodes join."""
     return f"{JOIN_SERVICES}{_part(server)}"
+
+
+def issued_to_prefix(common_name: str) -> str:
+    """Below it each server has what it has signed for that name; see podlane.store.revocations. Ends in a slash."""
+    return f"{ISSUED}{_part(common_name)}/"
+
+
+def issued_key(common_name: str, server: str) -> str:
+    return f"{issued_to_prefix(common_name)}{_part(server)}"
+
+
+def revoked_key(serial: int) -> str:
+    """Exists while a certificate is revoked and would be good otherwise."""
+    return f"{REVOKED}{serial:x}"
 
 
 def service_ip_key(ip: str) -> str:

@@ -80,7 +80,7 @@ def node_roles(
     return {
         f"netd@{node}": (_netd(prefix), _netd_of(node, subnet_keys, addresses, prefix)),
         f"proxyd@{node}": (_proxyd(prefix), _proxyd_of(node)),
-        f"agent@{node}": (_agent(), _agent_of(node)),
+        f"agent@{node}": (agent_role(), _agent_of(node)),
     }
 
 
@@ -151,7 +151,8 @@ def _proxyd_of(node: str) -> Role:
     )
 
 
-def _agent() -> Role:
+def agent_role() -> Role:
+    """What every node's agent reads."""
     return Role(
         "agent",
         (
@@ -162,6 +163,7 @@ def _agent() -> Role:
             _all("read", keys.prefix_for(ConfigMap)),
             _all("read", keys.prefix_for(Secret)),
             _all("read", keys.prefix_for(Lease, NODE_LEASE_NAMESPACE)),
+            _one("read", keys.REVOCATION_LIST),
         ),
     )
 

@@ -7,7 +7,7 @@ agent's own certificate with the cluster's token. Invariant: never both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from podlane.runtime.clock import Clock
+    from podlane.store.interface import Store
     from scheduler.agent.guard import Guard
+    from scheduler.agent.revocations import Revocations
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,12 +62,22 @@ def api_options(command: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def guard_of(files: ApiFiles | None, state_dir: Path, node: str, token: Callable[[], str]) -> tuple[Guard, str]:
+def revocations_of(files: ApiFiles | None, state_dir: Path, store: Store, clock: Clock) -> Revocations | None:
+    """Who is let in no more; only an authority revokes. Raises PodlaneError."""
+    from scheduler.agent.revocations import Revocations
+
+    return Revocations(store, state_dir, files.client_ca_file, clock) if files is not None else None
+
+
+def guard_of(
+    files: ApiFiles | None, state_dir: Path, node: str, token: Callable[[], str], revoked: Container[int] | None = None
+) -> tuple[Guard, str]:
     """The guard, and the fingerprint that the Node has to tell of, if any. Raises PodlaneError."""
     from scheduler.agent.guard import OperatorGuard, TokenGuard
 
     if files is not None:
-        return OperatorGuard(files.tls_cert_file, files.tls_private_key_file, files.client_ca_file), ""
+        own = (files.tls_cert_file, files.tls_private_key_file, files.client_ca_file)
+        return OperatorGuard(*own, () if revoked is None else revoked), ""
     from scheduler.agent.certificate import ensure_certificate
 
     certificate = ensure_certificate(state_dir, node)

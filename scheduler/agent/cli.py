@@ -26,7 +26,7 @@ from podlane.runtime.log import get_logger
 from podlane.runtime.options import DaemonOptions, daemon_options
 from podlane.store.config import StoreConfig, connect
 from podlane.store.options import store_options
-from scheduler.agent.apioptions import ApiFiles, api_options, guard_of
+from scheduler.agent.apioptions import ApiFiles, api_options, guard_of, revocations_of
 from scheduler.agent.engineoptions import engine_options
 
 if TYPE_CHECKING:
@@ -321,7 +321,9 @@ def agent(
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
     _follow_store(worker, registry, daemon, clock)
-    guard, fingerprint = guard_of(api_files, state_dir, node_name, cluster.token)
+    if (revoked := revocations_of(api_files, state_dir, registry.store, clock)) is not None:
+        daemon.add_thread("revocations", revoked.run)
+    guard, fingerprint = guard_of(api_files, state_dir, node_name, cluster.token, revoked)
     server = AgentServer(
         *(ip, agent_port),
         runtime=runtime,

@@ -1,7 +1,7 @@
 """Who may ask the agent's API, and what its port shows them.
 
 Owns: the two answers. `OperatorGuard`: certificates of the cluster's authority
-both ways, the other side's for OPERATORS (docs/adr/0021). `TokenGuard`: the agent's
+both ways, the other side's for OPERATORS and not revoked (docs/adr/0021, 0025). `TokenGuard`: the agent's
 own certificate and the cluster's bearer token, where there is no authority
 (docs/adr/0018). Invariants: with certificates a token counts for nothing; renewed
 files are used from the next connection on, and files that cannot be used leave
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Protocol
 
@@ -67,10 +67,12 @@ class TokenGuard:
 
 
 class OperatorGuard:
-    """From PEM files. Raises PodlaneError when they cannot be used."""
+    """From PEM files; `revoked` are serial numbers, as of now. Raises PodlaneError when the files cannot be used."""
 
-    def __init__(self, certfile: Path, keyfile: Path, cafile: Path) -> None:
+    def __init__(self, certfile: Path, keyfile: Path, cafile: Path, revoked: Container[int] = ()) -> None:
         self._files = (certfile, keyfile, cafile)
+        self._revoked = revoked
+        self._told: set[int] = set()
         self._versions = FileVersions(self._files)
         try:
             self._context = self._load()
@@ -95,6 +97,16 @@ class OperatorGuard:
                 f'certificate of "{subject.name}": expected organization {OPERATORS}, got '
                 f'"{subject.organization}"; the agent\'s API is for operators only',
             )
+        if subject.serial in self._revoked:
+            self._tell_once(subject)
+            raise Refused(403, f'certificate of "{subject.name}": it is revoked (serial number {subject.serial:x})')
+
+    def _tell_once(self, subject: Subject) -> None:
+        """Of each certificate, or whoever holds it could fill the log."""
+        if subject.serial not in self._told:
+            self._told.add(subject.serial)
+            log = get_logger("agent-api")
+            log.warning("a revoked certificate was shown", name=subject.name, serial=f"{subject.serial:x}")
 
     def _load(self) -> ssl.SSLContext:
         """Raises OSError, which an SSLError is."""

@@ -57,11 +57,12 @@ class Node:
         self.authority = Authority.create(folder, now=datetime.now(UTC))
         for holder in (ALICE, AGENT):
             self.issue(holder)
+        self.revoked: set[int] = set()
         certfile, keyfile, cafile = (folder / name for name in ("agent.pem", "agent.key", "ca.pem"))
         self.server = AgentServer(
             *("127.0.0.1", 0),
             runtime=FakeRuntime(),
-            guard=OperatorGuard(certfile, keyfile, cafile),
+            guard=OperatorGuard(certfile, keyfile, cafile, self.revoked),
             usage=lambda: USAGE,
         )
 
@@ -96,6 +97,17 @@ def test_operators_and_the_administrator_are_answered(node: Node) -> None:
     node.issue(profile.administrator())
     assert node.ask(node.as_("alice")) == USAGE
     assert node.ask(node.as_("root")) == USAGE
+
+
+def test_a_revoked_certificate_is_refused_and_another_of_the_same_name_is_not(node: Node) -> None:
+    revoked = files.read(node.folder / "alice.pem").serial_number
+    node.revoked.add(revoked)
+    with pytest.raises(AgentError) as refused:
+        node.ask(node.as_("alice"))
+    assert refused.value.status == 403
+    assert str(refused.value) == f'certificate of "alice": it is revoked (serial number {revoked:x})'
+    node.issue(ALICE)
+    assert node.ask(node.as_("alice")) == USAGE
 
 
 def test_another_node_is_told_why_not(node: Node) -> None:
