@@ -15,6 +15,7 @@ import msgspec
 
 from podlane.host import firewall, layout
 from podlane.host.dropins import MODULES, SYSCTL_FILE, USERS_FILE, drop_ins, wrappers
+from podlane.host.emptylist import EMPTY_LIST
 from podlane.host.layout import (
     BACKUPS,
     CLUSTER_ENVIRONMENT,
@@ -140,7 +141,7 @@ def timers(options: InstallOptions) -> tuple[str, ...]:
 
 def look(system: System, wanted: Iterable[File]) -> Actual:
     """What is there of a plan's paths."""
-    paths = [*(each.path for each in wanted), CURRENT, layout.RECORD, CLUSTER_ENVIRONMENT]
+    paths = [*(each.path for each in wanted), CURRENT, layout.RECORD, CLUSTER_ENVIRONMENT, layout.REVOCATION_LIST]
     found = {path: there for path in paths if (there := system.look(path)) is not None}
     units = [*(unit_name(each) for each in ORDER), TARGET, *TIMERS]
     versions = [name for name in system.names(VERSIONS) if system.look(f"{VERSIONS}/{name}/{_COMPLETE}") is not None]
@@ -179,6 +180,7 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
         stages(
             [
                 ("version", _version(folder, bundle) if bundle.name not in actual.versions else ()),
+                ("revoked", _revoked(options, actual)),
                 ("keys", () if keyed else _keys(program, options, machine, token)),
                 ("settings", _settle(changed, options, first=first)),
                 ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
@@ -244,6 +246,14 @@ def _version(folder: str, bundle: Bundle) -> Iterator[Step]:
 
 def _program(folder: str, name: str, module: str) -> File:
     return File(f"{folder}/bin/{name}", f"#!{folder}/bin/python\nfrom {module} import main\n\nmain()\n", 0o755)
+
+
+def _revoked(options: InstallOptions, actual: Actual) -> Iterator[Step]:
+    """Etcd answers nobody without it. What is there came from the authority, and stays."""
+    if options.own_etcd and layout.REVOCATION_LIST not in actual.found:
+        yield Folder(layout.STATE)
+        yield Folder(layout.REVOKED)
+        yield File(layout.REVOCATION_LIST, EMPTY_LIST)
 
 
 def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -> Iterator[Step]:

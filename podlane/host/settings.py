@@ -16,6 +16,7 @@ from podlane.host.layout import (
     ETCD_METRICS,
     PEER_PORT,
     PKI,
+    REVOCATION_LIST,
     STATE,
     Daemon,
     credentials,
@@ -164,6 +165,9 @@ def _etcd(options: InstallOptions, machine: Machine) -> dict[str, str]:
         "ETCD_PEER_KEY_FILE": f"{folder}/etcd.key",
         "ETCD_PEER_CLIENT_CERT_AUTH": "true",
         "ETCD_PEER_CERT_ALLOWED_HOSTNAME": ETCD_PEER_HOSTNAME,
+        # read at each connection
+        "ETCD_CLIENT_CRL_FILE": REVOCATION_LIST,
+        "ETCD_PEER_CRL_FILE": REVOCATION_LIST,
         # it would act with etcd's own certificate for whoever asks
         "ETCD_ENABLE_GRPC_GATEWAY": "false",
         "ETCD_AUTO_COMPACTION_MODE": "periodic",
