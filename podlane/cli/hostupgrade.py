@@ -32,6 +32,7 @@ def upgrade(*, dry_run: bool, timeout: float) -> None:
 
 def _upgrade(*, dry_run: bool, timeout: float) -> None:
     # heavy modules are imported when it runs, not for --help
+    from netd.kernel import LinuxKernel
     from podlane.cli.hostbundle import unpacked
     from podlane.cli.preflight import look, refuse
     from podlane.host import install as host_install
@@ -46,7 +47,7 @@ def _upgrade(*, dry_run: bool, timeout: float) -> None:
     record = host_install.decode(found.content) if found is not None else None
     if record is None:
         raise NotFound(f"upgrade: there is no installation here ({RECORD}); install it")
-    machine = as_installed(record.name, record.addresses, system)
+    machine = as_installed(record.name, record.addresses, system, LinuxKernel())
     if not dry_run:
         # as installed: an address that must not be chosen anew
         refuse(look(msgspec.structs.replace(record.options, addresses=record.addresses), bundled_etcd=bundle.with_etcd))

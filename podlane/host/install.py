@@ -124,6 +124,7 @@ def files(options: InstallOptions, machine: Machine, bundle: Bundle) -> list[Fil
         *drop_ins(network_manager=machine.network_manager, own_etcd=options.own_etcd),
         *wrappers(),
         *settings(options, machine),
+        *firewall.files(options, machine.zone),
         *(File(path, text) for path, text in units.items()),
         File(layout.RECORD, encode(record)),
     ]
@@ -183,14 +184,14 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
                 ("revoked", _revoked(options, actual)),
                 ("keys", () if keyed else _keys(program, options, machine, token)),
                 ("settings", _settle(changed, options, first=first)),
+                ("firewall", firewall.steps(changed)),
                 ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
                 *_daemons(program, options, machine, touched, actual, enrol=first or not keyed),
-                ("firewall", firewall.steps(options) if options.firewalld and (first or changed) else ()),
                 ("record", (each for each in changed if each.path == layout.RECORD)),
                 ("old versions", _prune(bundle.name, actual) if changed or switched else ()),
             ]
         ),
-        notes=firewall.notes(options) if machine.firewalld and not options.firewalld else (),
+        notes=firewall.notes(options, machine.zone) if machine.zone and not options.firewalld else (),
     )
 
 
@@ -278,7 +279,8 @@ def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -
 
 def _settle(changed: Iterable[File], options: InstallOptions, *, first: bool) -> Iterator[Step]:
     """What the units stand on: files outside systemd's folder, and what brings them into effect."""
-    chosen = [each for each in changed if not each.path.startswith(UNITS) and each.path != layout.RECORD]
+    elsewhere = (layout.RECORD, *firewall.FILES)
+    chosen = [each for each in changed if not each.path.startswith(UNITS) and each.path not in elsewhere]
     paths = {each.path for each in chosen}
     if first:
         yield Folder(layout.STATE)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from netd.underlay import NoUnderlay, UnderlayWish, choose_underlay
 from podlane.errors import UsageError
+from podlane.host.firewall import ANYWHERE
 from podlane.host.options import InstallOptions, name_error
 from podlane.host.system import System
 
@@ -31,7 +32,10 @@ SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`etcd` is the path of the program, "" without one. `addresses` are what others reach this host by."""
+    """`etcd` is the path of the program, "" without one. `addresses` are what others reach this host by.
+
+    `zone` is firewalld's, for what they send (firewall.ANYWHERE for all of them), "" where it does not run.
+    """
 
     name: str
     addresses: tuple[str, ...]
@@ -40,7 +44,7 @@ class Machine:
     etcd: str = ""
     restorecon: str = ""
     selinux: str = "disabled"
-    firewalld: bool = False
+    zone: str = ""
     network_manager: bool = False
     arm64: bool = False
 
@@ -87,22 +91,28 @@ def observe(
     name = options.name or os.uname().nodename
     if error := name_error(name):
         raise UsageError(f"--name: the host's name will not do, give another: {error}")
-    addresses, iface, why = choose_address(options, network)
-    return replace(as_installed(name, addresses, system, find=find), iface=iface, why=why)
+    addresses, _, why = choose_address(options, network)
+    return replace(as_installed(name, addresses, system, network, find=find), why=why)
 
 
 def as_installed(
-    name: str, addresses: tuple[str, ...], system: System, *, find: Callable[[str], str] = program
+    name: str,
+    addresses: tuple[str, ...],
+    system: System,
+    network: Network,
+    *,
+    find: Callable[[str], str] = program,
 ) -> Machine:
     """The same where it is known what it is called and reached by."""
+    iface = next((each.name for each in network.interfaces() if addresses[0] in _ips(each)), "")
     return Machine(
         name=name,
         addresses=addresses,
-        iface="",
+        iface=iface,
         etcd=find("etcd"),
         restorecon=find("restorecon"),
         selinux=selinux(),
-        firewalld=is_active(system, "firewalld.service"),
+        zone=_zone(system, iface) if is_active(system, "firewalld.service") else "",
         network_manager=system.look("/etc/NetworkManager/conf.d") is not None,
         arm64=platform.machine() == "aarch64",
     )
@@ -111,7 +121,7 @@ def as_installed(
 def choose_address(options: InstallOptions, network: Network) -> tuple[tuple[str, ...], str, str]:
     """The addresses, the interface that has the first, and why it is that. Raises UsageError."""
     interfaces = network.interfaces()
-    own = {str(address.ip): each.name for each in interfaces for address in each.addresses}
+    own = {ip: each.name for each in interfaces for ip in _ips(each)}
     if options.addresses:
         if options.addresses[0] not in own:
             raise UsageError(
@@ -128,6 +138,10 @@ def choose_address(options: InstallOptions, network: Network) -> tuple[tuple[str
     assert found is not None, "an interface without an address is not chosen"
     why = "--iface" if options.iface else _reason(reach, interfaces, chosen.name)
     return (str(found.ip),), chosen.name, why
+
+
+def _ips(interface: Interface) -> tuple[str, ...]:
+    return tuple(str(address.ip) for address in interface.addresses)
 
 
 def _reason(reach: Sequence[Address], interfaces: Iterable[Interface], name: str) -> str:
@@ -161,6 +175,11 @@ def selinux() -> str:
         return "enforcing" if Path("/sys/fs/selinux/enforce").read_text().strip() == "1" else "permissive"
     except OSError:
         return "disabled"
+
+
+def _zone(system: System, iface: str) -> str:
+    asked = ["firewall-cmd", f"--get-zone-of-interface={iface}"]
+    return system.run(asked, timeout=60, check=False).stdout.strip() or ANYWHERE
 
 
 def is_active(system: System, unit: str) -> bool:

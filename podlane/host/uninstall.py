@@ -44,6 +44,7 @@ _DROP_INS = (
     "/etc/profile.d/podlane.sh",
     "/etc/NetworkManager/conf.d/podlane.conf",
     USERS_FILE,
+    *firewall.FILES,
 )
 
 
@@ -101,7 +102,7 @@ def plan(present: Present, *, purge: bool = False, keep_pods: bool = False) -> P
     """Empty when there is nothing to remove."""
     stay = set() if purge else set(present.kept)
     if keep_pods and present.containers:
-        stay.add(f"{STATE}/agent")
+        stay |= {f"{STATE}/agent", *firewall.FILES}
     kept = [f"kept: {path}" for path in sorted(stay & present.kept)]
     return Plan(
         stages(
@@ -112,7 +113,7 @@ def plan(present: Present, *, purge: bool = False, keep_pods: bool = False) -> P
                 ("etcd", _stop_store(present)),
                 ("units", _units(present)),
                 ("files", _files(present, stay)),
-                ("firewall", _firewall(present)),
+                ("firewall", firewall.removal(present.paths - stay)),
             ]
         ),
         notes=(*kept, *(("remove them with --purge, or install again to go on with them",) if kept else ())),
@@ -169,7 +170,7 @@ def _units(present: Present) -> Iterator[Step]:
 
 def _files(present: Present, stay: set[str]) -> Iterator[Step]:
     """Folders that hold something that stays are emptied around it."""
-    yield from (Remove(path) for path in _DROP_INS if path in present.paths)
+    yield from (Remove(path) for path in _DROP_INS if path in present.paths - stay)
     for folder in (OPT, ETC, STATE):
         if folder not in present.paths:
             continue
@@ -182,8 +183,3 @@ def _files(present: Present, stay: set[str]) -> Iterator[Step]:
             yield Command(argv)
     if ETCD_DATA not in stay and (USERS_FILE in present.paths or ETCD_DATA in present.kept):
         yield Command(("userdel", ETCD_USER), may_fail=True)
-
-
-def _firewall(present: Present) -> Iterator[Step]:
-    if present.record is not None and present.record.options.firewalld:
-        yield from firewall.removal(present.record.options)

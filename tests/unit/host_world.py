@@ -22,7 +22,13 @@ NODE = InstallOptions(role="node", join="https://192.0.2.1:10261")
 
 
 def machine(**changes: object) -> Machine:
-    known: dict[str, object] = {"name": "host1", "addresses": ("192.0.2.7",), "iface": "eth0", "etcd": "/usr/bin/etcd"}
+    known: dict[str, object] = {
+        "name": "host1",
+        "addresses": ("192.0.2.7",),
+        "iface": "eth0",
+        "etcd": "/usr/bin/etcd",
+        "zone": "public",
+    }
     return Machine(**{**known, **changes})  # type: ignore[arg-type]
 
 
