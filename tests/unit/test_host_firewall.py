@@ -74,8 +74,10 @@ class Answering(FakeSystem):
 
 class Wires:
     def interfaces(self) -> tuple[Interface, ...]:
-        own = IPv4Interface("192.0.2.7/24")
-        return (Interface(index=2, name="eth0", addresses=()), Interface(index=3, name="eth1", addresses=(own,)))
+        return tuple(
+            Interface(name, index, 1500, up=True, loopback=False, kind="", addresses=(IPv4Interface(f"{ip}/24"),))
+            for index, name, ip in ((2, "eth0", "10.0.2.15"), (3, "eth1", "192.0.2.7"))
+        )
 
     def route_to(self, address: Address) -> str:
         raise AssertionError(f"nobody asked for the way to {address}")
