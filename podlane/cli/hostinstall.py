@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from podlane.cli.command import failure, note
 from podlane.cli.hostrun import alone, ready_timeout_option
 from podlane.errors import PodlaneError, UsageError
-from podlane.host.layout import JOIN_PORT, Role
+from podlane.host.layout import JOIN_PORT, PKI, Role
 from podlane.host.options import InstallOptions, check
+
+if TYPE_CHECKING:
+    from podlane.host.keystate import KeyState
 
 _INIT = (
     ("--network", "CIDR[,CIDR]", "Addresses of the pods."),
@@ -106,6 +111,7 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     from netd.kernel import LinuxKernel
     from podlane.cli.hostbundle import unpacked
     from podlane.cli.preflight import look, refuse
+    from podlane.host import conflict
     from podlane.host import install as host_install
     from podlane.host.apply import Applier
     from podlane.host.machine import observe
@@ -118,10 +124,12 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     if not dry_run:
         refuse(look(options, bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(options, machine, bundle)
-    actual = host_install.look(system, wanted)
-    if problem := host_install.conflict(actual, options, machine):
+    keys = host_install.look_at_keys(system, options, datetime.now(UTC), token)
+    actual = replace(host_install.look(system, wanted), key_state=keys)
+    if problem := conflict.of_installation(actual, options, machine):
         raise UsageError(f"install: {problem}")
     plan = host_install.plan(options, machine, bundle, actual, token=token)
+    _tell_of_keys(keys, options)
     if dry_run:
         click.echo(plan)
         return
@@ -134,6 +142,13 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
     Applier(system, SystemClock(), note, timeout).apply(plan)
     for line in (*plan.notes, *_next(options, machine.addresses[0])):
         note(line)
+
+
+def _tell_of_keys(keys: KeyState, options: InstallOptions) -> None:
+    if keys.faults:
+        remade = "they are made anew" if options.founds else "the given ones are taken"
+        what_now = "this host joins anew" if options.join else remade
+        note(f"the keys in {PKI}: {', '.join(keys.faults)}; {what_now}, and all daemons are restarted")
 
 
 def _next(options: InstallOptions, address: str) -> list[str]:

@@ -7,6 +7,9 @@ traffic goes on meanwhile, since the kernel and Docker hold it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import click
 import msgspec
 
@@ -35,6 +38,7 @@ def _upgrade(*, dry_run: bool, timeout: float) -> None:
     from netd.kernel import LinuxKernel
     from podlane.cli.hostbundle import unpacked
     from podlane.cli.preflight import look, refuse
+    from podlane.host import conflict
     from podlane.host import install as host_install
     from podlane.host.apply import Applier
     from podlane.host.layout import RECORD
@@ -52,7 +56,11 @@ def _upgrade(*, dry_run: bool, timeout: float) -> None:
         # as installed: an address that must not be chosen anew
         refuse(look(msgspec.structs.replace(record.options, addresses=record.addresses), bundled_etcd=bundle.with_etcd))
     wanted = host_install.files(record.options, machine, bundle)
-    plan = host_install.plan(record.options, machine, bundle, host_install.look(system, wanted))
+    keys = host_install.look_at_keys(system, record.options, datetime.now(UTC))
+    actual = replace(host_install.look(system, wanted), key_state=keys)
+    if problem := conflict.of_upgrade(actual, record.options):
+        raise PodlaneError(f"upgrade: {problem}")
+    plan = host_install.plan(record.options, machine, bundle, actual)
     if dry_run:
         click.echo(plan)
         return

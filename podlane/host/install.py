@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import msgspec
 
 from podlane.host import firewall, layout
 from podlane.host.dropins import MODULES, SYSCTL_FILE, USERS_FILE, drop_ins, wrappers
 from podlane.host.emptylist import EMPTY_LIST
+from podlane.host.keystate import KeyState, judge
 from podlane.host.layout import (
     BACKUPS,
     CLUSTER_ENVIRONMENT,
     CURRENT,
     ETC,
+    ETCD_DATA,
     ORDER,
     PKI,
     RENEW_TIMER,
@@ -68,6 +71,8 @@ class Actual:
     enabled: frozenset[str] = frozenset()
     versions: tuple[str, ...] = ()
     keys: frozenset[str] = frozenset()
+    key_state: KeyState = field(default_factory=KeyState)
+    etcd_data: bool = False
 
     @property
     def record(self) -> Record | None:
@@ -85,27 +90,6 @@ def decode(content: bytes) -> Record | None:
         return msgspec.json.decode(content, type=Record)
     except msgspec.DecodeError:
         return None
-
-
-def conflict(actual: Actual, options: InstallOptions, machine: Machine) -> str:
-    """Why this host cannot become what is asked; "" when it can."""
-    if options.etcd_join and not any(each.startswith(f"{machine.name}=") for each in options.etcd_join):
-        return f"--etcd-join: expected {machine.name} among the members, as `podlane etcd add-member` prints them"
-    record = actual.record
-    if record is None:
-        joined = options.founds and "join.json" in actual.keys
-        return (
-            f"this host has joined a cluster ({PKI}/join.json); to make one, uninstall --purge first" if joined else ""
-        )
-    is_now = f"this host is {record.options.role} {record.name} at {','.join(record.addresses)}"
-    if (record.name, record.addresses) != (machine.name, machine.addresses):
-        what = f"{machine.name} at {','.join(machine.addresses)}"
-        return f"{is_now}, its certificates say so; to make it {what}, uninstall it first"
-    if gone := [each for each in record.options.daemons if each not in options.daemons]:
-        return f"{is_now}; to be without {', '.join(gone)}, uninstall it first"
-    if record.options.founds != options.founds and options.own_etcd:
-        return f"{is_now}; to become a member of another cluster, uninstall it first"
-    return ""
 
 
 def files(options: InstallOptions, machine: Machine, bundle: Bundle) -> list[File]:
@@ -152,7 +136,14 @@ def look(system: System, wanted: Iterable[File]) -> Actual:
         enabled=frozenset(unit for unit in units if _says(system, "is-enabled", unit)),
         versions=tuple(versions),
         keys=frozenset(system.names(PKI)),
+        etcd_data=bool(system.names(ETCD_DATA)),
     )
+
+
+def look_at_keys(system: System, options: InstallOptions, now: datetime, token: str = "") -> KeyState:
+    """Whether those that are there are good. Raises UsageError for what is no token."""
+    there = {name: found.content for name in key_files(options) if (found := system.look(f"{PKI}/{name}")) is not None}
+    return judge(there, now, token=token, ours=not options.etcd)
 
 
 def _says(system: System, question: str, unit: str) -> bool:
@@ -175,7 +166,8 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
     program = f"{folder}/bin/podlane"
     switched = _link_target(actual) != f"versions/{bundle.name}"
     touched = _touched(options, bundle, changed, actual, switched=switched)
-    keyed = set(key_files(options)) <= actual.keys and (not options.join or CLUSTER_ENVIRONMENT in actual.found)
+    complete = set(key_files(options)) <= actual.keys and (not options.join or CLUSTER_ENVIRONMENT in actual.found)
+    keyed = complete and not actual.key_state.faults
     first = actual.record is None
     return Plan(
         stages(
@@ -213,6 +205,8 @@ def _touched(
 
     def touched(daemon: Daemon) -> bool:
         if switched and (daemon != "etcd" or bundle.with_etcd):
+            return True
+        if actual.key_state.faults:
             return True
         own = {f"{UNITS}/{unit_name(daemon)}", layout.environment_file(daemon)}
         shared = {CLUSTER_ENVIRONMENT} if daemon != "etcd" else set()
@@ -285,7 +279,7 @@ def _settle(changed: Iterable[File], options: InstallOptions, *, first: bool) ->
     if first:
         yield Folder(layout.STATE)
         if options.own_etcd:
-            yield Folder(layout.ETCD_DATA, 0o700)  # systemd gives it to etcd's user
+            yield Folder(ETCD_DATA, 0o700)  # systemd gives it to etcd's user
     yield from chosen
     if USERS_FILE in paths:
         yield Command(("systemd-sysusers", USERS_FILE), undo=(("userdel", ETCD_USER),))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from podlane.host import install, layout
+from podlane.host import conflict, install, layout
 from podlane.host.apply import Undone
 from podlane.host.fake import FakeSystem
 from podlane.host.install import Actual, look
@@ -133,20 +133,20 @@ def test_a_host_that_has_joined_goes_on_without_a_second_use_of_its_token() -> N
     ],
 )
 def test_what_an_installed_host_can_become(options: InstallOptions, host: Machine, problem: str) -> None:
-    said = install.conflict(look(installed(), ()), options, host)
+    said = conflict.of_installation(look(installed(), ()), options, host)
     assert said.startswith(f"this host is all host1 at 192.0.2.7{problem}" if problem else "")
     assert bool(said) == bool(problem)
 
 
 def test_a_host_that_has_joined_makes_no_cluster() -> None:
-    said = install.conflict(Actual(keys=frozenset({"join.json"})), ALL, machine())
+    said = conflict.of_installation(Actual(keys=frozenset({"join.json"})), ALL, machine())
     assert said == "this host has joined a cluster (/etc/podlane/pki/join.json); to make one, uninstall --purge first"
 
 
 def test_a_member_is_among_the_members() -> None:
-    said = install.conflict(Actual(), FURTHER, machine(name="host2"))
+    said = conflict.of_installation(Actual(), FURTHER, machine(name="host2"))
     assert said == "--etcd-join: expected host2 among the members, as `podlane etcd add-member` prints them"
-    assert install.conflict(Actual(), FURTHER, machine()) == ""
+    assert conflict.of_installation(Actual(), FURTHER, machine()) == ""
 
 
 def test_a_server_that_is_to_run_pods_as_well_is_enrolled_for_it() -> None:
