@@ -22,6 +22,7 @@ from typing import Any
 import docker.utils
 
 from scheduler.agent import containers as c
+from scheduler.agent import selinux
 from scheduler.agent.dockerapi import WORK_TIMEOUT, DockerApi, Stream, in_pieces, without_deadline
 from scheduler.agent.dockerexec import DockerExec, run_to_end
 from scheduler.agent.dockerforms import container_body, state_of, time_of
@@ -204,9 +205,10 @@ class DockerRuntime:
     def create(self, config: ContainerConfig) -> str:
         score = max(config.limits.oom_score_adj, lowest_oom_score_adj())
         config = replace(config, limits=replace(config.limits, oom_score_adj=score))
+        level = selinux.level(config.labels.get(c.POD_UID, "")) if selinux.is_on() else ""
         told = self._api.do(
             f"create container {config.name}",
-            lambda api: api.create_container_from_config(container_body(config), config.name),
+            lambda api: api.create_container_from_config(container_body(config, level=level), config.name),
             NoSuchImage,
             NameInUse,
         )

@@ -38,13 +38,13 @@ def time_of(text: str | None) -> float | None:
     return datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
-def container_body(config: ContainerConfig) -> dict[str, Any]:
-    """The body of a request to create a container."""
+def container_body(config: ContainerConfig, *, level: str = "") -> dict[str, Any]:
+    """The body of a request to create a container; `level` as selinux.py has it, where SELinux is on."""
     body: dict[str, Any] = {
         "Image": config.image,
         "Labels": dict(config.labels),
         "Env": list(config.env),
-        "HostConfig": _host_config(config),
+        "HostConfig": _host_config(config, level),
     }
     optional = {
         # Docker's network "none" gives the same empty namespace, and executes dockerd anew to make it
@@ -61,7 +61,7 @@ def container_body(config: ContainerConfig) -> dict[str, Any]:
     return body | {name: value for name, value in optional.items() if value}
 
 
-def _host_config(config: ContainerConfig) -> dict[str, Any]:
+def _host_config(config: ContainerConfig, level: str) -> dict[str, Any]:
     limits = config.limits
     host: dict[str, Any] = {
         "CpuShares": limits.cpu_shares,
@@ -82,17 +82,19 @@ def _host_config(config: ContainerConfig) -> dict[str, Any]:
         ]
     if config.network != NO_NETWORK:
         host["NetworkMode"] = config.network
-    return host | (_BARE if config.network in {NO_NETWORK, HOST_NETWORK} else _rights(config.security))
+    return host | (_BARE if config.network in {NO_NETWORK, HOST_NETWORK} else _rights(config.security, level))
 
 
-def _rights(security: Security) -> dict[str, Any]:
+def _rights(security: Security, level: str) -> dict[str, Any]:
     """What is asked for beyond Docker's defaults."""
+    # a privileged container is not confined, unless an option for its label is given
+    confined = [f"label=level:{level}"] if level and not security.privileged else []
     asked: dict[str, Any] = {
         "Privileged": security.privileged,
         "ReadonlyRootfs": security.read_only_root,
         "CapAdd": list(security.cap_add),
         "CapDrop": list(security.cap_drop),
         "GroupAdd": list(security.groups),
-        "SecurityOpt": ["no-new-privileges"] if security.no_new_privileges else [],
+        "SecurityOpt": [*confined, *(["no-new-privileges"] if security.no_new_privileges else [])],
     }
     return {name: value for name, value in asked.items() if value}

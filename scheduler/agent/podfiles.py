@@ -13,12 +13,12 @@ the host's loopback, which a pod cannot reach.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from podlane.errors import PodlaneError
 from podlane.runtime.log import get_logger
-from scheduler.agent import volumefiles
+from scheduler.agent import selinux, volumefiles
 from scheduler.agent.podpaths import VOLUME_FOLDERS, Paths
 from scheduler.agent.volumes import SubPath, VolumeSetUp
 
@@ -52,11 +52,13 @@ class PodFiles:
         resolv_conf: Path = RESOLV_CONF,
         upstream: Path = RESOLVED_UPSTREAM,
         hosts: Path = HOSTS,
+        share: Callable[[Path], None] = selinux.share,
     ) -> None:
         self._folder = folder.absolute()
         self._resolv_conf = resolv_conf
         self._upstream = upstream
         self._hosts = hosts
+        self._share = share
         self._not_before: dict[str, float] = {}
         self._log = get_logger("agent")
 
@@ -110,9 +112,11 @@ class PodFiles:
         volumefiles.bind(part)
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder of a pod; the node's other users see none of them."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Make a folder of a pod; the node's other users see none of them, and all that is in it has its label."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o750)
+        self._share(self._folder)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def left_over(self, uids: Collection[str]) -> list[str]:
         """UIDs of the pods but these that have a folder here, without those whose removal has just failed."""

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from podlane.errors import PodlaneError
-from scheduler.agent import mounts
+from scheduler.agent import mounts, selinux
 from scheduler.agent.volumes import EmptyDir, Files, HostPath, SubPath, VolumeSetUp
 
 _DATA, _NEW = "..data", "..data_tmp"
@@ -56,13 +56,19 @@ def set_up(volume: VolumeSetUp) -> None:
 def _make_empty(volume: EmptyDir) -> None:
     path = Path(volume.path)
     path.mkdir(parents=True, exist_ok=True)
-    if volume.memory and not mounts.mount_points(volume.path):
-        mounts.tmpfs(volume.path, mode=0o777, size=volume.size)
+    if volume.memory:
+        _mount(volume.path, mode=0o777, size=volume.size)
     if volume.group is None:
         path.chmod(0o777)
     else:
         os.chown(path, -1, volume.group)
         path.chmod(0o2777)
+
+
+def _mount(path: str, *, mode: int, size: int = 0) -> None:
+    if not mounts.mount_points(path):
+        mounts.tmpfs(path, mode=mode, size=size)
+    selinux.share(path)
 
 
 def _check_host_path(volume: HostPath) -> None:
@@ -91,8 +97,8 @@ def _check_host_path(volume: HostPath) -> None:
 def _write(volume: Files) -> None:
     folder = Path(volume.path)
     folder.mkdir(parents=True, exist_ok=True)
-    if volume.memory and not mounts.mount_points(volume.path):
-        mounts.tmpfs(volume.path, mode=0o755)
+    if volume.memory:
+        _mount(volume.path, mode=0o755)
     current = f"..{_digest(volume)}"
     data = folder / _DATA
     old = os.readlink(data) if data.is_symlink() else ""
