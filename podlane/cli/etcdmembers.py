@@ -2,14 +2,16 @@
 
 Owns: the order of a change of members. Invariant: at each moment the cluster has
 a quorum, also when this command is interrupted: a new member listens as a
-learner until it has caught up, and only then votes. Doing it again goes on.
+learner until it has caught up, and only then votes. Doing it again goes on, and
+whatever ends it after the change says so; an etcd that is only slow does not.
 """
 
 from __future__ import annotations
 
 import shlex
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import click
@@ -18,14 +20,27 @@ from podlane.cli.command import Command, fail, note, pass_session
 from podlane.cli.options import dry_run_option, timeout_option
 from podlane.cli.session import Session
 from podlane.errors import FieldError, Invalid, PodlaneError, StoreUnavailable
+from podlane.store.interface import Refused
 
 if TYPE_CHECKING:
     from podlane.store.administration import Administration
     from podlane.store.adminwire import Member
+    from podlane.store.quorum import Survey
 
 POLL = 1.0
+LOOKS, PAUSE = 4, 3.0
+"""How often to look at members of which one does not answer, and seconds between: it may only be busy."""
+
 JOIN_URL = "https://SERVER:10261"  # as an operator reads it who has no join service
 TOKEN = "TOKEN"  # noqa: S105 - a word in its place
+
+
+class Voting(Protocol):
+    """What waiting for a member needs of podlane.store.administration.Administration."""
+
+    def members(self) -> tuple[Member, ...]: ...
+
+    def promote_member(self, member_id: int) -> None: ...
 
 
 @click.command("add-member", cls=Command)
@@ -48,26 +63,27 @@ def add_member(session: Session, *, name: str, peer_url: str, voter: bool, timeo
     It first listens as a learner, which is no risk for the others, and votes once it has caught up. An interruption
     does no harm: the same command goes on.
     """
-    from podlane.cli.etcd import administration, look
+    from podlane.cli.etcd import administration
     from podlane.store import quorum
 
     _check(name, peer_url)
     with administration(session) as admin:
-        survey = look(admin)
+        survey = _look_patiently(session, admin)
         present = quorum.check_addition(survey, name, [peer_url])
         if dry_run:
             note(f"member {name}: would be added (dry run)")
             return
-        if present is None:
-            added = admin.add_member(name, [peer_url], learner=not voter)
-            note(f"member {name}: added as {'a learner' if added.learner else 'a voter'}, {added.id:x}")
-        else:
-            added = present.member
-            note(f"member {name}: was added before, {added.id:x}")
-        if present is None or not present.started:
-            _print_install(session, admin, name, peer_url)
-        if timeout:
-            _await_vote(session, admin, name, added, timeout)
+        with _to_be_gone_on_with(name):
+            if present is None:
+                added = admin.add_member(name, [peer_url], learner=not voter)
+                note(f"member {name}: added as {'a learner' if added.learner else 'a voter'}, {added.id:x}")
+            else:
+                added = present.member
+                note(f"member {name}: was added before, {added.id:x}")
+            if present is None or not present.started:
+                _print_install(session, admin, name, peer_url)
+            if timeout:
+                await_vote(session, admin, name, added, timeout)
 
 
 @click.command("remove-member", cls=Command)
@@ -112,6 +128,28 @@ def _check(name: str, peer_url: str) -> None:
         raise Invalid("add member", errors)
 
 
+def _look_patiently(session: Session, admin: Administration) -> Survey:
+    from podlane.cli.etcd import look
+
+    survey = look(admin)
+    for _ in range(LOOKS - 1):
+        if not (silent := [each for each in survey.members if each.started and each.status is None]):
+            break
+        note(f"no answer from {', '.join(f'{each.name} ({each.problem})' for each in silent)}; asking again")
+        session.wall.wait(session.stop, PAUSE)
+        survey = look(admin)
+    return survey
+
+
+@contextmanager
+def _to_be_gone_on_with(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (StoreUnavailable, KeyboardInterrupt):
+        note(f"member {name}: not finished; the same command goes on from where it is")
+        raise
+
+
 def _print_install(session: Session, admin: Administration, name: str, peer_url: str) -> None:
     """The line for the new host, to stdout; what to know of it, to stderr."""
     others = [member for member in admin.members() if member.name and member.name != name]
@@ -127,13 +165,17 @@ def _print_install(session: Session, admin: Administration, name: str, peer_url:
         note(f"an etcd set up by hand: --name {name} --initial-cluster {cluster} --initial-cluster-state existing")
 
 
-def _await_vote(session: Session, admin: Administration, name: str, added: Member, timeout: float) -> None:
+def await_vote(session: Session, admin: Voting, name: str, added: Member, timeout: float) -> None:
     deadline = session.wall.monotonic() + timeout
     last = ""
     while True:
-        state = _step(admin, added)
+        try:
+            state = _step(admin, added)
+            members = ", ".join(map(str, admin.members())) if state == "" else ""
+        except StoreUnavailable as error:
+            state = f"no answer: {error}"
         if state == "":
-            click.echo(f"member {name} votes; members: {', '.join(map(str, admin.members()))}")
+            click.echo(f"member {name} votes; members: {members}")
             note("its client URL may now be added to the endpoints of daemons and commands")
             return
         if state != last:
@@ -144,7 +186,7 @@ def _await_vote(session: Session, admin: Administration, name: str, added: Membe
         session.wall.wait(session.stop, POLL)
 
 
-def _step(admin: Administration, added: Member) -> str:
+def _step(admin: Voting, added: Member) -> str:
     """Promote it if it can be; else what it is that it does. "" once it votes."""
     found = next((member for member in admin.members() if member.id == added.id), None)
     if found is None:
@@ -155,12 +197,11 @@ def _step(admin: Administration, added: Member) -> str:
         return ""
     try:
         admin.promote_member(found.id)
-    except StoreUnavailable as error:
-        return f"no answer: {error}"
-    except PodlaneError as error:
+    except Refused as error:
         if "in sync with leader" in str(error):
             return "catches up"
-        raise
+        if "can only promote a learner" not in str(error):  # it votes: the answer to an attempt before was lost
+            raise
     return ""
 
 

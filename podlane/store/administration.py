@@ -170,12 +170,20 @@ class Administration:
 
         One that was added with the same URLs is returned as it is. Raises Refused with etcd's reason.
         """
-        for member in self.members():
-            if set(member.peer_urls) == set(peer_urls):
-                return member
+        if there := self._at(peer_urls):
+            return there
         request = wire.add_member_request(peer_urls, learner=learner)
-        action = f"add member {name}"
-        return wire.member(self._call(action, lambda stubs: stubs.cluster.MemberAdd, request, CHANGE_TIMEOUT).member)
+        try:
+            added = self._call(f"add member {name}", lambda stubs: stubs.cluster.MemberAdd, request, CHANGE_TIMEOUT)
+        except (Refused, StoreUnavailable):
+            # a first attempt was carried out, but its answer was lost or came too late
+            if there := self._at(peer_urls):
+                return there
+            raise
+        return wire.member(added.member)
+
+    def _at(self, peer_urls: Sequence[str]) -> Member | None:
+        return next((each for each in self.members() if set(each.peer_urls) == set(peer_urls)), None)
 
     def promote_member(self, member_id: int) -> None:
         """Let a learner vote. Raises Refused while it has not caught up."""
