@@ -154,6 +154,8 @@ class Agent:
         self._stream: EventStream | None = None
         # what is reported of the node may have to change
         self.on_node_change: Callable[[], None] = lambda: None
+        # a pod waits for `node_read`
+        self.on_node_asked: Callable[[], None] = lambda: None
 
     def trigger(self) -> None:
         """Something changed. Cheap, from any thread."""
@@ -177,7 +179,7 @@ class Agent:
         return waited_for
 
     def _ask_for_node(self) -> None:
-        self.on_node_change()
+        self.on_node_asked()
 
     def network_problem(self) -> str | None:
         """Why no pod can be given a network now; None when it can."""

@@ -362,7 +362,7 @@ def agent(
         clock=clock,
         limits=image_limits,
     )
-    worker.on_node_change = registrar.changed
+    worker.on_node_change, worker.on_node_asked = registrar.runner.trigger, registrar.changed
     worker.checks_pods = True
 
     heartbeat = partial(Heartbeat, node_name, registry=registry, clock=clock, on_held=registrar.changed)

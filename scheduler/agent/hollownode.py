@@ -107,7 +107,8 @@ class HollowNode:
             clock=crew.clock,
             on_read=self._node_read,
         )
-        self.agent.on_node_change = self.node_changed
+        self.agent.on_node_change = self._node_wanted
+        self.agent.on_node_asked = self.node_changed
         self.agent.checks_pods = True
 
     def start(self) -> None:
@@ -138,6 +139,10 @@ class HollowNode:
     def node_changed(self, revision: float = math.inf) -> None:
         """The stored Node may be another, since this revision of the store. From any thread."""
         self.registrar.changed(revision)
+        self._calling.wake()
+
+    def _node_wanted(self) -> None:
+        self.registrar.runner.trigger()
         self._calling.wake()
 
     def _turn(self) -> float:

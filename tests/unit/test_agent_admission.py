@@ -152,7 +152,8 @@ class Node1(World):
             clock=self.clock,
             on_read=agent.node_read,
         )
-        agent.on_node_change = self.registrar.changed
+        agent.on_node_change = self.registrar.runner.trigger
+        agent.on_node_asked = self.registrar.changed
         return agent
 
     def step(self) -> float:
