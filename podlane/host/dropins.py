@@ -26,10 +26,11 @@ fs.inotify.max_user_watches = 524288
 # rp_filter is left as it is: strict (1) and loose (2) both work with VXLAN; `netd doctor` says when it is in the way.
 """
 
-_NETWORK_MANAGER = """\
+_LINKS = ("flannel.*", "flannel-v6.*", "podlane*", "pl???????????", "veth*")
+_NETWORK_MANAGER = f"""\
 # Written by podlane install: these links are Podlane's and Docker's.
 [keyfile]
-unmanaged-devices+=interface-name:flannel.*;interface-name:flannel-v6.*;interface-name:podlane*;interface-name:veth*
+unmanaged-devices+={";".join(f"interface-name:{each}" for each in _LINKS)}
 """
 
 _PROFILE = f"""\

@@ -306,14 +306,25 @@ def _units(
         yield Folder(BACKUPS, 0o700)
     if switched:
         yield Link(CURRENT, f"versions/{bundle.name}")
-    if machine.restorecon and machine.selinux != "disabled":
-        # what was unpacked elsewhere has labels from there; the policy knows /opt/…/bin, /etc and /var/lib
-        yield Command((machine.restorecon, "-R", layout.OPT, ETC, layout.STATE, *(each.path for each in units)))
+    if switched or units:
+        yield from _labels(machine, bundle, units)
     if units:
         yield Command(("systemctl", "daemon-reload"))
     names = [*(unit_name(each) for each in options.daemons), TARGET, *timers(options)]
     if new := [each for each in names if each not in actual.enabled]:
         yield Command(("systemctl", "enable", "--quiet", *new), undo=(("systemctl", "disable", "--quiet", *new),))
+
+
+def _labels(machine: Machine, bundle: Bundle, units: Iterable[File]) -> Iterator[Step]:
+    """What was unpacked elsewhere has labels from there; the policy knows /opt/…/bin and /etc."""
+    if not machine.restorecon or machine.selinux == "disabled":
+        return
+    yield Command((machine.restorecon, "-R", layout.OPT, ETC, *(each.path for each in units)))
+    if machine.opt_is_link:
+        # most policies know /var/opt as data, and systemd starts no data
+        folder = layout.version_folder(bundle.name)
+        programs = (layout.COMMANDS, f"{folder}/bin", *([f"{folder}/python/bin"] if bundle.with_python else []))
+        yield Command(("chcon", "-R", "-t", "bin_t", *programs))
 
 
 def _daemons(

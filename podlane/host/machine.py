@@ -44,6 +44,7 @@ class Machine:
     etcd: str = ""
     restorecon: str = ""
     selinux: str = "disabled"
+    opt_is_link: bool = False
     zone: str = ""
     network_manager: bool = False
     arm64: bool = False
@@ -112,6 +113,7 @@ def as_installed(
         etcd=find("etcd"),
         restorecon=find("restorecon"),
         selinux=selinux(),
+        opt_is_link=_is_link(system, "/opt"),
         zone=_zone(system, iface) if is_active(system, "firewalld.service") else "",
         network_manager=system.look("/etc/NetworkManager/conf.d") is not None,
         arm64=platform.machine() == "aarch64",
@@ -175,6 +177,11 @@ def selinux() -> str:
         return "enforcing" if Path("/sys/fs/selinux/enforce").read_text().strip() == "1" else "permissive"
     except OSError:
         return "disabled"
+
+
+def _is_link(system: System, path: str) -> bool:
+    found = system.look(path)
+    return found is not None and found.kind == "link"
 
 
 def _zone(system: System, iface: str) -> str:

@@ -9,10 +9,11 @@ import pytest
 
 from netd.model import Interface
 from podlane.api.subnets import Address
-from podlane.host import firewall, uninstall
+from podlane.host import conflict, firewall, uninstall
 from podlane.host.apply import Undone
 from podlane.host.fake import FakeSystem
 from podlane.host.firewall import FILES, HOST_POLICY, PODS_POLICY, ZONE
+from podlane.host.install import Actual
 from podlane.host.layout import unit_name
 from podlane.host.machine import as_installed
 from podlane.host.options import InstallOptions
@@ -86,6 +87,12 @@ class Wires:
 @pytest.mark.parametrize(("answer", "zone"), [("internal", "internal"), ("", "ANY"), (None, "")])
 def test_the_zone_is_that_of_the_interface_with_the_hosts_address(answer: str | None, zone: str) -> None:
     assert as_installed("host1", ("192.0.2.7",), Answering(answer), Wires(), find=lambda _: "").zone == zone
+
+
+def test_to_open_a_firewalld_that_does_not_run_is_refused() -> None:
+    refused = conflict.of_installation(Actual(), ALL, machine(zone=""))
+    assert refused.startswith("--firewalld: firewalld does not run here")
+    assert conflict.of_installation(Actual(), ALL, machine()) == ""
 
 
 @pytest.mark.parametrize(

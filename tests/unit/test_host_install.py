@@ -272,3 +272,28 @@ def test_a_record_of_another_program_is_no_record() -> None:
     fake = installed()
     fake.write(RECORD, b"{}", 0o644)
     assert [stage.name for stage in planned(fake).stages] == ["settings", "cluster", "record"]
+
+
+def test_what_is_unpacked_is_labelled_before_systemd_reads_or_starts_it() -> None:
+    host = machine(restorecon="/sbin/restorecon", selinux="enforcing")
+    lines = commands(planned(system(), host=host)).splitlines()
+    [label] = [line for line in lines if "restorecon" in line]
+    assert label.startswith(f"/sbin/restorecon -R /opt/podlane /etc/podlane {layout.UNITS}/podlane-etcd.service ")
+    assert lines.index(f"ln -sfn versions/{BUNDLE.name} {CURRENT}") < lines.index(label)
+    assert lines.index(label) < lines.index("systemctl daemon-reload")
+    assert "chcon" not in "".join(lines)
+    assert planned(installed(), host=host).stages == ()
+
+
+def test_programs_below_a_link_are_labelled_as_programs() -> None:
+    host = machine(restorecon="/sbin/restorecon", selinux="permissive", opt_is_link=True)
+    bundle = dataclasses.replace(BUNDLE, with_python=True)
+    folder = layout.version_folder(bundle.name)
+    lines = commands(planned(system(), bundle=bundle, host=host)).splitlines()
+    label = lines.index(f"chcon -R -t bin_t /opt/podlane/bin {folder}/bin {folder}/python/bin")
+    assert "restorecon" in lines[label - 1]
+
+
+def test_nothing_is_labelled_where_selinux_is_off() -> None:
+    text = commands(planned(system(), host=machine(restorecon="/sbin/restorecon", opt_is_link=True)))
+    assert not re.search("restorecon|chcon", text)
