@@ -104,10 +104,12 @@ def renew(*, folder: Path, force: bool, no_restart: bool) -> None:
         note(f"renewed {holder}: {reason}")
     if BUNDLE_FILE in done.changed:
         note("the authorities to trust have changed" + (": one is trusted no longer" if done.distrusted else ""))
+    if done.revoked:
+        note("more certificates are revoked: etcd knows")
     if done.endpoints:
         note(f"etcd is at {', '.join(done.endpoints)} now")
         write_endpoints(done.endpoints)
-    if not done.changed and not done.endpoints:
+    if not done.changed and not done.endpoints and not done.revoked:
         note("nothing to renew")
     if not no_restart:
         restart_stale(done, note, folder)

@@ -1,26 +1,33 @@
-"""`podlane pki revoke`: a certificate that shall count for nothing.
+"""`podlane pki revoke`: certificates that shall count for nothing.
 
-Owns: the options and what is said. Why there is no list of revoked certificates: etcd gives
-nothing to a certificate without a user, so taking the user away is the revocation, at once
-and everywhere (see docs/join.md for what it does not reach).
+Owns: the options and what is said, and the order: first the users in etcd go, which is at once and
+needs nobody else; then the serial numbers are marked, and the list of them is signed here or by a
+server that can (podlane.host.revoking). Invariant: the same command again does what an interruption
+has left out.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from podlane.cli.command import Command, note, pass_session
 from podlane.cli.pki import folder_option
 from podlane.cli.session import Session
-from podlane.errors import NotFound
+from podlane.errors import NotFound, StoreUnavailable
 from podlane.pki.profile import NODE_DAEMONS, SERVER_DAEMONS
 
+if TYPE_CHECKING:
+    from podlane.store.administration import Administration
+    from podlane.store.interface import Store
+
 Holder = Literal["node", "server", "operator"]
+
+_DAEMONS: dict[Holder, tuple[str, ...]] = {"node": NODE_DAEMONS, "server": SERVER_DAEMONS, "operator": ()}
 
 
 @click.command("revoke", cls=Command)
@@ -39,41 +46,70 @@ Holder = Literal["node", "server", "operator"]
 @folder_option
 @pass_session
 def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, folder: Path) -> None:
-    """Take a host's or a person's power away, at once: its users in etcd go, and of a node its subnet.
+    """Take a host's or a person's power away, at once: its users in etcd go, of a node its subnet, and agents and etcd
+    refuse its certificates from then on.
 
-    Needs root's certificate. Pods of the node go on until the node is switched off; `podlane delete node NAME` has
-    them replaced elsewhere. A stolen key of a server, or of the authority, needs more: see docs/join.md.
+    Needs root's certificate, and is best run on a server with the authority's key. Certificates that the name gets
+    later are good. Pods of the node go on until the node is switched off; `podlane delete node NAME` has them replaced
+    elsewhere. A stolen key of a server, or of the authority, needs more: see docs/join.md.
     """
-    from podlane.host import enrol
-    from podlane.store.administration import Administration
-
-    moment = session.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    with closing(Administration(session.config)) as accounts:
-        if holder == "node":
-            had = enrol.remove_node(session.store, accounts, node=name, revoked="" if forget else moment)
-            note(f"subnet {had.subnets or 'none'} is free again, addresses {', '.join(had.addresses) or 'none'}")
-        elif holder == "server":
-            enrol.remove_server(session.store, accounts, server=name)
-            note(
-                "its etcd certificate is taken by the other members still: `podlane etcd remove-member`, and if its key"
-            )
-            note("may be in other hands, `podlane pki rotate --authority`")
-        else:
-            if name not in accounts.users():
-                raise NotFound(f"revoke operator {name}: etcd has no such user")
-            accounts.delete_user(name)
-    _forget(folder, name, holder)
-    click.echo(f"{holder}/{name} revoked")
-
-
-def _forget(folder: Path, name: str, holder: Holder) -> None:
-    """What the authority, if it is here, has given out no longer keeps a rotation waiting."""
+    from podlane.host import revoking
     from podlane.pki.authority import Authority
+    from podlane.store.administration import Administration
+    from podlane.store.roles import agent_role
 
     try:
         authority = Authority.load(folder)
     except NotFound:
-        return
-    daemons = {"node": NODE_DAEMONS, "server": SERVER_DAEMONS, "operator": ()}[holder]
-    for common_name in [f"{daemon}@{name}" for daemon in daemons] or [name]:
-        authority.forget(common_name)
+        authority = None
+    now = session.now().astimezone(UTC)
+    names = [f"{daemon}@{name}" for daemon in _DAEMONS[holder]] or [name]
+    with closing(Administration(session.config)) as accounts:
+        gone = _take_users(session.store, accounts, name, holder, revoked="" if forget else f"{now:%Y-%m-%dT%H:%M:%SZ}")
+        new = revoking.mark(session.store, names, authority, now)
+        accounts.ensure_role(agent_role())  # it did not always say that agents may read the list
+    if gone is not None and not new and not revoking.is_marked(session.store, names):
+        raise gone
+    _publish(session.store, folder, now, new=len(new))
+    if authority is not None:
+        for each in names:
+            authority.forget(each)  # what counts for nothing keeps no rotation waiting
+    click.echo(f"{holder}/{name} revoked")
+
+
+def _take_users(store: Store, accounts: Administration, name: str, holder: Holder, *, revoked: str) -> NotFound | None:
+    """What of the cluster is its own. Returns the error when it was gone already."""
+    from podlane.host import enrol
+
+    try:
+        if holder == "node":
+            had = enrol.remove_node(store, accounts, node=name, revoked=revoked)
+            note(f"subnet {had.subnets or 'none'} is free again, addresses {', '.join(had.addresses) or 'none'}")
+        elif holder == "server":
+            enrol.remove_server(store, accounts, server=name)
+            note("its member of etcd stays until `podlane etcd remove-member`")
+            note("if ca.key was on it, and may be in other hands: `podlane pki rotate --authority`")
+        elif name in accounts.users():
+            accounts.delete_user(name)
+        else:
+            return NotFound(f"revoke operator {name}: etcd has no such user")
+    except NotFound as error:
+        return error
+    return None
+
+
+def _publish(store: Store, folder: Path, now: datetime, *, new: int) -> None:
+    """Have the list signed, and say who heeds it when."""
+    from podlane.host import revoking
+    from podlane.host.joinservice import newest_authority
+
+    try:
+        authority = newest_authority(store, folder)
+    except (NotFound, StoreUnavailable) as error:
+        note(f"{new} certificates marked; the list of them is not signed here ({error}):")
+        note("a server whose join service runs does it within seconds")
+    else:
+        text = revoking.sign(store, authority, now)
+        revoking.keep(folder, text, authority.trusted, now)
+        note(f"{new} certificates put on the list of revoked ones: agents heed it within seconds, etcd on servers with")
+        note("the authority's key as well, on others within a day, or by `podlane host renew`")

@@ -24,6 +24,7 @@ from podlane.errors import PodlaneError, UsageError
 from podlane.host.joincall import ServiceUrl, Unreachable, authority_of, call, trusting
 from podlane.host.joinmessages import JOIN, HostRole, JoinAnswer, JoinRequest
 from podlane.host.jointokens import JoinToken
+from podlane.host.revoking import keep
 from podlane.pki import certificates as c
 from podlane.pki import files
 from podlane.pki.authority import BUNDLE_FILE, ISSUED, KEY_FILE, Authority, private_folder
@@ -154,6 +155,12 @@ class _Attempt:
             write_atomic(self.into / KEY_FILE, answer.authority, mode=0o600)
             Authority.load(self.into).publish()
             private_folder(self.into / ISSUED)
+        keep(
+            self.into,
+            answer.revocations,
+            c.read_certificates(answer.bundle),
+            datetime.fromtimestamp(self.clock.now(), UTC),
+        )
         services = tuple(dict.fromkeys((str(url), *answer.services)))
         write_record(self.into, JoinRecord(self.name, self.role, services, answer.endpoints))
         subnets = Subnets.parse_key(answer.subnets) if answer.subnets else None

@@ -1,4 +1,4 @@
-"""The join service's process: the port, and a key in the store that tells operators where it is.
+"""The join service's process: the port, a key in the store that tells operators where it is, and revocations.
 
 Owns: how the parts are put together. Invariant: the key is there while the service answers,
 give or take ANNOUNCEMENT_TTL, so `podlane join-token` never prints a line that leads nowhere.
@@ -19,6 +19,7 @@ from podlane.host.joincall import ServiceUrl
 from podlane.host.joinserver import Certificate, JoinServer
 from podlane.host.joinservice import JoinService, ServiceRecord, since
 from podlane.host.jointokens import ca_hash
+from podlane.host.revoking import Keeper
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import Repetition, get_logger
 from podlane.runtime.options import DaemonOptions
@@ -57,6 +58,7 @@ def run_daemon(
     announcement = Announcement(store, name, urls, service, clock)
     daemon.add_thread("serve", server.serve)
     daemon.add_thread("announce", announcement.run)
+    daemon.add_thread("revocations", Keeper(store, name, folder, service.authority, clock).run)
     daemon.add_ready_check("announced", announcement.not_ready)
     snapshotage.tell()
     _log.info("serving", urls=",".join(urls))

@@ -41,7 +41,8 @@ class JoinRequest(msgspec.Struct, frozen=True, rename="camel"):
 class JoinAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """`certificates` by file name; `endpoints` are etcd's client URLs, `services` the join services'.
 
-    `subnets` is a node's share of the pod network; `authority` the authority's key, for a server whose token says so.
+    `subnets` is a node's share of the pod network; `authority` the authority's key, for a server whose token says so;
+    `revocations` the list of revoked certificates, "" when there is none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class JoinAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     services: tuple[str, ...] = ()
     subnets: str = ""
     authority: str = ""
+    revocations: str = ""
 
 
 class RenewRequest(msgspec.Struct, frozen=True, rename="camel"):
@@ -59,11 +61,14 @@ class RenewRequest(msgspec.Struct, frozen=True, rename="camel"):
     csrs: Csrs
 
 
-class RenewAnswer(msgspec.Struct, frozen=True, rename="camel"):
+class RenewAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """As JoinAnswer."""
+
     certificates: dict[str, str]
     bundle: str
     endpoints: tuple[str, ...]
     services: tuple[str, ...]
+    revocations: str = ""
 
 
 class Problem(msgspec.Struct, frozen=True, rename="camel"):

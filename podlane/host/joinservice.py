@@ -35,6 +35,7 @@ from podlane.store import keys
 from podlane.store.adminwire import Member
 from podlane.store.enrolled import HostRecord
 from podlane.store.interface import Store
+from podlane.store.revocations import read_list
 
 _REQUESTS = metrics.counter(
     "podlane_join_requests_total", "Requests to the join service by kind and result.", ["kind", "result"]
@@ -74,6 +75,18 @@ def since(authority: Authority) -> str:
     return f"{authority.certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def newest_authority(store: Store, folder: Path) -> Authority:
+    """The one here, if it signs now. Raises StoreUnavailable when another server has a newer one, PodlaneError."""
+    own = Authority.load(folder)
+    for server, record in read_services(store).items():
+        if record.ca_since > since(own):
+            raise StoreUnavailable(
+                f"the authority was replaced on {server} and this server has the key of the one before: copy "
+                f"{folder / KEY_FILE} from there"
+            )
+    return own
+
+
 class JoinService:
     """Thread-safe. `folder` is the authority's; `prefix` flannel's."""
 
@@ -89,15 +102,8 @@ class JoinService:
         self._changing = threading.Lock()  # one at a time: other services are met with by comparing revisions
 
     def authority(self) -> Authority:
-        """The one that signs now. Raises StoreUnavailable when another server has a newer one, PodlaneError."""
-        own = Authority.load(self._folder)
-        for server, record in read_services(self._store).items():
-            if record.ca_since > since(own):
-                raise StoreUnavailable(
-                    f"the authority was replaced on {server} and this server has the key of the one before: copy "
-                    f"{self._folder / KEY_FILE} from there"
-                )
-        return own
+        """As newest_authority."""
+        return newest_authority(self._store, self._folder)
 
     def join(self, request: JoinRequest, peer: str) -> JoinAnswer:
         """Let a host in. `peer` is the address that asks. Raises Refused, PodlaneError."""
@@ -121,7 +127,11 @@ class JoinService:
             profiles = rules.renewal(caller, caller_key, request.csrs, read_hosts(self._store))
             authority = self.authority()
             answer = RenewAnswer(
-                self._signed(authority, request.csrs, profiles), authority.bundle, self._endpoints(), self._services()
+                self._signed(authority, request.csrs, profiles),
+                authority.bundle,
+                self._endpoints(),
+                self._services(),
+                read_list(self._store),
             )
         except PodlaneError as error:
             _REQUESTS.labels("renew", "refused" if isinstance(error, Refused) else "failed").inc()
@@ -173,6 +183,7 @@ class JoinService:
             self._services(),
             node.subnets.key if node else "",
             self._key_text() if token.record.authority else "",
+            read_list(self._store),
         )
 
     def _known(self, request: JoinRequest) -> Known:

@@ -22,6 +22,7 @@ from podlane.host.join import RECORD, JoinRecord, read_record, write_record
 from podlane.host.joincall import ServiceUrl, Unreachable, call, trusting
 from podlane.host.joinmessages import RENEW, RenewAnswer, RenewRequest
 from podlane.host.layout import ORDER, Daemon
+from podlane.host.revoking import keep
 from podlane.host.units import loaded_files
 from podlane.pki import certificates as c
 from podlane.pki import files
@@ -38,11 +39,13 @@ class Renewed:
     """What has changed on this host. `reasons` by holder (`netd`); `changed` are file names.
 
     `distrusted`: an authority has left the bundle. `endpoints`: etcd's client URLs, when they are others now.
+    `revoked`: there is a new list of revoked certificates, which etcd reads by itself.
     """
 
     reasons: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     distrusted: bool = False
+    revoked: bool = False
     endpoints: tuple[str, ...] = ()
 
 
@@ -134,6 +137,7 @@ class _ByService:
             _note(done, holder, reason)
         if _bundle(self.folder) != told.bundle:
             write_atomic(self.folder / BUNDLE_FILE, told.bundle)
+        done.revoked |= keep(self.folder, told.revocations, c.read_certificates(told.bundle), self.now)
         self._keep(told, done)
 
     def _keep(self, told: RenewAnswer, done: Renewed) -> None:

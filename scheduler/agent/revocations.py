@@ -51,8 +51,8 @@ class Revocations:
         self._text = b""
         self._repetition = Repetition()
 
-    def __contains__(self, serial: int) -> bool:
-        return f"{serial:x}" in self._list.serials
+    def __contains__(self, serial: object) -> bool:
+        return isinstance(serial, int) and f"{serial:x}" in self._list.serials
 
     def run(self, stop: threading.Event) -> None:
         pause = _PAUSES[0]

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from podlane.host.emptylist import EMPTY_LIST
 from podlane.pki import files, profile
 from podlane.pki.authority import Authority
 from podlane.pki.profile import Profile
+from podlane.pki.revocations import LIST_FILE
 from podlane.store.administration import Administration
 from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import Store
@@ -27,12 +29,15 @@ class SecuredEtcd(Etcd):
         self.folder = folder
         self._authority = Authority.create(self.pki, now=datetime.now(UTC))
         own = self.certificate(profile.etcd("s1", ["127.0.0.1"]))
+        self.list_file = self.pki / LIST_FILE
+        self.list_file.write_text(EMPTY_LIST)
         self.flags = (
             *("--client-cert-auth", "--trusted-ca-file", own["cafile"]),
             *("--cert-file", own["certfile"], "--key-file", own["keyfile"]),
             *("--peer-client-cert-auth", "--peer-trusted-ca-file", own["cafile"]),
             *("--peer-cert-file", own["certfile"], "--peer-key-file", own["keyfile"]),
             *("--peer-cert-allowed-hostname", profile.ETCD_PEER_HOSTNAME),
+            *("--client-crl-file", str(self.list_file), "--peer-crl-file", str(self.list_file)),
         )
         super().__init__(folder / "etcd", 0, **self.certificate(profile.administrator()))
         self.members = [self.new_member("s1")]
