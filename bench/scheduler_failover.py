@@ -107,7 +107,7 @@ def _world() -> Iterator[World]:
             name = f"node{number}"
             status = NodeStatus(capacity=room, allocatable=room, conditions=ready)
             registry.create(Node(metadata=ObjectMeta(name=name), status=status))
-            registry.put_node_lease(name, 0, 10)
+            registry.put_node_lease(name, 0, 3600)
         template = PodTemplateSpec(
             metadata=ObjectMeta(labels=LABELS), spec=PodSpec(containers=(Container(name="main", image="web:1"),))
         )

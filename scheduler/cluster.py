@@ -41,6 +41,7 @@ from podlane.store.interface import KeyValue
 from podlane.store.mirror import Mirror
 from podlane.store.registry import ObjectList, Registry
 from scheduler import inbox, nodes
+from scheduler.heartbeats import Heartbeats
 from scheduler.inbox import Inbox
 from scheduler.view import Source, View, revision_of
 
@@ -71,7 +72,7 @@ class Cluster:
         self.services = self._mirror(Service)
         self.slices = self._mirror(EndpointSlice)
         self.nodes = self._mirror(Node)
-        self.leases = self._mirror(Lease, NODE_LEASE_NAMESPACE)
+        self.heartbeats = Heartbeats(registry.store, self._tells_of(Lease), clock)
         self.further: dict[type[Object], Mirror[Any]] = {cls: self._mirror(cls) for cls in FURTHER}
         # as they are stored: most of what a node says it says again soon, and only what is looked at need be understood
         self.reports = self._keys(keys.REPORTS, lambda kv: kv, PodReport, "report")
@@ -85,7 +86,7 @@ class Cluster:
             self.services,
             self.slices,
             self.nodes,
-            self.leases,
+            self.heartbeats.mirror,
             *self.further.values(),
             self.reports,
             self.enrolled,
@@ -124,12 +125,20 @@ class Cluster:
         self._await(self.services, self.registry.list(Service), deadline, stop)
         self._await(self.slices, self.registry.list(EndpointSlice), deadline, stop)
         self._await(self.nodes, self.registry.list(Node), deadline, stop)
-        self._await(self.leases, self.registry.list(Lease, NODE_LEASE_NAMESPACE), deadline, stop)
+        beats, listed = self.heartbeats, self.registry.list(Lease, NODE_LEASE_NAMESPACE)
+        self._await(beats.mirror, listed, deadline, stop, beats.heard)
         for cls, mirror in self.further.items():
             self._await(mirror, self.registry.list(cls), deadline, stop)
 
-    def _await(self, mirror: Mirror[O], stored: ObjectList[O], deadline: float, stop: threading.Event) -> None:
-        while not (mirror.synced and caught_up(mirror, stored)):
+    def _await(
+        self,
+        mirror: Mirror[O],
+        stored: ObjectList[O],
+        deadline: float,
+        stop: threading.Event,
+        revision_shown: Callable[[O], int] = revision_of,
+    ) -> None:
+        while not (mirror.synced and caught_up(mirror, stored, revision_shown)):
             if self._clock.wait(stop, _LOOK_AGAIN):
                 return
             if self._clock.monotonic() >= deadline:
@@ -141,9 +150,10 @@ def metadata_only(obj: O) -> O:
     return type(obj)(kind=obj.kind, api_version=obj.api_version, metadata=obj.metadata)
 
 
-def caught_up(source: Source[O], stored: ObjectList[O]) -> bool:
+def caught_up(source: Source[O], stored: ObjectList[O], revision_shown: Callable[[O], int] = revision_of) -> bool:
     """Whether the source shows every write and every deletion that the list does.
 
+    `revision_shown`: as of which an object is that the source shows.
     Its own revision cannot tell: it only moves when something below its prefix does.
     """
     # the revision first: the snapshot may be newer than it, never older
@@ -155,9 +165,9 @@ def caught_up(source: Source[O], stored: ObjectList[O]) -> bool:
         # absent is as good as newer when the source has gone past the list
         if key not in shown and revision <= stored.revision:
             return False
-        if key in shown and revision_of(shown[key]) < revision_of(obj):
+        if key in shown and revision_shown(shown[key]) < revision_of(obj):
             return False
-    return all(key in listed or revision_of(obj) > stored.revision for key, obj in shown.items())
+    return all(key in listed or revision_shown(obj) > stored.revision for key, obj in shown.items())
 
 
 class Snapshot:
@@ -175,7 +185,9 @@ class Snapshot:
         further: Mapping[type[Object], Source[Any]],
         reports: inbox.Source[KeyValue],
         enrolled: inbox.Source[HostRecord],
+        silent: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
+        self.silent = silent
         self.reports, self.enrolled = Inbox(reports), Inbox(enrolled)
         self.pods = View(pods)
         self.controllers = View(controllers)
@@ -204,10 +216,11 @@ class Snapshot:
             services=cluster.services,
             slices=cluster.slices,
             nodes=cluster.nodes,
-            leases=cluster.leases,
+            leases=cluster.heartbeats,
             further=cluster.further,
             reports=cluster.reports,
             enrolled=cluster.enrolled,
+            silent=cluster.heartbeats.silent,
         )
         return cluster.snapshot
 

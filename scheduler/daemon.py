@@ -33,6 +33,7 @@ def run_daemon(identity: str, leader_ttl: int, store_config: StoreConfig, option
 
     for mirror in cluster.mirrors:
         daemon.add_thread(f"mirror-{mirror.name}", mirror.run)
+    daemon.add_thread("heartbeats", cluster.heartbeats.run)
     daemon.add_thread("election", partial(_campaign, election, leader, cluster))
     daemon.add_ready_check("scheduler", leader.not_ready)
     return daemon.run()

@@ -22,6 +22,7 @@ from scheduler.nodeseen import Seen, ready_condition, without_mark
 
 CONFIG_SECONDS = 30.0
 GONE = "its heartbeat ended: the node, its agent or the network to it is down"
+SILENT = "its heartbeat is kept, but its agent writes it no more: the agent hangs, or somebody else keeps it"
 BACK = "its heartbeat is back"
 NOT_READY = "Node is not ready"
 
@@ -146,10 +147,12 @@ class NodesLoop(Loop):
     def _write_nodes(self, plan: nodes.Plan, members: dict[str, Node]) -> None:
         """The conditions and taints of a node are one write."""
         changes: list[Change[Node]] = []
+        silent = self.snapshot.silent()
         for name in sorted({*plan.mark_unknown, *plan.mark_ready, *plan.retaint}):
             old = new = members[name]
             if name in plan.mark_unknown:
-                new = self._with_conditions(old, _BY_AGENT, "Unknown", nodes.UNKNOWN_REASON, GONE)
+                why = SILENT if name in silent else GONE
+                new = self._with_conditions(old, _BY_AGENT, "Unknown", nodes.UNKNOWN_REASON, why)
             elif name in plan.mark_ready:
                 new = self._with_conditions(old, ("Ready",), "True", "HeartbeatReturned", BACK)
             if name in plan.retaint:

@@ -66,9 +66,10 @@ class Mirror(Generic[T]):
     """Everything below `prefix`, keyed by `key_prefix` and what follows `prefix` in the key.
 
     `decode` turns a key and value into what is kept; any ValueError or
-    PodlaneError it raises is logged once and the key left out. `on_change` is
-    called after each change and after the first list, from the mirror's
-    thread: it must be quick (trigger a runner). Readers may be any thread.
+    PodlaneError it raises is logged once and the key left out; what it makes the
+    same of as before is no change. `on_change` is called after each change and
+    after the first list, from the mirror's thread: it must be quick (trigger a
+    runner). Readers may be any thread.
     `poll`: seconds a stop may go unnoticed; `changes_kept`: how many changes
     nobody has taken are remembered one by one (or as many as there are items).
     `witness` is a lease known from before a restart, 0 for none, and
@@ -343,8 +344,11 @@ class Mirror(Generic[T]):
             if event.type == "put":
                 last[key] = event.kv.mod_revision
                 self._read(key, event.kv, items, undecodable)
+        changed: list[str] = []
         with self._lock:
             for key, mod_revision in last.items():
+                if self._items.get(key) != items.get(key):
+                    changed.append(key)
                 _set_or_drop(self._items, key, items)
                 _set_or_drop(self._undecodable, key, undecodable)
                 if mod_revision:
@@ -352,10 +356,11 @@ class Mirror(Generic[T]):
                 else:
                     self._revisions.pop(key, None)
             self._revision = self._at_least = max(self._revision, batch.revision)
-            self._note(last)
+            self._note(changed)
         if last:
             _EVENTS.labels(self.name).inc(len(events))
             self._measure()
+        if changed:
             self._on_change()
 
     def _read(self, key: str, kv: KeyValue, items: dict[str, T], undecodable: dict[str, str]) -> None:

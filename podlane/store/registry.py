@@ -272,18 +272,18 @@ class Registry:
 
     # --- heartbeats --------------------------------------------------------------------
 
-    def put_node_lease(self, node: str, lease_id: int, seconds: int) -> None:
-        """Write a node's heartbeat, which lives as long as the etcd lease: while it exists the node is alive.
+    def put_node_lease(self, node: str, lease_id: int, seconds: int, before: Lease | None = None) -> Lease:
+        """Write a node's heartbeat, which lives as long as the etcd lease: see api.types.Lease.
 
-        Raises LeaseNotFound.
+        `before`: what was written last, if it is to be renewed. Raises LeaseNotFound.
         """
-        lease = Lease(spec=LeaseSpec(holder_identity=node, lease_duration_seconds=seconds))
-        self.put_leased(named(lease, NODE_LEASE_NAMESPACE, node), lease_id)
-
-    def put_leased(self, obj: Object, lease_id: int) -> None:
-        """Write an object that ends with an etcd lease, over whatever is there. Raises LeaseNotFound."""
-        new = obj if obj.metadata.uid else self.prepared(obj)
-        commit(self.store, Write((), (Put(key_of(new), encode(new), lease_id),)), self.fence)
+        now = utcnow_from(self.clock.now())
+        if before is None:
+            spec = LeaseSpec(holder_identity=node, lease_duration_seconds=seconds, acquire_time=now)
+            before = self.prepared(named(Lease(spec=spec), NODE_LEASE_NAMESPACE, node))
+        lease = msgspec.structs.replace(before, spec=msgspec.structs.replace(before.spec, renew_time=now))
+        commit(self.store, Write((), (Put(key_of(lease), encode(lease), lease_id),)), self.fence)
+        return lease
 
     # --- the cluster's configuration --------------------------------------------------
 

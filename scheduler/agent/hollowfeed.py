@@ -18,7 +18,7 @@ import msgspec
 
 from podlane.api.codec import DecodeError, decode
 from podlane.api.meta import is_pod_finished
-from podlane.api.types import Pod
+from podlane.api.types import LEASE_RENEWALS, Lease, Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import Repetition, get_logger
@@ -148,11 +148,13 @@ class Feed:
 
 @dataclass(slots=True)
 class _Beat:
-    """One node's lease; 0: none. Times are monotonic seconds."""
+    """One node's lease, 0: none, and what was last `written`. Times are monotonic seconds."""
 
     lease: int = 0
     due: float = 0.0
     expires: float = 0.0
+    written: Lease | None = None
+    write_due: float = 0.0
 
 
 class Heartbeats:
@@ -198,6 +200,9 @@ class Heartbeats:
         due = [node for node, beat in self._beats.items() if beat.lease and beat.due <= now]
         for first in range(0, len(due), BATCH):
             self._renew(due[first : first + BATCH])
+        for node, beat in self._beats.items():
+            if beat.lease and beat.write_due <= now and not stop.is_set():
+                self._write(node, beat)
         missing = [node for node, beat in self._beats.items() if not beat.lease]
         for node in missing[:BATCH]:  # the others must not wait for too long
             if not stop.is_set():
@@ -219,10 +224,15 @@ class Heartbeats:
 
     def _take(self, node: str, beat: _Beat) -> None:
         asked = self._clock.monotonic()
-        lease = self._registry.store.grant(self._seconds)
+        beat.lease, beat.written = self._registry.store.grant(self._seconds), None
+        beat.due, beat.expires = asked + self._seconds / 3, asked + self._seconds
+        self._write(node, beat)
+        if beat.lease:
+            self._on_taken(node)
+
+    def _write(self, node: str, beat: _Beat) -> None:
+        beat.write_due = self._clock.monotonic() + LEASE_RENEWALS * self._seconds
         try:
-            self._registry.put_node_lease(node, lease, self._seconds)
+            beat.written = self._registry.put_node_lease(node, beat.lease, self._seconds, beat.written)
         except LeaseNotFound:
-            return
-        beat.lease, beat.due, beat.expires = lease, asked + self._seconds / 3, asked + self._seconds
-        self._on_taken(node)
+            beat.lease = 0

@@ -28,10 +28,12 @@ from podlane.api.meta import set_condition, utcnow_from
 from podlane.api.types import (
     AGENT_CERTIFICATE_ANNOTATION,
     HOSTNAME_LABEL,
+    LEASE_RENEWALS,
     Condition,
     ConditionStatus,
     ContainerImage,
     DaemonEndpoint,
+    Lease,
     Node,
     NodeAddress,
     NodeDaemonEndpoints,
@@ -44,6 +46,7 @@ from podlane.runtime import metrics
 from podlane.runtime.clock import Clock
 from podlane.runtime.log import get_logger
 from podlane.runtime.runner import Runner
+from podlane.store.interface import LeaseNotFound
 from podlane.store.lease import KeepAlive
 from podlane.store.registry import Registry
 from scheduler.agent.capacity import Measures
@@ -291,7 +294,7 @@ class Registrar:
 
 
 class Heartbeat:
-    """Holds the node's etcd lease for as long as it runs, and takes a new one when it was lost.
+    """Holds the node's etcd lease for as long as it runs, writes its heartbeat, and takes a new one when it was lost.
 
     The lease is left to run out at the end: a restarted agent takes over
     before that, and nobody takes the node for dead in between. `on_held` is
@@ -327,7 +330,7 @@ class Heartbeat:
             self._lost.clear()
             try:
                 keep.start()
-                self._registry.put_node_lease(self._node, keep.lease_id, self._seconds)
+                lease = self._registry.put_node_lease(self._node, keep.lease_id, self._seconds)
             except PodlaneError as error:
                 self._log.warning("heartbeat failed", error=str(error), retry_in=_STORE_PAUSE)
                 keep.stop(revoke=True)
@@ -336,10 +339,25 @@ class Heartbeat:
             self._alive = True
             self._log.info("lease held", node=self._node, seconds=self._seconds)
             self._on_held()
-            while not stop.is_set() and not self._lost.is_set():
-                self._clock.wait(self._lost, 0.5)
+            self._hold(lease, keep.lease_id, stop)
             self._alive = False
             keep.stop(revoke=False)
+
+    def _hold(self, lease: Lease, lease_id: int, stop: threading.Event) -> None:
+        """Write it again in time, until the lease is lost or `stop` set: that is what nobody else can do."""
+        due = self._clock.monotonic() + LEASE_RENEWALS * self._seconds
+        while not stop.is_set() and not self._lost.is_set():
+            self._clock.wait(self._lost, 0.5)
+            if (now := self._clock.monotonic()) < due:
+                continue
+            due = now + _STORE_PAUSE
+            try:
+                lease = self._registry.put_node_lease(self._node, lease_id, self._seconds, lease)
+                due = now + LEASE_RENEWALS * self._seconds
+            except LeaseNotFound:
+                self._on_lost()
+            except PodlaneError as error:
+                self._log.debug("heartbeat not written", error=str(error), retry_in=_STORE_PAUSE)
 
     def _on_lost(self) -> None:
         self._alive = False

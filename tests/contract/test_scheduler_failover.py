@@ -119,7 +119,7 @@ def test_a_leader_frozen_with_writes_in_its_hands_is_fenced_when_it_goes_on(stor
     )
     for name in ("n1", "n2"):
         registry.create(Node(metadata=ObjectMeta(name=name), status=status))
-        registry.put_node_lease(name, 0, 10)
+        registry.put_node_lease(name, 0, 3600)
     labels = {"app": "web"}
     template = PodTemplateSpec(
         metadata=ObjectMeta(labels=labels), spec=PodSpec(containers=(Container(name="main", image="web:1"),))

@@ -128,7 +128,7 @@ def registry(store: Store) -> Registry:
     for name in ("n1", "n2", "n3"):
         status = NodeStatus(allocatable=resources, conditions=(Condition(type="Ready", status="True"),))
         registry.create(Node(metadata=ObjectMeta(name=name), status=status))
-        registry.put_node_lease(name, 0, 10)
+        registry.put_node_lease(name, 0, 3600)
     return registry
 
 

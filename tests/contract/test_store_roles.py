@@ -22,7 +22,9 @@ from click.testing import CliRunner
 from podlane.api.meta import get_condition, is_pod_active, is_pod_ready
 from podlane.api.subnets import Subnets, config_key
 from podlane.api.types import (
+    NODE_LEASE_NAMESPACE,
     ClusterConfig,
+    Condition,
     ConfigMap,
     ConfigMapEnvSource,
     Container,
@@ -30,7 +32,9 @@ from podlane.api.types import (
     EnvFromSource,
     Event,
     LabelSelector,
+    Lease,
     Node,
+    NodeStatus,
     ObjectMeta,
     Pod,
     PodSpec,
@@ -57,6 +61,7 @@ from podlane.store.mirror import Mirror
 from podlane.store.registry import Registry
 from proxyd.acknowledge import Acknowledger
 from proxyd.source import StoreSource, View
+from scheduler.nodes_loop import SILENT
 from tests.conftest import free_port, in_memory, running
 from tests.contract.netd_hosts import PREFIX, Host
 from tests.contract.secured_etcd import SecuredEtcd, eventually
@@ -313,6 +318,30 @@ def test_a_stolen_nodes_users_together_write_nothing_but_what_is_that_nodes(
     assert len(there) > len(written_by_any) > 10
     left = [key for key in keys_of(cluster.root) if key.endswith(("/invented", f"/{ONE}0"))]
     cluster.root.txn([], [Delete(key) for key in left])
+
+
+def test_a_dead_node_is_not_kept_alive_by_a_stolen_one(cluster: SmallCluster) -> None:
+    dead, etcd, registry = "dead", cluster.etcd, cluster.registry
+    with etcd.administration() as admin:
+        subnets = Subnets(v4=IPv4Network("10.5.9.0/24"))
+        enrol_node(cluster.root, admin, node=dead, addresses=[ip_address("192.168.64.9")], subnets=subnets)
+    with etcd.as_user(profile.node_daemon("agent", dead)) as store:  # it had a second left to live
+        ready = NodeStatus(conditions=(Condition(type="Ready", status="True"),))
+        Registry(store).create(Node(metadata=ObjectMeta(name=dead), status=ready))
+        lease = store.grant(120)
+        Registry(store).put_node_lease(dead, lease, 1)
+
+    def condition() -> Condition:
+        found = get_condition(registry.get(Node, "", dead).status.conditions, "Ready")
+        assert found is not None
+        return found
+
+    with etcd.as_user(profile.node_daemon("agent", ONE)) as thief:
+        eventually(lambda: thief.keep_alive(lease) and condition().message == SILENT, "the scheduler is not deceived")
+    assert registry.get(Lease, NODE_LEASE_NAMESPACE, dead)
+    assert condition().status == "Unknown"
+    cluster.root.revoke(lease)
+    registry.delete(Node, "", dead)
 
 
 # --- a restore to an older snapshot -----------------------------------------------------

@@ -134,6 +134,7 @@ class Scheduler:
         names = ("pods", "controllers", "services", "slices", "nodes", "leases")
         registry = Registry(store, clock=clock, rng=random.Random(seed))
         self.events = Events()
+        self.silent: set[str] = set()
         self.wakes: list[tuple[str, float]] = []
         self.context = context = Context(
             registry=registry if fence is None else registry.fenced(fence),
@@ -142,6 +143,7 @@ class Scheduler:
                 further={cls: self.sources[cls] for cls in FURTHER},
                 reports=self.sources[PodReport],
                 enrolled=self.sources[HostRecord],
+                silent=lambda: frozenset(self.silent),
             ),
             events=self.events,
             clock=clock,

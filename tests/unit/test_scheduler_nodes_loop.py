@@ -18,7 +18,7 @@ from podlane.store import keys
 from podlane.store.interface import Delete
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
-from scheduler.nodes_loop import NodesLoop
+from scheduler.nodes_loop import SILENT, NodesLoop
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +111,14 @@ def test_nothing_is_known_of_a_silent_node_and_its_taints_say_so(world):
         "Warning NodeLost on-n2: Deleted: node n2 is gone",
         "Normal NodeReady n2: the agent runs",
     ]
+
+
+def test_a_node_whose_heartbeat_somebody_else_keeps_says_that(world):
+    world.lose("n2")  # so it seems to the leader
+    world.scheduler.silent.add("n2")
+    world.sync()
+    ready = {c.type: c for c in world.node("n2").status.conditions}["Ready"]
+    assert (ready.status, ready.message) == ("Unknown", SILENT)
 
 
 def test_a_node_under_pressure_keeps_its_pods_and_gets_no_more(world):

@@ -60,6 +60,8 @@ from podlane.api.types.controller import (
 from podlane.api.types.node import (
     AGENT_CERTIFICATE_ANNOTATION,
     HOSTNAME_LABEL,
+    LEASE_RENEWALS,
+    LEASE_SILENCE,
     NODE_LEASE_NAMESPACE,
     ZONE_LABEL,
     ContainerImage,
@@ -162,6 +164,8 @@ __all__ = [
     "HEADLESS_LABEL",
     "HOSTNAME_LABEL",
     "KINDS",
+    "LEASE_RENEWALS",
+    "LEASE_SILENCE",
     "NODE_LEASE_NAMESPACE",
     "SERVICE_NAME_LABEL",
     "SERVICE_PROXY_NAME_LABEL",

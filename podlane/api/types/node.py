@@ -85,6 +85,12 @@ class Node(Object, frozen=True, kw_only=True):
     status: NodeStatus = NodeStatus()
 
 
+LEASE_RENEWALS = 2
+"""A node's heartbeat is written again every so many of its `lease_duration_seconds`."""
+LEASE_SILENCE = 5
+"""One that is kept, but was not written for so many of them, is not its agent's: 50 s by default, Kubernetes' grace."""
+
+
 class LeaseSpec(Struct, frozen=True, kw_only=True):
     holder_identity: str = ""
     lease_duration_seconds: int = 0
@@ -94,7 +100,11 @@ class LeaseSpec(Struct, frozen=True, kw_only=True):
 
 
 class Lease(Object, frozen=True, kw_only=True):
-    """coordination.k8s.io/v1. A node's is bound to an etcd lease: while it exists the node is alive."""
+    """coordination.k8s.io/v1. A node's is bound to an etcd lease: while it exists the node is alive.
+
+    Anybody can renew an etcd lease, only the node's own agent can write this: so it is
+    also to be written again, with a new `renew_time` (LEASE_RENEWALS, LEASE_SILENCE).
+    """
 
     KIND: ClassVar[str] = "Lease"
     API_VERSION: ClassVar[str] = "coordination.k8s.io/v1"
