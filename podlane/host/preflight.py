@@ -63,7 +63,7 @@ class Survey:
     swap: int = 0
     selinux: str = "disabled"
     firewalld: bool = False
-    etc_writable: bool = True
+    read_only: tuple[str, ...] = ()
 
 
 def judge(options: InstallOptions, survey: Survey) -> list[Check]:
@@ -94,8 +94,9 @@ def _atleast(name: str, text: str, least: tuple[int, ...], remedy: str) -> Check
 def _system(survey: Survey) -> Iterator[Check]:
     yield _atleast("systemd", survey.systemd, _SYSTEMD, "Podlane's daemons are systemd units; use a host that has it")
     yield Check("python", "ok", survey.python)
-    if not survey.etc_writable:
-        yield Check("/etc, /opt, /var", "missing", "read-only", "mount them writable; only /usr may be read-only")
+    for path in survey.read_only:
+        instead = ", or let it be a link to /var/opt" if path == "/opt" else ""
+        yield Check(path, "missing", "read-only", f"mount it writable{instead}; only /usr may be read-only")
 
 
 def _kernel(options: InstallOptions, survey: Survey) -> Iterator[Check]:

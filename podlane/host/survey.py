@@ -53,7 +53,7 @@ def survey(options: InstallOptions, system: System, network: Network, *, bundled
         swap=_swap(),
         selinux=selinux(),
         firewalld=is_active(system, "firewalld.service"),
-        etc_writable=all(os.access(_there(path), os.W_OK) for path in ("/etc", "/opt", "/var/lib")),
+        read_only=tuple(path for path in ("/etc", "/opt", "/var/lib") if not os.access(there(path), os.W_OK)),
     )
 
 
@@ -152,12 +152,14 @@ def _read(path: str) -> str:
         return ""
 
 
-def _there(path: str) -> str:
-    return path if Path(path).exists() else "/"
+def there(path: str) -> str:
+    """The folder, or where it would be made; /opt may be a link to a /var/opt that is still to come."""
+    at = Path(path).resolve()
+    return str(next(each for each in (at, *at.parents) if each.exists()))
 
 
 def _room(folders: Sequence[str] = ("/opt", "/var/lib")) -> dict[str, int]:
-    return {folder: shutil.disk_usage(_there(folder)).free for folder in folders}
+    return {folder: shutil.disk_usage(there(folder)).free for folder in folders}
 
 
 def _swap() -> int:

@@ -56,7 +56,9 @@ class RealSystem:
         self._root = root
 
     def _at(self, path: str) -> Path:
-        return self._root / path.lstrip("/")
+        """The last part is not followed; those before may be links, also to what is still to be made."""
+        at = self._root / path.lstrip("/")
+        return at.parent.resolve() / at.name
 
     def look(self, path: str) -> Found | None:
         at = self._at(path)

@@ -66,7 +66,7 @@ def test_a_good_host() -> None:
         ({"room": {"/opt": 1 << 20}}, "disk /opt: missing: 1 MB free, needs 400"),
         ({"swap": 2 << 30}, "swap: warning: 2048 MB"),
         ({"firewalld": True}, "firewalld: warning: active"),
-        ({"etc_writable": False}, "/etc, /opt, /var: missing: read-only"),
+        ({"read_only": ("/opt",)}, "/opt: missing: read-only"),
         (
             {"network": "10.0.2.15 on eth0 (--iface)", "default_address": "10.0.2.15"},
             "NAT: missing: the default route's interface has 10.0.2.15, as every such virtual machine has",
