@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from podlane.host.emptylist import EMPTY_LIST
 from podlane.lab.topology import HOLLOW, Host, Topology
 from podlane.pki import profile
 from podlane.pki.authority import KEY_FILE, Authority
 from podlane.pki.files import issue_into
 from podlane.pki.profile import NODE_DAEMONS, NODES, Profile
+from podlane.runtime.atomic import write_atomic
 from podlane.store.roles import OPERATOR, ROOT
 
 
@@ -24,6 +26,8 @@ def issue(lab: Topology) -> int:
     now = datetime.now(UTC)
     folder = lab.pki_dir
     authority = Authority.load(folder) if (folder / KEY_FILE).exists() else Authority.create(folder, now=now)
+    if not lab.revocations.exists():
+        write_atomic(lab.revocations, EMPTY_LIST)
     made = 0
     for name, host, says in _holders(lab):
         pem = lab.certificate(name, host).pem

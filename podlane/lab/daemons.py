@@ -80,6 +80,8 @@ def _etcd(lab: Topology, host: Host) -> DaemonSpec:
             f"--peer-cert-file={files.pem}",
             f"--peer-key-file={files.key}",
             f"--peer-cert-allowed-hostname={ETCD_PEER_HOSTNAME}",
+            f"--client-crl-file={lab.revocations}",
+            f"--peer-crl-file={lab.revocations}",
             f"--initial-cluster-token=podlane-lab-{lab.name}",
             "--logger=zap",
             "--log-level=warn",

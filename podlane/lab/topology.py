@@ -196,6 +196,11 @@ class Topology:
         """The authority; the certificates of its operator and administrator, and a folder for those of each host."""
         return self.run_dir / "pki"
 
+    @property
+    def revocations(self) -> Path:
+        """The list of revoked certificates, which etcd reads at each connection."""
+        return self.pki_dir / "crl.pem"
+
     def certificate(self, name: str, host: Host | None = None) -> Certificate:
         """A host's daemon's, or without a host the operator's or `root`'s."""
         folder = self.pki_dir / host.name if host else self.pki_dir

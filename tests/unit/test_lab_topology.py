@@ -75,6 +75,7 @@ def test_hollow_nodes_together_may_do_what_any_agent_may_and_no_more() -> None:
         "read /registry/configmaps/*",
         "read /registry/secrets/*",
         "readwrite /registry/leases/kube-node-lease/*",
+        "read /podlane-admin/revocation-list*",
         "read /podlane/bindings/*",
         "readwrite /registry/minions/*",
         "readwrite /podlane/reports/*",
