@@ -1,8 +1,7 @@
-"""Links and addresses: made by pyroute2, which must leave nothing behind however it ends, and read by our own."""
+"""Links and addresses: made and read, and nothing is left behind however it ends."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import gc
 import json
@@ -109,26 +108,24 @@ ENDS = (refused, interrupted, too_late, too_late_for_an_address, nothing_asked, 
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-def test_no_socket_loop_or_thread_is_left_behind(host: Netns, end: object) -> None:
+def test_no_socket_is_left_behind(host: Netns, end: object) -> None:
     assert callable(end)
     with open_links() as on:
         on.add_vxlan(DEVICE)
     gc.collect()
-    files, threads = open_files(), threading.active_count()
+    files = open_files()
     gc.disable()  # what is closed only because nobody refers to it any more is not closed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for _ in range(50):
                 end()
-        assert (open_files(), threading.active_count()) == (files, threads)
+        assert open_files() == files
     finally:
         gc.enable()
-    loops = [each for each in gc.get_objects() if isinstance(each, asyncio.BaseEventLoop)]
-    assert [loop for loop in loops if not loop.is_closed()] == []
 
 
-def test_any_thread_may_use_it_even_one_with_a_loop_of_its_own_elsewhere(host: Netns) -> None:
+def test_any_thread_may_use_it(host: Netns) -> None:
     done: list[str] = []
 
     def make(name: str, vni: int) -> None:
