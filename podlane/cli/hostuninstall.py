@@ -12,7 +12,9 @@ from podlane.errors import PodlaneError
 
 
 @click.command("uninstall")
-@click.option("--purge", is_flag=True, help="Remove the keys and etcd's data as well: they cannot be made again.")
+@click.option(
+    "--purge", is_flag=True, help="Remove the keys, etcd's data and its snapshots as well: they cannot be made again."
+)
 @click.option("--keep-pods", is_flag=True, help="Leave pods' containers and the network they use.")
 @click.option("--dry-run", is_flag=True, help="Print every command; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -43,7 +45,7 @@ def _uninstall(*, purge: bool, keep_pods: bool, dry_run: bool, yes: bool) -> Non
         return
     if not yes and sys.stdin.isatty():
         what = f"{len(present.containers)} containers of pods, " if present.containers and not keep_pods else ""
-        data = "keys and etcd's data, " if purge and present.kept else ""
+        data = "keys, etcd's data and its snapshots, " if purge and present.kept else ""
         click.confirm(f"remove {what}{data}the daemons and their files?", abort=True, err=True)
     try:
         Applier(system, SystemClock(), note).finish(plan)

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("podlane.cli.init:init", "Write the network and cluster configuration into etcd."),
     "preflight": ("podlane.cli.preflight:preflight", "Say what this machine lacks to run Podlane."),
     "host": ("podlane.cli.host:host", "Install, upgrade or remove Podlane on this machine."),
-    "pki": ("podlane.cli.pki:pki", "Look after the cluster's authority: init, issue, list, rotate."),
+    "pki": ("podlane.cli.pki:pki", "Look after the cluster's authority: init, issue, list, rotate, revoke."),
     "etcd": ("podlane.cli.etcd:etcd", "Look after the store: its members, disk and snapshots."),
     "cloud-init": ("podlane.cli.cloudinit:cloud_init", "Print user-data that installs Podlane at first boot."),
     "join-token": ("podlane.cli.jointoken:join_token", "Let another host join: print the line to paste there."),
