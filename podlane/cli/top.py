@@ -1,8 +1,8 @@
 """`podlane top`: what pods and nodes use, asked of the agents that run them.
 
 Owns: the sums, their order and their columns. All agents are asked at once, for
-each measures for a second; one that does not answer is named on stderr, the others
-are shown, and the exit code is 1. Words and columns are kubectl's; JSON has the
+each measures for a second; one that does not answer, or a Node whose amounts cannot be
+read, is named on stderr, the others are shown, and the exit code is 1. Words and columns are kubectl's; JSON has the
 form of metrics.k8s.io.
 """
 
@@ -19,6 +19,7 @@ from podlane.cli.complete import resource_arguments
 from podlane.cli.options import all_namespaces_option, no_headers_option, output_option, selector_option
 from podlane.cli.session import Session
 from podlane.errors import PodlaneError, UsageError
+from podlane.runtime.text import UNKNOWN
 
 if TYPE_CHECKING:
     from podlane.api.selectors import Selector
@@ -78,7 +79,7 @@ def top(
     if is_pods:
         _show_pods(pods, told, sort_by, output, containers=containers, named=all_namespaces, headers=not no_headers)
     else:
-        _show_nodes(nodes, told, sort_by, output, headers=not no_headers)
+        failures += _show_nodes(nodes, told, sort_by, output, headers=not no_headers)
     if not found.objects and not found.missing:
         note("No resources found" + (f" in {session.namespace} namespace." if is_pods and not all_namespaces else "."))
     if failures or found.missing:
@@ -130,31 +131,39 @@ def _show_pods(
     _print_table([*(["NAMESPACE"] if named else []), *columns, "CPU(cores)", "MEMORY(bytes)"], rows, headers=headers)
 
 
-def _show_nodes(nodes: Sequence[Node], told: Mapping[str, Any], sort_by: str, output: str, *, headers: bool) -> None:
+def _show_nodes(
+    nodes: Sequence[Node], told: Mapping[str, Any], sort_by: str, output: str, *, headers: bool
+) -> list[str]:
+    """Returns which amounts could not be read."""
     known = [(n, told[n.metadata.name]) for n in nodes if n.metadata.name in told]
     known.sort(key=_order(sort_by, lambda row: row[1]["node"], lambda row: row[0].metadata))
     if output == "json":
         _print_json("NodeMetrics", [_metrics(n, answer) | {"usage": _usage(answer["node"])} for n, answer in known])
-        return
-    rows = []
+        return []
+    rows: list[list[str]] = []
+    unreadable: list[str] = []
     for node, answer in known:
         cpu, memory = _cells(answer["node"])
-        shares = _shares(node, answer["node"])
+        shares = _shares(node, answer["node"], unreadable)
         rows.append([node.metadata.name, cpu, shares[0], memory, shares[1]])
-    rows += [[n.metadata.name, *["<unknown>"] * 4] for n in nodes if n.metadata.name not in told]
+    rows += [[n.metadata.name, *[UNKNOWN] * 4] for n in nodes if n.metadata.name not in told]
     _print_table(["NAME", "CPU(cores)", "CPU%", "MEMORY(bytes)", "MEMORY%"], rows, headers=headers)
+    return unreadable
 
 
-def _shares(node: Node, used: Use) -> tuple[str, str]:
-    """Of what pods may use of the node, in percent."""
+def _shares(node: Node, used: Use, unreadable: list[str]) -> list[str]:
+    """CPU and memory in percent of what pods may use of the node; says what cannot be read."""
     from podlane.api import quantity
 
-    offered = node.status.allocatable
-    cpu, memory = quantity.milli_cpu(offered.get("cpu", "0")), quantity.bytes_(offered.get("memory", "0"))
-    return (
-        f"{used['cpu'] / 1e4 / cpu:.0f}%" if cpu else "<unknown>",
-        f"{used['memory'] * 100 / memory:.0f}%" if memory else "<unknown>",
-    )
+    shares = [UNKNOWN, UNKNOWN]
+    for column, (name, scale) in enumerate((("cpu", 10**9), ("memory", 1))):
+        try:
+            offered = quantity.parse(node.status.allocatable.get(name, "0")) * scale
+        except ValueError as error:
+            unreadable.append(f"allocatable {name} of node {node.metadata.name}: {error}")
+        else:
+            shares[column] = f"{used[name] * 100 / offered:.0f}%" if offered > 0 else UNKNOWN
+    return shares
 
 
 def _order(sort_by: str, used: Callable[[Any], Use], named: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -62,12 +62,12 @@ class World:
             self.servers.append(server)
             self.node(f"node{number}", server.port)
 
-    def node(self, name: str, port: int) -> None:
+    def node(self, name: str, port: int, cpu: str = "2", memory: str = "2Gi") -> None:
         annotations = {AGENT_CERTIFICATE_ANNOTATION: certificate().fingerprint}
         status = NodeStatus(
             addresses=(NodeAddress(type="InternalIP", address="127.0.0.1"),),
             daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=port)),
-            allocatable={"cpu": "2", "memory": "2Gi"},
+            allocatable={"cpu": cpu, "memory": memory},
         )
         self.shell.add(Node(metadata=ObjectMeta(name=name, annotations=annotations), status=status))
 
@@ -134,6 +134,20 @@ def test_a_node_that_does_not_answer_is_said_and_the_others_are_shown(world: Wor
     assert result.stderr.startswith("error: usage of node node2: reach agent 127.0.0.1:")
     result = world.shell.run("top", "pods")
     assert (result.exit_code, words(result.stdout)[1:]) == (1, [["web1", "123m", "42Mi"]])
+
+
+def test_amounts_that_cannot_be_read_are_named_and_the_rest_is_shown(world: World) -> None:
+    world.node("node3", world.servers[1].port, cpu="many")
+    world.node("node4", world.servers[1].port, memory="-1")
+    result = world.shell.run("top", "nodes", "--sort-by=cpu")
+    assert words(result.stdout)[1:] == [
+        ["node2", "1500m", "75%", "512Mi", "25%"],
+        ["node3", "1500m", "<unknown>", "512Mi", "25%"],
+        ["node4", "1500m", "75%", "512Mi", "<unknown>"],
+        ["node1", "500m", "25%", "1024Mi", "50%"],
+    ]
+    expected = 'expected a quantity such as "250m", "1.5" or "64Mi", got "many"'
+    assert (result.exit_code, result.stderr) == (1, f"error: allocatable cpu of node node3: {expected}\n")
 
 
 def test_a_node_whose_agent_has_no_api_is_unknown_and_no_failure(world: World) -> None:
