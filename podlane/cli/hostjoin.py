@@ -98,7 +98,9 @@ def renew(*, folder: Path, force: bool, no_restart: bool) -> None:
 
     from podlane.host import renew as host
     from podlane.host.renewing import restart_stale, write_endpoints
+    from podlane.host.revoking import mend
 
+    mend(folder)
     done = host.renew(folder, now=datetime.now(UTC), force=force)
     for holder, reason in done.reasons.items():
         note(f"renewed {holder}: {reason}")

@@ -73,8 +73,8 @@ def init(session: Session, /, *, folder: Path, days: int) -> None:
 def forget(*, names: tuple[str, ...], folder: Path) -> None:
     """Take names (as in `podlane pki list`) off the list of what the authority has signed, as their holders are gone.
 
-    Nothing is revoked by it: a certificate is good until it expires, so a host that was taken is removed from etcd
-    first, and a person's certificate ends with the authority.
+    Nothing is revoked by it, and it takes the record that `podlane pki revoke` needs: what may be in other hands is
+    revoked instead.
     """
     from podlane.pki.authority import Authority
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from podlane.errors import Conflict, PodlaneError
+from podlane.host.emptylist import EMPTY_LIST
 from podlane.host.layout import PKI, REVOCATION_LIST
 from podlane.pki import revocations as lists
 from podlane.pki.authority import ISSUED, Authority
@@ -109,6 +110,18 @@ def keep(folder: Path, text: str, trusted: Collection[x509.Certificate], now: da
     return True
 
 
+def mend(folder: Path) -> None:
+    """Where etcd lets nobody in, as its list was lost or spoilt: begin anew with the empty one. Raises PodlaneError."""
+    file = list_file(folder)
+    if not file.parent.exists():
+        return  # a host without etcd
+    try:
+        lists.read(file.read_text())
+    except (OSError, ValueError, PodlaneError) as error:
+        write_atomic(file, EMPTY_LIST)
+        _log.warning("list of revoked certificates was lost, begun anew", file=str(file), error=str(error))
+
+
 class Keeper:
     """A server's part: it tells what it has signed, signs the list, and keeps etcd's copy.
 
@@ -141,6 +154,7 @@ class Keeper:
     def once(self) -> None:
         """Raises PodlaneError."""
         now = datetime.fromtimestamp(self._clock.now(), UTC)
+        mend(self._folder)
         try:
             authority = self._authority()
         except PodlaneError:  # another server's is newer, and signs

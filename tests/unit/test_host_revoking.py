@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ class World:
         for each in self.folders.values():
             (each / "crl.pem").write_text(EMPTY_LIST)
         self.keepers = {
-            name: revoking.Keeper(self.store, name, each, lambda each=each: Authority.load(each), self.clock)
+            name: revoking.Keeper(self.store, name, each, partial(Authority.load, each), self.clock)
             for name, each in self.folders.items()
         }
 
@@ -151,6 +152,19 @@ def test_etcd_is_not_given_a_list_of_strangers_nor_an_older_one(world: World, tm
     assert revoking.keep(folder, foreign.sign_list({}, number=1, now=world.now), foreign.trusted, world.now)
     (folder / "crl.pem").unlink()
     assert not revoking.keep(folder, new, trusted, world.now), "a host without etcd needs none"
+
+
+def test_a_list_that_was_lost_or_spoilt_is_made_anew(world: World) -> None:
+    folder = world.folders["s1"]
+    alice = world.issue("s1", "alice")
+    for spoil in ((folder / "crl.pem").unlink, partial((folder / "crl.pem").write_text, "")):
+        spoil()
+        world.keepers["s1"].once()
+        assert world.of_etcd("s1") == set()
+    revoking.mark(world.store, ["alice"], world.authority(), world.now)
+    (folder / "crl.pem").unlink()
+    world.keepers["s1"].once()
+    assert world.of_etcd("s1") == {alice}
 
 
 def test_an_installation_puts_a_list_where_there_is_none_before_etcd_starts() -> None:
