@@ -92,10 +92,22 @@ def install(
     options = InstallOptions(role=role, init=init, firewalld=firewalld, ip_masq=ip_masq, **_strip(given))
     try:
         check(options, token=token)
+        _check_what_is_for_later(options, token)
         with alone("install"):
             _install(options, token, dry_run=dry_run, yes=yes, timeout=timeout)
     except PodlaneError as error:
         raise failure(str(error), error.exit_code) from error
+
+
+def _check_what_is_for_later(options: InstallOptions, token: str) -> None:
+    """Before anything is changed, what only a later step would refuse. Raises UsageError, click.UsageError, Invalid."""
+    from podlane.cli.init import check_arguments
+    from podlane.host.jointokens import JoinToken
+
+    if token:
+        JoinToken.parse(token)
+    if options.init:
+        check_arguments(options.init)
 
 
 def _strip(given: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ know it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,12 @@ def init(session: Session, /, *, etcd_prefix: str, force: bool, dry_run: bool, *
     for part, old_value in before.items():
         verb = "created" if old_value is None else "unchanged" if same[part] else "configured"
         click.echo(f"{part} {verb}{suffix}")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """That `init` would take these. Raises click.UsageError, Invalid."""
+    given = init.make_context("podlane init", list(arguments)).params
+    desired(**{name: value for name, value in given.items() if name not in {"etcd_prefix", "force", "dry_run"}})
 
 
 def desired(
