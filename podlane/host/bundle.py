@@ -38,6 +38,9 @@ _GLIBC = ("2_28", "2_17", "2_12", "2_5")
 """Of the wheels: any Linux that has a Python of 3.11 has a newer one."""
 
 _ONLY_FOR_BUILDING = ("bin", "setuptools*", "_distutils_hack", "distutils-precedence.pth")
+_OF_PIPS = tuple(f"*.dist-info/{name}" for name in ("RECORD", "direct_url.json", "INSTALLER", "REQUESTED"))
+"""They tell where it was built, and no pip ever asks for them."""
+
 _PIP_TIMEOUT = 900.0
 
 
@@ -117,7 +120,7 @@ def _install(root: Path, python: str, own: Path, sites: Path, *, required: bool,
         say(f"Python {python} left out: {error.stderr.strip().splitlines()[-1] if error.stderr else error}")
         shutil.rmtree(target, ignore_errors=True)
         return False
-    for pattern in _ONLY_FOR_BUILDING:
+    for pattern in (*_ONLY_FOR_BUILDING, *_OF_PIPS):
         for path in target.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return True
