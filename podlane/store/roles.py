@@ -163,6 +163,7 @@ def agent_role() -> Role:
             _all("read", keys.prefix_for(ConfigMap)),
             _all("read", keys.prefix_for(Secret)),
             _all("read", keys.prefix_for(Lease, NODE_LEASE_NAMESPACE)),
+            _all("read", keys.prefix_for(Node)),
             _one("read", keys.REVOCATION_LIST),
         ),
     )

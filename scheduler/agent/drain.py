@@ -3,7 +3,8 @@
 Owns: what is read from the store for it. A pod is quiet, that is, gets no new
 connection from any node, when the endpoint slices of the services that select
 it no longer have it as ready, and every living node's proxyd has acknowledged
-that change (podlane.store.proxies). Invariants: nothing is read but while a pod
+that change (podlane.store.proxies); a node that is not ready is waited for a
+second only. Invariants: nothing is read but while a pod
 drains; nothing is written; `look` never waits, so no other pod does; without
 the store nothing is concluded, and the plan's limit counts.
 
@@ -26,7 +27,7 @@ from podlane.api.types import (
     Pod,
     Service,
 )
-from podlane.errors import PodlaneError
+from podlane.errors import PermissionDenied, PodlaneError
 from podlane.runtime.clock import Clock
 from podlane.runtime.runner import Runner
 from podlane.store import keys, proxies
@@ -40,15 +41,20 @@ NAMED = 10
 """Nodes named in a message."""
 _ALIVE_CHECK = 0.2  # seconds between looks at whether the nodes waited for live
 _DEAD_FOR = 5.0  # seconds until a node found dead is looked at again
+_UNREADY_FOR = 1.0  # seconds a node that is not ready may take: ten times what a proxyd takes
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What is known of one pod: None is not yet. `services`: those whose proxies must acknowledge."""
+    """What is known of one pod: None is not yet. `services`: those whose proxies must acknowledge.
+
+    `since`: when (monotonic) there was a revision to wait for.
+    """
 
     services: tuple[str, ...] | None = None
     served: bool = False
     revision: int | None = None
+    since: float = 0.0
 
 
 class Drainer:
@@ -67,7 +73,9 @@ class Drainer:
         self._acknowledged = proxies.Acknowledgements(self._store)
         self._began: float | None = None
         self._dead: frozenset[str] = frozenset()
+        self._unready: frozenset[str] = frozenset()
         self._dead_until = 0.0
+        self._sees_nodes = True
         self._check_at = 0.0
         self.runner = Runner(
             self._round, name="drain", clock=clock, min_interval=PAUSES[0], backoff=PAUSES, eager=False
@@ -97,7 +105,7 @@ class Drainer:
         self._progress = {uid: self._progress.get(uid, _Progress()) for uid in pending}
         if not pending:
             self._acknowledged.close()
-            self._began, self._dead = None, frozenset()
+            self._began, self._dead, self._unready = None, frozenset(), frozenset()
             return
         now = self._clock.monotonic()
         self._began = now if self._began is None else self._began
@@ -142,28 +150,38 @@ class Drainer:
             progress.revision = out_since(pod, found)
             if progress.revision is None:
                 self._tell(uid, Drain(waits_for=f"endpoint slices of {', '.join(progress.services)}"))
+            else:
+                progress.since = self._clock.monotonic()
 
     def _await_proxies(self) -> None:
         wanted = {uid: p.revision for uid, p in self._progress.items() if p.revision is not None and p.services}
         if not wanted:
             return
         known = self._acknowledged.look()
-        self._find_dead(behind(known, max(wanted.values())))
+        now = self._clock.monotonic()
+        self._find_dead(behind(known, max(wanted.values())), now)
         for uid, revision in wanted.items():
-            missing = sorted(behind(known, revision) - self._dead)
+            patience = now < self._progress[uid].since + _UNREADY_FOR
+            missing = sorted(behind(known, revision) - self._dead - (frozenset() if patience else self._unready))
             if missing:
                 self._tell(uid, Drain(waits_for=_names(missing)))
             else:
                 self._quiet(uid)
 
-    def _find_dead(self, nodes: Collection[str]) -> None:
-        now = self._clock.monotonic()
+    def _find_dead(self, nodes: Collection[str], now: float) -> None:
+        """Look which of the nodes are dead, and which are not ready."""
         if now >= self._dead_until:
-            self._dead, self._dead_until = frozenset(), now + _DEAD_FOR
+            self._dead, self._unready, self._dead_until = frozenset(), frozenset(), now + _DEAD_FOR
         unsure = sorted(set(nodes) - self._dead)[: proxies.MAX_GETS]
-        if unsure and now >= self._check_at:
-            self._check_at = now + _ALIVE_CHECK
-            self._dead |= frozenset(unsure) - proxies.living(self._store, unsure)
+        if not unsure or now < self._check_at:
+            return
+        self._check_at = now + _ALIVE_CHECK
+        self._dead |= frozenset(unsure) - proxies.living(self._store, unsure)
+        if self._sees_nodes and self._began is not None and now >= self._began + _UNREADY_FOR:
+            try:
+                self._unready |= proxies.unready(self._store, set(unsure) - self._dead - self._unready)
+            except PermissionDenied:  # its role is of an earlier version, which let it read its own Node only
+                self._sees_nodes = False
 
     def _quiet(self, uid: str) -> None:
         self._tell(uid, Drain(quiet_at=self._clock.now(), served=self._progress[uid].served))

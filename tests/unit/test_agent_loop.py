@@ -11,7 +11,7 @@ from agent_objects import SPEC, container
 from agent_world import SUBNET_ENV, World, named
 
 from podlane.api.meta import get_condition, set_condition
-from podlane.api.types import Pod, Probe, TCPSocketAction
+from podlane.api.types import Condition, Node, NodeStatus, ObjectMeta, Pod, Probe, TCPSocketAction
 from podlane.store import proxies
 from scheduler.agent.containers import INFRA
 
@@ -184,6 +184,23 @@ def test_who_does_not_acknowledge_is_named_once_and_the_pod_ends(world: World) -
     assert world.gone("p")
     warnings = [(log["event"], log.get("not_acknowledged")) for log in logs if log["log_level"] == "warning"]
     assert warnings == [("ended undrained", "proxyd on n2")]
+
+
+def test_a_node_that_is_not_ready_is_waited_for_a_second(world: World) -> None:
+    world.start()
+    world.bind("p", labels={"app": "web"})
+    world.until(lambda: world.ready("p"))
+    world.registry.put_node_lease("n2", world.store.grant(60), 60)
+    proxies.acknowledge(world.store, "n2", 1)
+    status = NodeStatus(conditions=(Condition(type="Ready", status="Unknown"),))
+    world.registry.create(Node(metadata=ObjectMeta(name="n2"), status=status))
+    world.serve("p")
+    world.delete("p")
+    world.serve("p", terminating=True)
+    world.run(0.9)
+    assert world.waits_for("p") == "proxyd on n2"
+    world.run(1)
+    assert world.told_to_end("p")
 
 
 def test_with_the_store_away_a_pod_ends_at_the_limit(world: World) -> None:
