@@ -20,12 +20,12 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from podlane.errors import PodlaneError, UsageError
-from podlane.host.bundlepython import PROGRAM, copy_python
+from podlane.errors import FieldError, Invalid, PodlaneError, UsageError
+from podlane.host import bundlepython
 from podlane.runtime.atomic import write_atomic
 from podlane.runtime.command import CommandError, run
 
@@ -37,6 +37,12 @@ _SOURCES = ("podlane", "netd", "proxyd", "scheduler", "bench", "pyproject.toml",
 _GLIBC = ("2_28", "2_17", "2_12", "2_5")
 """Of the wheels: any Linux that has a Python of 3.11 has a newer one."""
 
+_PYTHON = re.compile(r"3\.(\d{1,3})", re.ASCII)
+_LEAST_PYTHON = 11
+_VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?", re.ASCII)
+"""PEP 440; it becomes the name of a file and of a folder."""
+
+_ETCD = ("etcd", "etcdctl")
 _ONLY_FOR_BUILDING = ("bin", "setuptools*", "_distutils_hack", "distutils-precedence.pth")
 _OF_PIPS = tuple(f"*.dist-info/{name}" for name in ("RECORD", "direct_url.json", "INSTALLER", "REQUESTED"))
 """They tell where it was built, and no pip ever asks for them."""
@@ -55,8 +61,26 @@ class Wanted:
     with_python: bool = False
 
 
+def check(wanted: Wanted) -> None:
+    """Before anything is built. Raises Invalid, UsageError."""
+    errors = [
+        FieldError("--python", f'expected 3.11 or later, as in 3.11,3.12, got "{each}"')
+        for each in wanted.pythons
+        if not (found := _PYTHON.fullmatch(each)) or int(found[1]) < _LEAST_PYTHON
+    ]
+    if not _VERSION.fullmatch(wanted.version):
+        errors.append(FieldError("--version", f'expected a version such as 1.2.0 or 1.2.0rc1, got "{wanted.version}"'))
+    if errors:
+        raise Invalid("bundle", errors)
+    if wanted.with_etcd and (lacking := [each for each in _ETCD if shutil.which(each) is None]):
+        raise UsageError(f"--with-etcd: {lacking[0]} is not on this machine; install etcd-server and etcd-client")
+    if wanted.with_python:
+        bundlepython.check()
+
+
 def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) -> Path:
-    """Build from the checkout at `root` into the folder `target`. Raises PodlaneError."""
+    """Build from the checkout at `root` into the folder `target`. Raises Invalid, UsageError, PodlaneError."""
+    check(wanted)
     with tempfile.TemporaryDirectory(prefix="podlane-bundle.") as scratch:
         folder = Path(scratch, "bundle")
         sites = folder / "sites"
@@ -70,9 +94,9 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         say(f"packages for Python {', '.join(pythons)}; compiled for {', '.join(compiled) or 'none'}")
         shutil.copyfile(root / "podlane" / "cli" / "bundlerun.py", folder / "run.py")
         if wanted.with_etcd:
-            _programs(folder, ("etcd", "etcdctl"), say)
+            _programs(folder, say)
         if wanted.with_python:
-            copy_python(folder / "python", say)
+            bundlepython.copy_python(folder / "python", say)
         manifest = {
             "version": wanted.version,
             "pythons": pythons,
@@ -84,7 +108,7 @@ def build(root: Path, wanted: Wanted, target: Path, say: Callable[[str], None]) 
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         archive = compress(pack(folder))
         file = target / f"podlane-{wanted.version}.run"
-        own_python = PROGRAM.name.removeprefix("python") if wanted.with_python else "no"
+        own_python = bundlepython.PROGRAM.name.removeprefix("python") if wanted.with_python else "no"
         script = self_extracting(archive, wanted.version, pythons, own_python=own_python)
         write_atomic(file, script, mode=0o755)
         say(f"{file}: {file.stat().st_size / 1e6:.0f} MB")
@@ -172,13 +196,10 @@ def _own_wheel(root: Path, scratch: Path, version: str) -> Path:
     return next(scratch.glob("*.whl"))
 
 
-def _programs(folder: Path, names: Iterable[str], say: Callable[[str], None]) -> None:
+def _programs(folder: Path, say: Callable[[str], None]) -> None:
     (folder / "bin").mkdir()
-    for name in names:
-        path = shutil.which(name)
-        if path is None:
-            raise UsageError(f"--with-etcd: {name} is not on this machine; install etcd-server and etcd-client")
-        shutil.copy(path, folder / "bin" / name)
+    for name in _ETCD:
+        shutil.copy(str(shutil.which(name)), folder / "bin" / name)
     say(run([str(folder / "bin" / "etcd"), "--version"], timeout=30).stdout.splitlines()[0])
 
 

@@ -24,12 +24,16 @@ _OF_THE_C_LIBRARY = re.compile(r"(ld-linux.*|lib(c|m|dl|pthread|rt|util|resolv|n
 _TIMEOUT = 120.0
 
 
-def copy_python(target: Path, say: Callable[[str], None]) -> None:
+def check() -> None:
     """Raises UsageError where it cannot be had."""
     if not PROGRAM.is_file() or not _LIBRARY.is_dir():
         raise UsageError(f"--with-python: {PROGRAM} is not on this machine; it works on Debian 12")
     if shutil.which("patchelf") is None:
         raise UsageError("--with-python: patchelf is missing; install it (apt-get install patchelf)")
+
+
+def copy_python(target: Path, say: Callable[[str], None]) -> None:
+    """After `check`."""
     library = target / "lib" / _LIBRARY.name
     (target / "bin").mkdir(parents=True)
     shutil.copy(PROGRAM, target / "bin" / PROGRAM.name)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from podlane.host.bundle import compress, pack, self_extracting, share, version_of
+from podlane.errors import Invalid
+from podlane.host.bundle import Wanted, check, compress, pack, self_extracting, share, version_of
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +55,17 @@ def sh(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
     assert list(scratch.iterdir()) == []
     return done
+
+
+def test_what_cannot_be_built_is_told_at_once() -> None:
+    check(Wanted("1.2.0", ("3.11", "3.14")))
+    check(Wanted("1.2.0rc1.post2.dev3+g12ab", ("3.12",)))
+    for version in ("", "v1", "1.2.x", "1/2", "1 2"):
+        with pytest.raises(Invalid, match="--version: expected a version such as 1.2.0 or 1.2.0rc1, got "):
+            check(Wanted(version))
+    for python in ("3", "3.10", "2.7", "three", ""):
+        with pytest.raises(Invalid, match="--python: expected 3.11 or later, as in 3.11,3.12, got "):
+            check(Wanted("1.2.0", ("3.11", python)))
 
 
 def test_it_unpacks_runs_and_cleans_up(bundle: Path) -> None:
