@@ -61,10 +61,10 @@ def test_what_cannot_be_built_is_told_at_once() -> None:
     check(Wanted("1.2.0", ("3.11", "3.14")))
     check(Wanted("1.2.0rc1.post2.dev3+g12ab", ("3.12",)))
     for version in ("", "v1", "1.2.x", "1/2", "1 2"):
-        with pytest.raises(Invalid, match="--version: expected a version such as 1.2.0 or 1.2.0rc1, got "):
+        with pytest.raises(Invalid, match="--version: expected a version such as"):
             check(Wanted(version))
     for python in ("3", "3.10", "2.7", "three", ""):
-        with pytest.raises(Invalid, match="--python: expected 3.11 or later, as in 3.11,3.12, got "):
+        with pytest.raises(Invalid, match="--python: expected"):
             check(Wanted("1.2.0", ("3.11", python)))
 
 
