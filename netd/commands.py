@@ -202,7 +202,7 @@ def show_plan(host: Host) -> None:
     """
     from netd.plan import Refused
     from netd.seen import look
-    from netd.status import opened
+    from netd.status import opened, spelled
 
     with opened(host.settings, host.folder, host.store_config) as sources:
         seen = look(*sources)
@@ -213,7 +213,7 @@ def show_plan(host: Host) -> None:
         raise PodlaneError(str(refused)) from refused
     click.echo(str(todo), nl=False)
     for key, why in seen.desired.problems.items():
-        click.echo(f"left out: lease {key}: {why}", err=True)
+        click.echo(f"left out: lease {spelled(key)}: {why}", err=True)
     for problem in todo.problems:
         click.echo(f"left out: {problem}", err=True)
 

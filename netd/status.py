@@ -17,7 +17,7 @@ from netd.kernel import Kernel, LinuxKernel
 from netd.plan import Refused
 from netd.seen import Seen, ask_daemon, look
 from netd.settings import HostSettings
-from podlane.api.subnets import Address
+from podlane.api.subnets import Address, Subnets
 from podlane.errors import PodlaneError
 from podlane.runtime.text import human_duration, table
 from podlane.store.config import StoreConfig, connect, resolve
@@ -106,7 +106,7 @@ def render_status(found: Mapping[str, Any]) -> str:
             for d in found["devices"]
         ]
         lines.append(("Peers", _peers_text(found)))
-        lines += [("Left out", f"lease {key}: {why}") for key, why in sorted(found["skipped"].items())]
+        lines += [("Left out", f"lease {spelled(key)}: {why}") for key, why in sorted(found["skipped"].items())]
         lines += [("Left out", f"{key}: {why}") for key, why in sorted(found["undecodable"].items())]
         drift = found["drift"]
         lines.append(("Drift", f"{len(drift)} changes needed" if drift else "none"))
@@ -168,6 +168,12 @@ def _peers_text(found: Mapping[str, Any]) -> str:
     peers = daemon["peers"]
     if peers["direct"]:
         text += f", {len(peers['direct'])} routed directly"
-    if peers["unreachable"]:
-        text += f", no answer from {', '.join(peers['unreachable'])}"
+    if silent := peers["unreachable"]:
+        more = peers["unreachableCount"] - len(silent)
+        text += f", no answer from {', '.join(map(spelled, silent))}" + (f" and {more} more" if more else "")
     return text
+
+
+def spelled(key: str) -> str:
+    """The subnets of a lease's key as people write them: `10.5.34.0/24`, `10.5.34.0/24 with fd00:12:13::/64`."""
+    return " with ".join(map(str, Subnets.parse_key(key)))
