@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from podlane.api import taints
-from podlane.api.podresources import requests_of
 from podlane.api.types import (
     ConfigMap,
     EndpointSlice,
@@ -44,14 +42,14 @@ from podlane.cli.description_lines import (
     indented,
     labels,
     mapping,
-    several,
     shown_annotations,
     top,
 )
+from podlane.cli.description_node import describe_node
 from podlane.cli.description_pod import describe_pod, placement, volumes
 from podlane.cli.description_service import UNSET, endpoint_lines, service_fields
-from podlane.cli.tables import event_source, last_seen, node_roles
-from podlane.runtime.text import NONE, UNKNOWN, age, pairs, rfc1123
+from podlane.cli.tables import event_source, last_seen
+from podlane.runtime.text import NONE, UNKNOWN, pairs, rfc1123
 
 
 def _events(events: Sequence[Event] | None, now: datetime, width: int) -> Lines:
@@ -96,55 +94,6 @@ def _service(service: Service, related: Sequence[Object]) -> tuple[list[str], in
     return [field(name, value, width) if name else " " * width + value for name, value in fields], width
 
 
-def _node(node: Node, related: Sequence[Object], now: datetime) -> Lines:
-    info, status = node.status.node_info, node.status
-    yield from top(node)
-    yield field("Roles", node_roles(node))
-    yield from labels(node)
-    yield field("CreationTimestamp", " " + rfc1123(node.metadata.creation_timestamp))
-    yield from several("Taints", [taints.spelled(taint) for taint in node.spec.taints])
-    yield field("Unschedulable", str(node.spec.unschedulable).lower())
-    yield from condition_lines(status.conditions, full=True)
-    yield "Addresses:"
-    yield from indented(f"{a.type + ':':<12}{a.address}" for a in status.addresses)
-    for name, amounts in (("Capacity", status.capacity), ("Allocatable", status.allocatable)):
-        yield f"{name}:"
-        yield from indented(f"{key + ':':<20}{amounts[key]}" for key in sorted(amounts))
-    yield "System Info:"
-    rows = (
-        ("Machine ID", info.machine_id),
-        ("Kernel Version", info.kernel_version),
-        ("OS Image", info.os_image),
-        ("Operating System", info.operating_system),
-        ("Architecture", info.architecture),
-        ("Container Runtime", info.container_runtime_version),
-        ("Agent Version", info.kubelet_version),
-    )
-    yield from indented(f"{name + ':':<20}{value}" for name, value in rows)
-    yield field("PodCIDR", node.spec.pod_cidr or NONE)
-    pods = [pod for pod in related if isinstance(pod, Pod)]
-    yield f"{'Pods:':<{COLUMN}}({len(pods)} in total)"
-    if pods:
-        yield from grid(("Namespace", "Name", "CPU Requests", "Memory Requests", "Age"), *_pod_rows(pods, now))
-
-
-def _pod_rows(pods: Sequence[Pod], now: datetime) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for pod in sorted(pods, key=lambda p: (p.metadata.namespace, p.metadata.name)):
-        requests = requests_of(pod.spec)
-        cpu, memory = int(requests.get("cpu", 0) * 1000), int(requests.get("memory", 0))
-        rows.append(
-            (
-                pod.metadata.namespace,
-                pod.metadata.name,
-                f"{cpu}m" if cpu else "0",
-                f"{memory // 2**20}Mi" if memory else "0",
-                age(pod.metadata.creation_timestamp, now),
-            )
-        )
-    return rows
-
-
 def _slice(piece: EndpointSlice) -> Lines:
     yield from top(piece)
     yield from labels(piece)
@@ -184,7 +133,7 @@ def _body(obj: Object, now: datetime, related: Sequence[Object]) -> Lines:
         case ReplicationController():
             yield from _controller(obj, related)
         case Node():
-            yield from _node(obj, related, now)
+            yield from describe_node(obj, [pod for pod in related if isinstance(pod, Pod)], now)
         case EndpointSlice():
             yield from _slice(obj)
         case Lease():

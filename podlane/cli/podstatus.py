@@ -1,6 +1,8 @@
 """The words of the pods table: READY, STATUS, RESTARTS.
 
-Owns: kubectl's summary of a pod, which is computed and stored nowhere. Pure.
+Owns: kubectl's summary of a pod, which is computed and stored nowhere. Pure. Where
+a node ended a pod (Evicted), kubectl has the reason because the kubelet tells
+nothing of its containers; our agent does, and the reason comes first all the same.
 Source: Kubernetes' pkg/printers/internalversion/printers.go, printPod.
 """
 
@@ -62,6 +64,8 @@ def summarize(pod: Pod) -> PodSummary:
         running += serving
     else:
         counted = list(init)
+    if pod.status.phase == "Failed" and pod.status.reason:
+        reason = pod.status.reason  # the node's: it says more than how the containers took it
     if pod.metadata.deletion_timestamp is not None:
         if pod.status.reason == "NodeLost":
             reason = "Unknown"

@@ -35,6 +35,7 @@ from podlane.api.types import (
     ObjectMeta,
     ObjectReference,
     Pod,
+    PodStatus,
     Probe,
     ReplicationControllerStatus,
     ResourceRequirements,
@@ -452,6 +453,7 @@ def test_a_node_and_its_pods():
         spec=NodeSpec(pod_cidr="10.244.1.0/24", unschedulable=True),
         status=NodeStatus(
             capacity={"cpu": "4", "memory": "8Gi"},
+            allocatable={"cpu": "200m", "memory": "7Gi", "pods": "110"},
             addresses=(NodeAddress(type="InternalIP", address="192.168.64.11"),),
             conditions=(
                 Condition(type="Ready", status="True", reason="AgentReady", last_transition_time=ago(hours=1)),
@@ -460,10 +462,12 @@ def test_a_node_and_its_pods():
     )
     loaded = pod("web-1")
     container = replace(
-        loaded.spec.containers[0], resources=ResourceRequirements(requests={"cpu": "20m", "memory": "8Mi"})
+        loaded.spec.containers[0],
+        resources=ResourceRequirements(requests={"cpu": "20m", "memory": "8Mi"}, limits={"cpu": "1500m"}),
     )
-    loaded = replace(loaded, spec=replace(loaded.spec, containers=(container,)))
-    shown = text(node, pod("web-2"), loaded)
+    loaded = replace(loaded, spec=replace(loaded.spec, containers=(container, container)))
+    over = replace(loaded, metadata=ObjectMeta(name="over", namespace="apart"), status=PodStatus(phase="Failed"))
+    shown = text(node, pod("web-2"), loaded, over)
     assert "Unschedulable:    true\n" in shown
     assert (
         """\
@@ -476,17 +480,39 @@ Addresses:
 Capacity:
   cpu:                4
   memory:             8Gi
+Allocatable:
 """
         in shown
     )
     assert (
         """\
 PodCIDR:          10.244.1.0/24
-Pods:             (2 in total)
+Pods:             (3 in total)
   Namespace   Name    CPU Requests   Memory Requests   Age
   ---------   ----    ------------   ---------------   ---
-  default     web-1   20m            8Mi               5m3s
+  apart       over    40m            16Mi              <unknown>
+  default     web-1   40m            16Mi              5m3s
   default     web-2   0              0                 5m3s
+Allocated resources:
+  (Total limits may be over 100 percent, i.e., overcommitted.)
+  Resource   Requests    Limits
+  --------   --------    ------
+  cpu        40m (20%)   3 (1500%)
+  memory     16Mi (0%)   0 (0%)
+  pods       2 (1%)
+"""
+        in shown
+    )
+
+
+def test_shares_of_a_node_that_offers_nothing_readable_are_unknown():
+    offered = {"cpu": "many", "pods": "-1"}
+    shown = text(Node(metadata=ObjectMeta(name="node1"), status=NodeStatus(allocatable=offered)))
+    assert (
+        """\
+  cpu        0 (<unknown>)   0 (<unknown>)
+  memory     0 (<unknown>)   0 (<unknown>)
+  pods       0 (<unknown>)
 """
         in shown
     )

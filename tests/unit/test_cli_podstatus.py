@@ -75,6 +75,9 @@ def started(*, ready: bool = True, restarts: int = 0) -> ContainerStatus:
          "1/2 Running 2"),
         (with_sidecar(of(DONE, ContainerStatus(name="side", state=terminated(reason="Error", exit_code=1)),
                          main=running(), initialized=True, phase="Running")), "1/2 Init:Error 0"),
+        (of(DONE, DONE, main=ended(137, reason="Error"), initialized=True, phase="Failed"), "0/1 Error 0"),
+        (of(DONE, DONE, main=ended(137, reason="Error"), initialized=True, phase="Failed", reason="Evicted"),
+         "0/1 Evicted 0"),
     ],
 )  # fmt: skip
 def test_a_pods_summary_is_kubectls(pod: Pod, expected: str) -> None:
