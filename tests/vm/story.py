@@ -206,7 +206,7 @@ class Story:
         asker = pods[0]
         others = [pod for pod in pods if pod.node != asker.node]
         if not others:
-            raise PodlaneError(f"exec {asker.name}: all {len(pods)} replicas are on {asker.node}: nothing would be seen")
+            raise PodlaneError(f"exec {asker.name}: all {len(pods)} replicas are on {asker.node}, none elsewhere")
         for pod in others:
             url = f"http://{pod.address}:8080/cgi-bin/caller"
             told = self.cluster.podlane(f"exec {asker.name} -- wget -q -O - {url}").strip()
