@@ -7,8 +7,10 @@ takes steps in the plan's order, stops at a step of a device's that fails
 and names all failures in one ApplyError. fake.py is the same in memory; one
 contract suite holds both.
 
-Links and addresses are made one by one (links.py); routes, neighbours and FDB
-entries, of which there is one each per peer, go in bulk.
+Links and addresses are made through pyroute2 (links.py), which is loaded when
+there is something to make. Routes, neighbours and FDB entries, of which there
+is one each per peer, go through podlane.runtime.netlink in bulk: pyroute2
+needs 0.3 ms or more for one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from netd import plan as p
 from netd import rtlink as rl
 from netd import rtnetlink as rt
 from netd.held import Asked
-from netd.links import open_links
 from netd.memory import Memory
 from netd.model import Actual, Interface, LinkState
 from podlane.api.subnets import Address, Network
@@ -214,6 +215,8 @@ def _device_step(step: p.DeviceStep) -> None:
     if isinstance(step, p.SetSysctl):
         (dump.SYSCTLS / step.path).write_text(f"{step.value}\n")
         return
+    from netd.links import open_links
+
     with open_links() as on:
         match step:
             case p.CreateDevice(device):

@@ -1,9 +1,9 @@
-"""rtnetlink messages for links, addresses and forwarding.
+"""Links, addresses and forwarding as rtnetlink describes them, in dumps and in notifications.
 
-Owns: their binary form, both ways and for both address families. One parser for
-what is listed and what is heard, so that the two can be compared. Why not
-pyroute2: it needs 0.3 ms for each of the links of a host with a thousand pods,
-and a netd that has loaded it keeps 9 MB (docs/adr/0003). No sockets here. Sources:
+Owns: reading them, of both address families; making and changing them is
+links.py's. One parser for what is listed and what is heard, so that the two
+can be compared; and none of pyroute2's, which needs 0.3 ms for each of the
+links of a host with a thousand pods, and 10 MB. No sockets here. Sources:
 rtnetlink(7); linux/if_link.h, linux/if_addr.h, linux/netconf.h; drivers/net/vxlan/vxlan_core.c.
 """
 
@@ -18,24 +18,9 @@ from ipaddress import IPv4Interface, IPv6Interface
 from netd.model import Device, InterfaceAddress
 from netd.rtnetlink import address
 from podlane.api.subnets import Address
-from podlane.runtime.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Buffer,
-    Message,
-    attr,
-    attribute_map,
-    be16,
-    get_be16,
-    get_text,
-    get_u32,
-    nest,
-    text,
-    u8,
-    u32,
-)
+from podlane.runtime.netlink import Buffer, Message, attribute_map, get_be16, get_text, get_u32, text, u32
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 RTM_NEWNETCONF = 80
@@ -56,7 +41,6 @@ _IFNAMSIZ = 16
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _IFA_F_SECONDARY, _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
-_IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
 
 _NETCONFMSG_ALIGNED = 4  # bytes; all it says is the family
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
@@ -149,41 +133,6 @@ def get_link(name: str) -> Message:
     return message._replace(body=message.body + text(_IFLA_IFNAME, name))
 
 
-def new_vxlan(device: Device, underlay: int) -> Message:
-    """A device that is down and has no addresses; `underlay` is the index of its interface, 0 for none."""
-    data = [
-        u32(_IFLA_VXLAN_ID, device.vni),
-        be16(_IFLA_VXLAN_PORT, device.port),
-        u8(_IFLA_VXLAN_LEARNING, device.learning),
-    ]
-    if underlay:
-        data.append(u32(_IFLA_VXLAN_LINK, underlay))
-    if device.local is not None:
-        kind = _IFLA_VXLAN_LOCAL if device.local.version == 4 else _IFLA_VXLAN_LOCAL6
-        data.append(attr(kind, device.local.packed))
-    if device.gbp:
-        data.append(attr(_IFLA_VXLAN_GBP, b""))
-    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, device.name) + _mac(device.mac)
-    body += u32(_IFLA_MTU, device.mtu)
-    body += nest(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "vxlan"), nest(_IFLA_INFO_DATA, *data))
-    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def set_link(index: int, *, up: bool = False, mac: str = "", mtu: int = 0) -> Message:
-    """Change what is given; an empty value leaves a property as it is."""
-    flags = _IFF_UP if up else 0
-    body = _IFINFOMSG.pack(0, 0, index, flags, flags)
-    return Message(RTM_SETLINK, 0, body + (_mac(mac) if mac else b"") + (u32(_IFLA_MTU, mtu) if mtu else b""))
-
-
-def delete_link(index: int) -> Message:
-    return Message(RTM_DELLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0))
-
-
-def _mac(mac: str) -> bytes:
-    return attr(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
-
-
 def get_addresses(index: int = 0) -> Message:
     """Of one interface; of all for index 0."""
     return Message(RTM_GETADDR, 0, _IFADDRMSG.pack(0, 0, 0, 0, index))
@@ -239,25 +188,6 @@ def parse_address(body: Buffer) -> LinkAddress | None:
         settled=not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_DEPRECATED),
         secondary=bool(flags & _IFA_F_SECONDARY),
     )
-
-
-def new_address(index: int, address: InterfaceAddress) -> Message:
-    """An IPv6 address is usable at once, and its prefix's route is left to netd."""
-    body = _address(index, address)
-    if address.version == 6:
-        # duplicates cannot be detected where nobody is asked
-        body += u32(_IFA_FLAGS, _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE)
-    return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def delete_address(index: int, address: InterfaceAddress) -> Message:
-    return Message(RTM_DELADDR, 0, _address(index, address))
-
-
-def _address(index: int, address: InterfaceAddress) -> bytes:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    body = _IFADDRMSG.pack(family, address.network.prefixlen, 0, _RT_SCOPE_UNIVERSE, index)
-    return body + attr(_IFA_LOCAL, address.ip.packed) + attr(_IFA_ADDRESS, address.ip.packed)
 
 
 def stops_forwarding(body: Buffer) -> bool:
