@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from podlane.runtime.clock import Clock
+    from podlane.runtime.daemon import Daemon
     from podlane.store.interface import Store
     from scheduler.agent.guard import Guard
     from scheduler.agent.revocations import Revocations
@@ -62,22 +63,25 @@ def api_options(command: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def revocations_of(files: ApiFiles | None, state_dir: Path, store: Store, clock: Clock) -> Revocations | None:
-    """Who is let in no more; only an authority revokes. Raises PodlaneError."""
+def revocations_of(files: ApiFiles | None, state_dir: Path, store: Store, daemon: Daemon, clock: Clock) -> Revocations:
+    """Who is let in no more. Without an authority there is no list to follow."""
     from scheduler.agent.revocations import Revocations
 
-    return Revocations(store, state_dir, files.client_ca_file, clock) if files is not None else None
+    revoked = Revocations(store, state_dir, files.client_ca_file if files else Path(), clock)
+    if files is not None:
+        daemon.add_thread("revocations", revoked.run)
+    return revoked
 
 
 def guard_of(
-    files: ApiFiles | None, state_dir: Path, node: str, token: Callable[[], str], revoked: Container[int] | None = None
+    files: ApiFiles | None, state_dir: Path, node: str, token: Callable[[], str], revoked: Container[int]
 ) -> tuple[Guard, str]:
     """The guard, and the fingerprint that the Node has to tell of, if any. Raises PodlaneError."""
     from scheduler.agent.guard import OperatorGuard, TokenGuard
 
     if files is not None:
         own = (files.tls_cert_file, files.tls_private_key_file, files.client_ca_file)
-        return OperatorGuard(*own, () if revoked is None else revoked), ""
+        return OperatorGuard(*own, revoked), ""
     from scheduler.agent.certificate import ensure_certificate
 
     certificate = ensure_certificate(state_dir, node)

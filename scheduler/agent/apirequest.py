@@ -53,6 +53,7 @@ class Request(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             self._shake_hands()
+            self.server.agent.begin(self.wire)
             super().handle()
         finally:
             self._admit()
@@ -65,6 +66,7 @@ class Request(BaseHTTPRequestHandler):
             raise
 
     def finish(self) -> None:
+        self.server.agent.end(self.wire)
         self.wire.shut()
         if self._beside is not None:  # it uses the connection, whose number another one will have
             self._beside.join(_JOIN)

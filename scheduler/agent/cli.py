@@ -321,8 +321,7 @@ def agent(
     worker.bindings = bindings = registry.bindings(node_name, worker.trigger)
     worker.drains = drains = Drainer(registry, worker.trigger, clock)
     _follow_store(worker, registry, daemon, clock)
-    if (revoked := revocations_of(api_files, state_dir, registry.store, clock)) is not None:
-        daemon.add_thread("revocations", revoked.run)
+    revoked = revocations_of(api_files, state_dir, registry.store, daemon, clock)
     guard, fingerprint = guard_of(api_files, state_dir, node_name, cluster.token, revoked)
     server = AgentServer(
         *(ip, agent_port),
@@ -332,6 +331,7 @@ def agent(
         usage=(usage := Stats(runtime, clock).usage),
         clock=clock,
     )
+    revoked.on_change = partial(server.end_sessions, revoked)
     measures = Measures(partial(measure, state_dir), capacity, system_reserved, eviction_hard)
     facts = Facts(
         name=node_name,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -39,13 +40,17 @@ class Revoked(msgspec.Struct, frozen=True):
 
 
 class Revocations:
-    """`cafile` says who may sign the list. `run` is the body of one thread; anybody may ask."""
+    """`cafile` says who may sign the list; `on_change` is called when there is another.
+
+    `run` is the body of one thread; anybody may ask.
+    """
 
     def __init__(self, store: Store, state_dir: Path, cafile: Path, clock: Clock) -> None:
         self._store = store
         self._file = state_dir / FILE
         self._cafile = cafile
         self._clock = clock
+        self.on_change: Callable[[], None] = lambda: None
         self._log = get_logger("revocations")
         self._list = self._read()
         self._text = b""
@@ -98,6 +103,7 @@ class Revocations:
             write_atomic(self._file, msgspec.json.encode(found), mode=0o600)
             self._list = found
             self._log.info("list of revoked certificates", number=found.number, certificates=len(found.serials))
+            self.on_change()
         self._text = text
 
     def _read(self) -> Revoked:

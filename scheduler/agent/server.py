@@ -10,7 +10,7 @@ nothing is answered but a refusal to those the guard does not know (guard.py: an
 operator's certificate or the cluster's token); they have REQUEST_TIMEOUT for everything
 until then, MAX_HEAD bytes, and few connections, so that none of it is missing to
 those it knows; who is known gets at most MAX_SESSIONS at once; a session ends
-when either side does.
+when either side does, or when its certificate is revoked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -26,6 +26,7 @@ from podlane.api.types import Pod
 from podlane.errors import PodlaneError
 from podlane.runtime.clock import Clock, SystemClock
 from podlane.runtime.log import get_logger
+from podlane.runtime.wire import Wire
 from scheduler.agent import containers as c
 from scheduler.agent.apirequest import MAX_SESSIONS, Request
 from scheduler.agent.guard import Guard, Refused
@@ -65,6 +66,8 @@ class AgentServer:
         self.request_timeout = request_timeout
         self.sessions = threading.BoundedSemaphore(MAX_SESSIONS)
         self._pods = pods
+        self._open: dict[Wire, int] = {}
+        self._opening = threading.Lock()
         try:
             self._server = RequestServer((host, port), self)
         except OSError as error:
@@ -75,6 +78,22 @@ class AgentServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def begin(self, wire: Wire) -> None:
+        """Before the guard is asked, so that a revocation misses nobody."""
+        with self._opening:
+            self._open[wire] = wire.subject().serial
+
+    def end(self, wire: Wire) -> None:
+        with self._opening:
+            self._open.pop(wire, None)
+
+    def end_sessions(self, revoked: Container[int]) -> None:
+        """Cut off who was known by one of these serial numbers."""
+        with self._opening:
+            for wire, serial in self._open.items():
+                if serial in revoked:
+                    wire.shut()
 
     def find(self, namespace: str, pod: str, container: str, *, previous: bool = False) -> Record:
         """The latest (or the one before) container of a pod. Raises Refused."""

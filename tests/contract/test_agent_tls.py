@@ -35,11 +35,12 @@ from podlane.store.config import StoreConfig
 from podlane.store.memory import MemoryStore
 from podlane.store.registry import Registry
 from scheduler.agent.certificate import ensure_certificate, fingerprint_of
-from scheduler.agent.client import AgentClient, AgentError
+from scheduler.agent.client import AgentClient, AgentError, AgentExec
 from scheduler.agent.fake import FakeRuntime
 from scheduler.agent.guard import OperatorGuard, TokenGuard
 from scheduler.agent.server import AgentServer
 from scheduler.agent.trust import Mutual, Pinned, Trust
+from tests.unit.agent_objects import Host, container, pod
 
 pytestmark = pytest.mark.contract
 
@@ -59,9 +60,11 @@ class Node:
             self.issue(holder)
         self.revoked: set[int] = set()
         certfile, keyfile, cafile = (folder / name for name in ("agent.pem", "agent.key", "ca.pem"))
+        host = Host(pod("p", container("web")))
+        host.sync()
         self.server = AgentServer(
             *("127.0.0.1", 0),
-            runtime=FakeRuntime(),
+            runtime=host.runtime,
             guard=OperatorGuard(certfile, keyfile, cafile, self.revoked),
             usage=lambda: USAGE,
         )
@@ -78,6 +81,10 @@ class Node:
 
     def ask(self, trust: Trust) -> object:
         return AgentClient(f"https://127.0.0.1:{self.server.port}", trust).stats()
+
+    def exec(self, trust: Trust) -> AgentExec:
+        client = AgentClient(f"https://127.0.0.1:{self.server.port}", trust)
+        return client.exec("default", "p", "web", ("sh",), stdin=True)
 
     def refusal(self, trust: Trust) -> str:
         with pytest.raises(PodlaneError) as refused:
@@ -108,6 +115,20 @@ def test_a_revoked_certificate_is_refused_and_another_of_the_same_name_is_not(no
     assert str(refused.value) == f'certificate of "alice": it is revoked (serial number {revoked:x})'
     node.issue(ALICE)
     assert node.ask(node.as_("alice")) == USAGE
+
+
+def test_a_session_ends_when_its_certificate_is_revoked_and_no_other_does(node: Node) -> None:
+    node.issue(profile.operator("bob"))
+    revoked, kept = (node.exec(node.as_(name)) for name in ("alice", "bob"))
+    node.server.end_sessions(set())
+    for session in (revoked, kept):
+        session.send(b"hello")
+        assert next(session.output()) == ("stdout", b"hello")
+    node.server.end_sessions({files.read(node.folder / "alice.pem").serial_number})
+    assert list(revoked.output()) == []
+    kept.send(b"still here")
+    assert next(kept.output()) == ("stdout", b"still here")
+    kept.close()
 
 
 def test_another_node_is_told_why_not(node: Node) -> None:

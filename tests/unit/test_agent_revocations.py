@@ -42,6 +42,8 @@ def signed(authority: Authority, number: int, *serials: int) -> bytes:
 
 def test_the_newest_list_of_our_authority_stands(authority: Authority, tmp_path: Path) -> None:
     agent = revocations(authority, MemoryStore())
+    told: list[set[int]] = []
+    agent.on_change = lambda: told.append(revoked(agent))
     assert revoked(agent) == set()
     agent.heed(signed(authority, 2, 7))
     agent.heed(signed(authority, 1))
@@ -53,6 +55,7 @@ def test_the_newest_list_of_our_authority_stands(authority: Authority, tmp_path:
     assert revoked(revocations(authority, MemoryStore())) == {7}, "after a restart, with etcd away"
     agent.heed(signed(authority, 3, 8))
     assert revoked(agent) == {8}, "that of 7 has expired"
+    assert told == [{7}, {8}]
 
 
 def test_what_is_revoked_is_heard_at_once(authority: Authority) -> None:
