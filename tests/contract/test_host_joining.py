@@ -17,14 +17,17 @@ from click.testing import CliRunner
 
 from podlane.cli.main import cli
 from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable
+from podlane.host.emptylist import EMPTY_LIST
 from podlane.host.enrol import read_hosts
 from podlane.host.join import join
 from podlane.host.joincall import ServiceUrl, authority_of
 from podlane.host.joinservice import JoinService, ServiceRecord
 from podlane.host.renew import renew
+from podlane.host.revoking import Keeper
 from podlane.pki import certificates as c
-from podlane.pki import files, profile
-from podlane.runtime.clock import FakeClock
+from podlane.pki import files, profile, revocations
+from podlane.pki.revocations import LIST_FILE
+from podlane.runtime.clock import FakeClock, SystemClock
 from podlane.store.config import connect
 from podlane.store.interface import Delete, Put
 from podlane.store.keys import join_service_key
@@ -179,6 +182,26 @@ def test_a_revoked_node_can_do_nothing_at_once_and_does_not_come_back(cluster: J
         renew(stolen.folder, now=datetime.now(UTC))
     assert "node stolen was revoked at" in told(cluster, "stolen", cluster.token(), "10.9.6.1", "stolen")
     assert cluster.join("heir", cluster.token(), "10.9.6.1").subnets is not None
+
+
+def test_what_is_marked_without_the_authoritys_key_is_signed_by_a_join_service_and_renewal_brings_it(
+    cluster: JoinableCluster, tmp_path: Path
+) -> None:
+    gone = cluster.join("gone", cluster.token(), "10.9.9.1")
+    server = cluster.join("s4", cluster.token(role="server"), "10.9.0.4", role="server").folder
+    (server / LIST_FILE).write_text(EMPTY_LIST)
+    keeper = Keeper(cluster.root, "s1", cluster.etcd.pki, lambda: cluster.authority, SystemClock())
+    keeper.once()
+    assert "node/gone revoked" in podlane(cluster, "pki", "revoke", "gone", "--dir", str(tmp_path))
+    keeper.once()
+    serials = {files.read(file).serial_number for file in gone.folder.glob("*.pem") if file.name != "ca.pem"}
+    assert serials <= revocations.read(cluster.etcd.list_file.read_text()).serials
+    assert renew(server, now=datetime.now(UTC)).revoked
+    assert serials <= revocations.read((server / LIST_FILE).read_text()).serials
+    assert not renew(server, now=datetime.now(UTC)).revoked
+    podlane(cluster, "pki", "revoke", "s4", "--role", "server", "--dir", str(tmp_path))
+    with pytest.raises(PodlaneError, match="renew: s4 is not enrolled any more"):
+        renew(server, now=datetime.now(UTC))
 
 
 def test_renewal_and_a_change_of_authority_reach_a_node(tmp_path: Path) -> None:
