@@ -114,6 +114,7 @@ class World:
         self.told = Told()
         self.serving: Callable[[Target], tuple[bool, str]] = lambda _target: (True, "")
         self.drain_timeout = 10.0
+        self.node_written = True
         self.watched = ""
         self.seen: list[str] = []
 
@@ -143,16 +144,18 @@ class World:
         return agent
 
     def write_node(self) -> None:
-        """As much of a Node as the leader needs to believe it."""
+        """As much of a Node as the leader needs to believe it; later, while the store is away."""
         subnets, _ = self.agent.network()
         spec = NodeSpec(pod_cidr=subnets[0] if subnets else "", pod_cidrs=subnets)
         status = NodeStatus(addresses=(NodeAddress(type="InternalIP", address="192.168.64.11"),))
         node = Node(metadata=ObjectMeta(name="n1"), spec=spec, status=status)
+        self.node_written = False
         with suppress(StoreUnavailable):
             try:
                 self.registry.update(node)
             except NotFound:
                 self.registry.create(node)
+            self.node_written = True
 
     def _check(self, target: Target) -> tuple[bool, str]:
         return self.serving(target)
@@ -179,6 +182,8 @@ class World:
             self.tasks.popleft()()
             self.leader.step()
             self._watch()
+        if not self.node_written:
+            self.write_node()
         self.leader.step()
         if self.bound.changed():
             self.agent.trigger()
