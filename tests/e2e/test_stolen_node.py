@@ -68,6 +68,7 @@ class Theft:
             keys.proxy_key(other),
             keys.CLUSTER_CONFIG,
             keys.ELECTION_SCHEDULER,
+            keys.REVOCATION_LIST,
             keys.enrolled_node_key(own),
             config_key(DEFAULT_PREFIX),
             subnet,
