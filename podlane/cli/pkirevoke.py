@@ -19,7 +19,7 @@ from podlane.cli.command import Command, note, pass_session
 from podlane.cli.pki import folder_option
 from podlane.cli.session import Session
 from podlane.errors import NotFound, StoreUnavailable
-from podlane.pki.profile import NODE_DAEMONS, SERVER_DAEMONS
+from podlane.pki.profile import ADMINISTRATOR, NODE_DAEMONS, SERVER_DAEMONS
 
 if TYPE_CHECKING:
     from podlane.store.administration import Administration
@@ -50,10 +50,12 @@ def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, fold
     refuse its certificates from then on.
 
     Needs root's certificate, and is best run on a server with the authority's key. Certificates that the name gets
-    later are good. Pods of the node go on until the node is switched off; `podlane delete node NAME` has them replaced
-    elsewhere. A stolen key of a server, or of the authority, needs more: see docs/join.md.
+    later are good; of root's the one that is used for this stays good. Pods of the node go on until the node is
+    switched off; `podlane delete node NAME` has them replaced elsewhere. A stolen key of a server, or of the authority,
+    needs more: see docs/join.md.
     """
     from podlane.host import revoking
+    from podlane.pki import files
     from podlane.pki.authority import Authority
     from podlane.store.administration import Administration
     from podlane.store.roles import agent_role
@@ -66,14 +68,12 @@ def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, fold
     names = [f"{daemon}@{name}" for daemon in _DAEMONS[holder]] or [name]
     with closing(Administration(session.config)) as accounts:
         gone = _take_users(session.store, accounts, name, holder, revoked="" if forget else f"{now:%Y-%m-%dT%H:%M:%SZ}")
-        new = revoking.mark(session.store, names, authority, now)
+        spared = files.read(Path(session.config.certfile)).serial_number if name == ADMINISTRATOR else 0
+        new = revoking.mark(session.store, names, authority, now, spared=spared)
         accounts.ensure_role(agent_role())  # it did not always say that agents may read the list
     if gone is not None and not new and not revoking.is_marked(session.store, names):
         raise gone
     _publish(session.store, folder, now, new=len(new))
-    if authority is not None:
-        for each in names:
-            authority.forget(each)  # what counts for nothing keeps no rotation waiting
     click.echo(f"{holder}/{name} revoked")
 
 
@@ -89,6 +89,8 @@ def _take_users(store: Store, accounts: Administration, name: str, holder: Holde
             enrol.remove_server(store, accounts, server=name)
             note("its member of etcd stays until `podlane etcd remove-member`")
             note("if ca.key was on it, and may be in other hands: `podlane pki rotate --authority`")
+        elif name == ADMINISTRATOR:
+            note("etcd cannot be without its user: only certificates are revoked")
         elif name in accounts.users():
             accounts.delete_user(name)
         else:
@@ -111,5 +113,6 @@ def _publish(store: Store, folder: Path, now: datetime, *, new: int) -> None:
     else:
         text = revoking.sign(store, authority, now)
         revoking.keep(folder, text, authority.trusted, now)
+        revoking.heed(authority, text)
         note(f"{new} certificates put on the list of revoked ones: agents heed it within seconds, etcd on servers with")
         note("the authority's key as well, on others within a day, or by `podlane host renew`")

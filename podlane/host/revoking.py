@@ -45,10 +45,12 @@ def issued(authority: Authority) -> dict[str, list[Issued]]:
     }
 
 
-def mark(store: Store, names: Iterable[str], authority: Authority | None, now: datetime) -> dict[int, Revoked]:
+def mark(
+    store: Store, names: Iterable[str], authority: Authority | None, now: datetime, *, spared: int = 0
+) -> dict[int, Revoked]:
     """Mark what was signed for these names, here or by another server, as revoked; return what was not before.
 
-    Raises PodlaneError.
+    `spared` is the serial number of one that stays good. Raises PodlaneError.
     """
     here = issued(authority) if authority is not None else {}
     known = revocations.read_revoked(store)
@@ -56,7 +58,7 @@ def mark(store: Store, names: Iterable[str], authority: Authority | None, now: d
         each.number: Revoked(name, each.ends, now)
         for name in names
         for each in (*here.get(name, ()), *revocations.read_issued(store, name))
-        if each.number not in known and each.ends > now
+        if each.number not in known and each.number != spared and each.ends > now
     }
     revocations.mark_revoked(store, new)
     return new
@@ -110,6 +112,12 @@ def keep(folder: Path, text: str, trusted: Collection[x509.Certificate], now: da
     return True
 
 
+def heed(authority: Authority, text: str) -> None:
+    """What counts for nothing keeps no rotation waiting, and is not shown as good. Raises PodlaneError."""
+    if text:
+        authority.forget_revoked(lists.read(text).serials)
+
+
 def mend(folder: Path) -> None:
     """Where etcd lets nobody in, as its list was lost or spoilt: begin anew with the empty one. Raises PodlaneError."""
     file = list_file(folder)
@@ -138,7 +146,7 @@ class Keeper:
         self._clock = clock
         self._versions = FileVersions([folder / ISSUED])
         self._told = False
-        self._heeded = 0
+        self._heeded = ""
         self._repetition = Repetition()
 
     def run(self, stop: threading.Event) -> None:
@@ -163,18 +171,15 @@ class Keeper:
         self._tell(authority)
         if text := sign(self._store, authority, now):
             keep(self._folder, text, authority.trusted, now)
-            self._heed(authority, lists.read(text))
+            if text != self._heeded:
+                heed(authority, text)
+                self._heeded = text
 
     def _tell(self, authority: Authority) -> None:
         if self._versions.changed() or not self._told:
             self._told = False
             revocations.tell_issued(self._store, self._server, issued(authority))
             self._told = True
-
-    def _heed(self, authority: Authority, found: lists.RevocationList) -> None:
-        if found.number != self._heeded:
-            authority.forget_revoked(found.serials)  # or a rotation would wait for them
-            self._heeded = found.number
 
 
 def _says(text: str, wanted: Mapping[int, datetime], authority: Authority, now: datetime) -> bool:

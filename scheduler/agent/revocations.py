@@ -93,7 +93,7 @@ class Revocations:
         """Take a list for the cluster's, if it is newer than the one before. Raises PodlaneError for a stranger's."""
         if text == self._text:
             return
-        check = (sys.executable, "-m", "podlane.pki.revocationcheck", str(self._cafile))
+        check = (sys.executable, "-P", "-m", "podlane.pki.revocationcheck", str(self._cafile))
         try:
             found = msgspec.json.decode(run(check, input=text, timeout=_CHECK_SECONDS).stdout, type=Revoked)
         except CommandError as error:

@@ -171,6 +171,14 @@ def test_only_the_administrator_revokes_and_a_node_reads_nothing_but_the_list(cl
         cluster.store.list(keys.REVOKED)
 
 
+def test_of_roots_certificates_the_one_that_is_used_stays(cluster: Cluster) -> None:
+    leaked = cluster.issued("root", "root")
+    assert cluster.logs_refused(leaked, "root") == ""
+    assert "1 certificates put on the list" in cluster.podlane("revoke", "root", "--role", "operator")
+    eventually(lambda: "it is revoked" in cluster.logs_refused(leaked, "root"), "the refusal")
+    assert "0 certificates put on the list" in cluster.podlane("revoke", "root", "--role", "operator")
+
+
 def test_a_new_authority_goes_on_with_the_list(cluster: Cluster) -> None:
     """Also for an agent that has the old bundle only, and for etcd."""
     carol = cluster.issued("operator", "carol")
