@@ -51,7 +51,7 @@ def list_(session: Session, /, *, folder: Path, output: str, no_headers: bool) -
         click.echo(to_json({**lists, "revoked": [_json_revoked(*each) for each in revoked.items()]}))
     else:
         rows = [_row(each, now) for each in (*authorities, *certificates)]
-        rows += [_row_revoked(*each) for each in revoked.items()]
+        rows += [[each.name or "?", "-", "-", "-", f"REVOKED {each.since:%Y-%m-%d}", "-"] for each in revoked.values()]
         click.echo(table(rows if no_headers else [_COLUMNS, *rows]))
     warn([text for each in (*authorities, *certificates) if (text := _warning(each, now))])
 
@@ -85,10 +85,6 @@ def _revoked(session: Session) -> dict[int, Revoked]:
         warn([f"what is revoked is not known: {error}"])
         return {}
     return dict(sorted(found.items(), key=lambda each: (each[1].name, each[1].since)))
-
-
-def _row_revoked(serial: int, revoked: Revoked) -> list[str]:
-    return [revoked.name or "?", "", "", "", f"REVOKED {revoked.since:%Y-%m-%d}", f"(serial {serial:x})"]
 
 
 def _json_revoked(serial: int, revoked: Revoked) -> dict[str, str]:

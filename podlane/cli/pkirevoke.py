@@ -108,11 +108,13 @@ def _publish(store: Store, folder: Path, now: datetime, *, new: int) -> None:
     try:
         authority = newest_authority(store, folder)
     except (NotFound, StoreUnavailable) as error:
-        note(f"{new} certificates marked; the list of them is not signed here ({error}):")
+        note(f"marked as revoked: {new} more certificates; the list of them is not signed here ({error}):")
         note("a server whose join service runs does it within seconds")
     else:
         text = revoking.sign(store, authority, now)
         revoking.keep(folder, text, authority.trusted, now)
         revoking.heed(authority, text)
-        note(f"{new} certificates put on the list of revoked ones: agents heed it within seconds, etcd on servers with")
-        note("the authority's key as well, on others within a day, or by `podlane host renew`")
+        note(
+            f"on the list of revoked certificates: {new} more; agents heed it within seconds, etcd on servers with the"
+        )
+        note("authority's key as well, on others within a day, or by `podlane host renew` there")
