@@ -62,6 +62,7 @@ class Survey:
     room: dict[str, int] = field(default_factory=dict)
     swap: int = 0
     selinux: str = "disabled"
+    restorecon: bool = True
     firewalld: bool = False
     read_only: tuple[str, ...] = ()
 
@@ -160,6 +161,14 @@ def _nat_remedy(survey: Survey) -> str:
     return ""
 
 
+def _selinux(survey: Survey) -> Check:
+    if survey.restorecon:
+        return Check("SELinux", "ok", survey.selinux, "labels are set with restorecon; see docs/install.md")
+    detail = f"{survey.selinux}, and restorecon is not found: what is unpacked would have labels of /var/tmp"
+    remedy = "install the package policycoreutils"
+    return Check("SELinux", "missing" if survey.selinux == "enforcing" else "warning", detail, remedy)
+
+
 def _host(options: InstallOptions, survey: Survey) -> Iterator[Check]:
     error = name_error(options.name or survey.name)
     if error:
@@ -181,6 +190,6 @@ def _host(options: InstallOptions, survey: Survey) -> Iterator[Check]:
         detail = f"{survey.swap // MEGABYTE} MB"
         yield Check("swap", "warning", detail, "memory limits of pods do not count what is swapped: swapoff -a")
     if survey.selinux != "disabled":
-        yield Check("SELinux", "ok", survey.selinux, "labels are set with restorecon; see docs/install.md")
+        yield _selinux(survey)
     if survey.firewalld and not options.firewalld:
         yield Check("firewalld", "warning", "active", "--firewalld opens what is needed; install says what that is")

@@ -52,6 +52,7 @@ def survey(options: InstallOptions, system: System, network: Network, *, bundled
         room=_room(),
         swap=_swap(),
         selinux=selinux(),
+        restorecon=bool(program("restorecon")),
         firewalld=is_active(system, "firewalld.service"),
         read_only=tuple(path for path in ("/etc", "/opt", "/var/lib") if not os.access(there(path), os.W_OK)),
     )

@@ -66,6 +66,10 @@ def test_a_good_host() -> None:
         ({"room": {"/opt": 1 << 20}}, "disk /opt: missing: 1 MB free, needs 400"),
         ({"swap": 2 << 30}, "swap: warning: 2048 MB"),
         ({"firewalld": True}, "firewalld: warning: active"),
+        (
+            {"selinux": "enforcing", "restorecon": False},
+            "SELinux: missing: enforcing, and restorecon is not found: what is unpacked would have labels of /var/tmp",
+        ),
         ({"read_only": ("/opt",)}, "/opt: missing: read-only"),
         (
             {"network": "10.0.2.15 on eth0 (--iface)", "default_address": "10.0.2.15"},
