@@ -18,7 +18,10 @@ from typing import Any
 from podlane.errors import PermissionDenied, PodlaneError
 from podlane.store.config import StoreConfig
 
-_SIGNS = ("Tls handshake", "TSI_", "security handshaker", "Handshake", "Socket closed", "SSL", "Peer name", "Hostname")
+_SIGNS = (
+    *("Tls handshake", "TSI_", "security handshaker", "Handshake", "SSL", "Peer name", "Hostname"),
+    *("Socket closed", "reset by peer"),
+)
 _LONGEST = 3.0
 """Seconds a look at the server may take."""
 _NO_TLS = "it does not speak TLS: http:// instead of https://?"
@@ -145,7 +148,7 @@ def _servers_fault(target: str, config: StoreConfig, timeout: float) -> str:
             socket.create_connection((host, int(port)), min(timeout, _LONGEST)) as raw,
             _client(config).wrap_socket(raw, server_hostname=host) as stream,
         ):
-            stream.recv(1)  # with TLS 1.3 a refusal of our certificate comes after the handshake
+            return _after_handshake(stream, config)
     except ssl.SSLCertVerificationError as error:
         return f"etcd's certificate: {_in_words(error.verify_message, config)}"
     except ssl.SSLError as error:
@@ -159,7 +162,19 @@ def _servers_fault(target: str, config: StoreConfig, timeout: float) -> str:
         return _NO_TLS
     except OSError:
         return ""
-    return ""
+
+
+def _after_handshake(stream: ssl.SSLSocket, config: StoreConfig) -> str:
+    """With TLS 1.3 a refusal of our certificate comes then; one by the list of revoked certificates is a mere end.
+
+    Raises SSLError with what the server says.
+    """
+    try:
+        if stream.recv(1) or not config.certfile:
+            return ""
+    except ConnectionResetError:
+        pass
+    return f"etcd ends the connection: is {config.certfile} revoked? `podlane pki list` on a server tells"
 
 
 def _refused(reason: str, config: StoreConfig) -> str:
