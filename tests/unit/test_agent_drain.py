@@ -1,7 +1,8 @@
-"""Who still sends to a pod that ends: the decisions, without a store."""
+"""Who still sends to a pod that ends: the decisions, and an agent whose role is of an earlier version."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ from agent_objects import pod
 from msgspec.structs import replace
 
 from podlane.api.types import (
+    SERVICE_NAME_LABEL,
     SERVICE_PROXY_NAME_LABEL,
+    ClusterConfig,
+    Condition,
     Endpoint,
     EndpointConditions,
     EndpointSlice,
+    Node,
+    NodeStatus,
     ObjectMeta,
     ObjectReference,
     Pod,
@@ -20,6 +26,12 @@ from podlane.api.types import (
     Service,
     ServiceSpec,
 )
+from podlane.errors import PermissionDenied
+from podlane.runtime.clock import FakeClock
+from podlane.store import keys, proxies
+from podlane.store.interface import Compare, Get, Op, TxnResult
+from podlane.store.memory import MemoryStore
+from podlane.store.registry import Registry
 from scheduler.agent import drain
 
 pytestmark = pytest.mark.unit
@@ -98,3 +110,35 @@ def test_from_which_revision_on_a_pod_is_no_endpoint(slices: list[EndpointSlice]
 
 def test_who_is_behind() -> None:
     assert drain.behind({"n1": 4, "n2": 5, "n3": 0}, 5) == {"n1", "n3"}
+
+
+class OwnNodeOnly(MemoryStore):
+    """To whoever asks for a Node of others: no."""
+
+    def txn(
+        self, compare: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = (), *, timeout: float = 5.0
+    ) -> TxnResult:
+        if any(isinstance(op, Get) and op.key.startswith(keys.prefix_for(Node)) for op in then):
+            raise PermissionDenied("txn: permission denied")
+        return super().txn(compare, then, otherwise, timeout=timeout)
+
+
+@pytest.mark.parametrize(("store", "waits_for"), [(MemoryStore, ""), (OwnNodeOnly, "proxyd on n2")])
+def test_who_may_not_read_nodes_waits_for_those_that_are_not_ready(store: type[MemoryStore], waits_for: str) -> None:
+    clock = FakeClock()
+    registry = Registry(store(clock), clock=clock)
+    registry.init_cluster(ClusterConfig(service_cidr="10.96.0.0/24"))
+    registry.put_node_lease("n2", registry.store.grant(60), 60)
+    status = NodeStatus(conditions=(Condition(type="Ready", status="False"),))
+    registry.create(Node(metadata=ObjectMeta(name="n2"), status=status))
+    proxies.acknowledge(registry.store, "n2", 1)
+    registry.create(service(cluster_ip=""))
+    meta = ObjectMeta(name="web-1", namespace="default", labels={SERVICE_NAME_LABEL: "web"})
+    registry.create(EndpointSlice(metadata=meta, endpoints=(endpoint(ready=False, terminating=True),)))
+    drainer = drain.Drainer(registry, lambda: None, clock)
+    for _ in range(20):
+        told = drainer.look({"uid-p": labelled(app="web")})["uid-p"]
+        drainer.runner.step()
+        clock.advance(0.1)
+    assert told.waits_for == waits_for
+    assert (told.quiet_at is None) == bool(waits_for)
