@@ -40,7 +40,7 @@ PAUSES = (0.1, 0.2)
 NAMED = 10
 """Nodes named in a message."""
 _ALIVE_CHECK = 0.2  # seconds between looks at whether the nodes waited for live
-_DEAD_FOR = 5.0  # seconds until a node found dead is looked at again
+_LOOKED_FOR = 5.0  # seconds until a node found dead is looked at again, and a Node read again
 _UNREADY_FOR = 1.0  # seconds a node that is not ready may take: ten times what a proxyd takes
 
 
@@ -74,7 +74,8 @@ class Drainer:
         self._began: float | None = None
         self._dead: frozenset[str] = frozenset()
         self._unready: frozenset[str] = frozenset()
-        self._dead_until = 0.0
+        self._read: frozenset[str] = frozenset()
+        self._look_again_at = 0.0
         self._sees_nodes = True
         self._check_at = 0.0
         self.runner = Runner(
@@ -105,7 +106,8 @@ class Drainer:
         self._progress = {uid: self._progress.get(uid, _Progress()) for uid in pending}
         if not pending:
             self._acknowledged.close()
-            self._began, self._dead, self._unready = None, frozenset(), frozenset()
+            self._began = None
+            self._forget()
             return
         now = self._clock.monotonic()
         self._began = now if self._began is None else self._began
@@ -170,18 +172,24 @@ class Drainer:
 
     def _find_dead(self, nodes: Collection[str], now: float) -> None:
         """Look which of the nodes are dead, and which are not ready."""
-        if now >= self._dead_until:
-            self._dead, self._unready, self._dead_until = frozenset(), frozenset(), now + _DEAD_FOR
+        if now >= self._look_again_at:
+            self._forget()
+            self._look_again_at = now + _LOOKED_FOR
         unsure = sorted(set(nodes) - self._dead)[: proxies.MAX_GETS]
         if not unsure or now < self._check_at:
             return
         self._check_at = now + _ALIVE_CHECK
         self._dead |= frozenset(unsure) - proxies.living(self._store, unsure)
         if self._sees_nodes and self._began is not None and now >= self._began + _UNREADY_FOR:
+            unread = set(unsure) - self._dead - self._read
             try:
-                self._unready |= proxies.unready(self._store, set(unsure) - self._dead - self._unready)
+                self._unready |= proxies.unready(self._store, unread)
             except PermissionDenied:  # its role is of an earlier version, which let it read its own Node only
                 self._sees_nodes = False
+            self._read |= unread
+
+    def _forget(self) -> None:
+        self._dead = self._unready = self._read = frozenset()
 
     def _quiet(self, uid: str) -> None:
         self._tell(uid, Drain(quiet_at=self._clock.now(), served=self._progress[uid].served))
