@@ -142,11 +142,11 @@ def _install(options: InstallOptions, token: str, *, dry_run: bool, yes: bool, t
         raise UsageError(f"install: {problem}")
     plan = host_install.plan(options, machine, bundle, actual, token=token)
     _tell_of_keys(keys, options)
-    if dry_run:
-        click.echo(plan)
-        return
     if not plan.stages:
         note(f"nothing to change: {machine.name} is {options.role}, of version {bundle.version}, already")
+        return
+    if dry_run:
+        click.echo(plan)
         return
     if not yes and sys.stdin.isatty():
         names = ", ".join(stage.name for stage in plan.stages)

@@ -37,11 +37,11 @@ def _uninstall(*, purge: bool, keep_pods: bool, dry_run: bool, yes: bool) -> Non
     system = RealSystem()
     present = host_uninstall.look(system)
     plan = host_uninstall.plan(present, purge=purge, keep_pods=keep_pods)
-    if dry_run:
-        click.echo(plan)
-        return
     if not plan.stages:
         note("nothing to remove: Podlane is not on this machine")
+        return
+    if dry_run:
+        click.echo(plan)
         return
     if not yes and sys.stdin.isatty():
         what = f"{len(present.containers)} containers of pods, " if present.containers and not keep_pods else ""

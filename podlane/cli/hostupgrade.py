@@ -61,11 +61,11 @@ def _upgrade(*, dry_run: bool, timeout: float) -> None:
     if problem := conflict.of_upgrade(actual, record.options):
         raise PodlaneError(f"upgrade: {problem}")
     plan = host_install.plan(record.options, machine, bundle, actual)
-    if dry_run:
-        click.echo(plan)
-        return
     if not plan.stages:
         note(f"nothing to change: {bundle.name} is installed already")
+        return
+    if dry_run:
+        click.echo(plan)
         return
     note(f"from {record.version} to {bundle.name}")
     Applier(system, SystemClock(), note, timeout).apply(plan)
