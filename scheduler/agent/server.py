@@ -129,7 +129,6 @@ class AgentServer:
 class RequestServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], agent: AgentServer) -> None:
@@ -142,6 +141,8 @@ class RequestServer(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         # not HTTPServer's: it asks the resolver for a name nobody needs
+        # connections that we closed are remembered for a minute, and an agent that is restarted would have to wait
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         socket.socket.bind(self.socket, self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "agent", self.server_address[1]

@@ -232,3 +232,12 @@ def test_the_command_shows_its_certificate_and_never_goes_back_to_the_token(node
     assert "its certificate is not to be trusted: self-signed certificate" in " ".join(output)
     assert not seen
     threading.Thread(target=server.close).start()
+
+
+def test_an_agent_that_is_restarted_has_its_port_at_once(node: Node) -> None:
+    """Though it was the one that closed a connection, which the kernel then remembers."""
+    node.revoked.add(files.read(node.folder / "alice.pem").serial_number)
+    with pytest.raises(AgentError):
+        node.ask(node.as_("alice"))
+    node.server.close()
+    node.server = AgentServer("127.0.0.1", node.server.port, runtime=FakeRuntime(), guard=node.server.guard)
