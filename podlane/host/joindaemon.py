@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from podlane.store import keys
 from podlane.store.administration import Administration
 from podlane.store.config import StoreConfig, connect
 from podlane.store.interface import LeaseNotFound, Put, Store
+from podlane.store.roles import shared_roles
 
 ANNOUNCEMENT_TTL = 60
 _PAUSE = 3.0
@@ -58,6 +60,7 @@ def run_daemon(
     announcement = Announcement(store, name, urls, service, clock)
     daemon.add_thread("serve", server.serve)
     daemon.add_thread("announce", announcement.run)
+    daemon.add_thread("roles", partial(widen_roles, etcd, clock))
     daemon.add_thread("revocations", Keeper(store, name, folder, service.authority, clock).run)
     daemon.add_ready_check("announced", announcement.not_ready)
     snapshotage.tell()
@@ -72,6 +75,24 @@ def _listen(host: str, port: int, *, service: JoinService, certificate: Certific
         if host != ANY:
             raise
         return JoinServer("0.0.0.0", port, service=service, certificate=certificate)  # a kernel without IPv6
+
+
+def widen_roles(etcd: Administration, clock: Clock, stop: threading.Event) -> None:
+    """Grant what this version's daemons need and an earlier one's did not. The body of one thread, which ends.
+
+    Nothing is revoked: other hosts are perhaps still to be upgraded. Source: Kubernetes' auto-reconciliation of its
+    RBAC roles at each start of an API server.
+    """
+    repetition = Repetition()
+    while not stop.is_set():
+        try:
+            for role in shared_roles():
+                etcd.ensure_role(role, narrow=False)
+            return
+        except PodlaneError as error:
+            if repetition.is_news(str(error), clock.monotonic()):
+                _log.warning("roles not looked at, will try again", error=str(error))
+            clock.wait(stop, _PAUSE)
 
 
 class Announcement:

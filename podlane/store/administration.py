@@ -90,8 +90,8 @@ class Administration:
         if ROOT not in (self.user_roles(user) or ()):
             raise UsageError(f'enable authentication: "{user}", as whom this is asked, lacks the role {ROOT}')
 
-    def ensure_role(self, role: Role) -> None:
-        """Make it, grant what is missing of it, revoke what is too much."""
+    def ensure_role(self, role: Role, *, narrow: bool = True) -> None:
+        """Make it, grant what is missing of it and, if it may be narrowed, revoke what is too much."""
         have = self._granted(role.name)
         if have is None:
             request = etcdrpc.AuthRoleAddRequest(name=role.name)
@@ -100,7 +100,7 @@ class Administration:
         for step, grant in wire.steps(have or frozenset(), wire.grants_of(role)):
             if step == "grant":
                 self._auth(f"grant to role {role.name}", "RoleGrantPermission", wire.grant_request(role.name, grant))
-            else:
+            elif narrow:
                 with _unless(*_NOT_GRANTED):
                     request = wire.revoke_request(role.name, grant)
                     self._auth(f"revoke from role {role.name}", "RoleRevokePermission", request)

@@ -84,6 +84,11 @@ def node_roles(
     }
 
 
+def shared_roles(prefix: str = DEFAULT_PREFIX) -> tuple[Role, ...]:
+    """Those that name no host: what each kind of daemon and operator may, of this version of Podlane."""
+    return (_netd(prefix), _proxyd(prefix), agent_role(), scheduler_role(), operator_role(prefix))
+
+
 def scheduler_role() -> Role:
     """For every server's scheduler: whichever leads writes all objects. It lets nobody join the cluster."""
     return Role(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -15,12 +16,14 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from podlane.api.types import Service
 from podlane.cli.main import cli
 from podlane.errors import PermissionDenied, PodlaneError, StoreUnavailable
 from podlane.host.emptylist import EMPTY_LIST
 from podlane.host.enrol import read_hosts
 from podlane.host.join import join
 from podlane.host.joincall import ServiceUrl, authority_of
+from podlane.host.joindaemon import widen_roles
 from podlane.host.joinservice import JoinService, ServiceRecord
 from podlane.host.renew import renew
 from podlane.host.revoking import Keeper
@@ -30,8 +33,8 @@ from podlane.pki.revocations import LIST_FILE
 from podlane.runtime.clock import FakeClock, SystemClock
 from podlane.store.config import connect
 from podlane.store.interface import Delete, Put
-from podlane.store.keys import join_service_key
-from podlane.store.roles import OPERATOR, operator_role
+from podlane.store.keys import join_service_key, prefix_for
+from podlane.store.roles import OPERATOR, Role, operator_role
 from tests.conftest import in_memory, running
 from tests.contract.joining import JoinableCluster
 from tests.contract.netd_hosts import Host, at_once
@@ -94,6 +97,16 @@ def test_two_nodes_join_with_the_line_that_is_printed_and_each_writes_its_own(cl
             store.txn([], [Delete("/podlane-admin/", prefix=True)])
     podlane(cluster, "join-token", "delete", token)
     assert podlane(cluster, "join-token", "list") == ""
+
+
+def test_a_server_of_a_later_version_lets_daemons_do_what_that_needs(cluster: JoinableCluster) -> None:
+    joined = cluster.join("early", cluster.token(), "10.9.1.8")
+    cluster.accounts.ensure_role(Role("agent"))  # as an earlier version made it, which knew nothing of services
+    with contextlib.closing(connect(cluster.config(joined.folder, "agent"))) as store:
+        with pytest.raises(PermissionDenied):
+            store.list(prefix_for(Service))
+        widen_roles(cluster.accounts, SystemClock(), threading.Event())
+        assert store.list(prefix_for(Service)).items == ()
 
 
 def test_operators_make_tokens_for_nodes_and_only_root_those_for_servers(cluster: JoinableCluster) -> None:

@@ -81,6 +81,9 @@ def test_roles_and_users_are_brought_to_what_is_wanted(admin: Administration, et
             admin.ensure_role(Role("changing", permissions))
             admin.ensure_user("somebody", ["changing"])
         assert tries() == expected
+    admin.ensure_role(Role("changing", (Permission("readwrite", "/a/", prefix=True),)))
+    admin.ensure_role(Role("changing", (Permission("readwrite", "/b/", prefix=True),)), narrow=False)
+    assert tries() == "ab"
     admin.ensure_role(Role("other", (Permission("readwrite", "/c/", prefix=True),)))
     admin.ensure_user("somebody", ["other"])
     assert admin.user_roles("somebody") == ("other",)
