@@ -58,7 +58,6 @@ def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, fold
     from podlane.pki import files
     from podlane.pki.authority import Authority
     from podlane.store.administration import Administration
-    from podlane.store.roles import agent_role
 
     try:
         authority = Authority.load(folder)
@@ -70,7 +69,6 @@ def revoke(session: Session, /, *, name: str, holder: Holder, forget: bool, fold
         gone = _take_users(session.store, accounts, name, holder, revoked="" if forget else f"{now:%Y-%m-%dT%H:%M:%SZ}")
         spared = files.read(Path(session.config.certfile)).serial_number if name == ADMINISTRATOR else 0
         new = revoking.mark(session.store, names, authority, now, spared=spared)
-        accounts.ensure_role(agent_role())  # it did not always say that agents may read the list
     if gone is not None and not new and not revoking.is_marked(session.store, names):
         raise gone
     _publish(session.store, folder, now, new=len(new))

@@ -75,9 +75,9 @@ def test_hollow_nodes_together_may_do_what_any_agent_may_and_no_more() -> None:
         "read /registry/configmaps/*",
         "read /registry/secrets/*",
         "readwrite /registry/leases/kube-node-lease/*",
+        "readwrite /registry/minions/*",
         "read /podlane-admin/revocation-list*",
         "read /podlane/bindings/*",
-        "readwrite /registry/minions/*",
         "readwrite /podlane/reports/*",
     ]
 
