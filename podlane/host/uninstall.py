@@ -38,6 +38,8 @@ _BRIDGE, _HOST_PORTS = "podlane0", "podlane-hostports"
 _TIMED = ("podlane-renew.service", SNAPSHOT)
 """Started by their timers."""
 
+_FLANNEL = "/run/flannel"
+
 _DROP_INS = (
     "/etc/modules-load.d/podlane.conf",
     "/etc/sysctl.d/90-podlane.conf",
@@ -68,7 +70,7 @@ def look(system: System) -> Present:
 
     found = system.look(layout.RECORD)
     units = [*(unit_name(each) for each in ORDER), TARGET, *TIMERS, *_TIMED]
-    paths = (*(f"{UNITS}/{unit}" for unit in units), *_DROP_INS, OPT, ETC, STATE)
+    paths = (*(f"{UNITS}/{unit}" for unit in units), *_DROP_INS, OPT, ETC, STATE, _FLANNEL)
     return Present(
         record=decode(found.content) if found is not None else None,
         units=tuple(unit for unit in units if system.look(f"{UNITS}/{unit}") is not None),
@@ -165,7 +167,8 @@ def _units(present: Present) -> Iterator[Step]:
     yield from (Remove(f"{UNITS}/{unit}") for unit in present.units)
     yield Command(("systemctl", "daemon-reload"))
     # netd's, which outlives its unit for the sake of who reads subnet.env; perhaps somebody else has files in it
-    yield Command(("rmdir", "--ignore-fail-on-non-empty", "/run/flannel"), may_fail=True)
+    if _FLANNEL in present.paths:
+        yield Command(("rmdir", "--ignore-fail-on-non-empty", _FLANNEL), may_fail=True)
 
 
 def _files(present: Present, stay: set[str]) -> Iterator[Step]:

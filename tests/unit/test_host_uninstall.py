@@ -65,7 +65,7 @@ def test_pods_end_before_their_network_and_the_store_is_there_until_then() -> No
         running=frozenset({unit_name("agent"), unit_name("netd"), unit_name("etcd")}),
         containers=("c1", "c2"),
         mounts=(f"{STATE}/agent/pods/u/volumes/secret",),
-        paths=frozenset({OPT, ETC, STATE}),
+        paths=frozenset({OPT, ETC, STATE, "/run/flannel"}),
     )
     assert str(uninstall.plan(present)).splitlines() == [
         "# daemons",
