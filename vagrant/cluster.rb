@@ -23,7 +23,7 @@ module PodlaneVagrant
   class Plan
     FOLDER = "/var/tmp/podlane" # on the machines; /tmp is emptied when they boot
     SCRIPTS = "#{FOLDER}/scripts"
-
+    FAILED = "#{FOLDER}/failed" # is there when a step failed: token.sh tells those who wait for this machine
     DRIVERS = %w[kvm qemu].freeze
 
     attr_reader :box, :driver, :memory, :cpus, :machines
@@ -76,12 +76,16 @@ module PodlaneVagrant
     # What a machine does while it is made: name of the step => command.
     def steps(name)
       mode = @settings["BOX"] == "atomic" ? "readonly" : "writable"
-      steps = { "prepare" => "sh #{SCRIPTS}/prepare.sh #{mode} #{Shellwords.escape(@settings['DOCKER_REPO'])}" }
-      steps["server"] = "sh #{SCRIPTS}/server.sh #{name} #{@machines[name]}" if name == first
+      steps = { "prepare" => step("prepare.sh #{mode} #{Shellwords.escape(@settings['DOCKER_REPO'])}") }
+      steps["server"] = step("server.sh #{name} #{@machines[name]}") if name == first
       steps
     end
 
     private
+
+    def step(command)
+      "rm -f #{FAILED}; sh #{SCRIPTS}/#{command} || { touch #{FAILED}; exit 1; }"
+    end
 
     def addresses(count)
       network = @settings["NETWORK"]
@@ -115,6 +119,7 @@ module PodlaneVagrant
     TO_BEGIN = 120 # seconds until the first machine must at least be there
     TO_SERVE = 1200 # and until it must be a server: packages may have to be fetched
     INCOMPLETE = 3 # the demonstration's exit code while machines are missing
+    BROKEN = 4 # token.sh's, when the first machine's installation failed
 
     def initialize(machines, wait: ->(seconds) { sleep(seconds) })
       @machines = machines
@@ -140,11 +145,13 @@ module PodlaneVagrant
     def token_for(env, up)
       up.ui.info("waiting for #{@first} to admit it")
       waited = 0
+      server = nil # one connection, however long it takes
       loop do
-        server = connection(env, up, @first)
+        server ||= connection(env, up, @first)
         if server
           code, token = output(server, "sh #{SCRIPTS}/token.sh #{up.name}")
           return token if code.zero? && !token.empty?
+          raise Error, "podlane: #{up.name} cannot join: #{@first}'s installation failed, see above" if code == BROKEN
         end
         late = server ? waited >= TO_SERVE : waited >= TO_BEGIN
         raise Error, "podlane: #{up.name} cannot join: #{@first} is not up; vagrant up #{@first}" if late

@@ -129,8 +129,10 @@ def test_what_the_settings_make(tmp_path: Path) -> None:
         try {{ plan.check_files }}
         """
     )
-    prepare = '"prepare" => "sh /var/tmp/podlane/scripts/prepare.sh readonly \'\'"'.replace(" => ", "=>")
-    server = '"server"=>"sh /var/tmp/podlane/scripts/server.sh node1 192.168.56.11"'
+    begin = "rm -f /var/tmp/podlane/failed; sh /var/tmp/podlane/scripts"
+    end = "|| { touch /var/tmp/podlane/failed; exit 1; }"
+    prepare = f'"prepare"=>"{begin}/prepare.sh readonly \'\' {end}"'
+    server = f'"server"=>"{begin}/server.sh node1 192.168.56.11 {end}"'
     assert said.replace(" => ", "=>").splitlines() == [
         "error: podlane: no dist/podlane-*.run: make it with ./appliance bundle, "
         "or name one with PODLANE_VAGRANT_BUNDLE",
@@ -199,6 +201,9 @@ def test_what_is_not_complete_or_fails_is_said() -> None:
         full = { node1: Machine.new("node1", :running, { "token.sh" => [0, "t"] }),
                  node2: Machine.new("node2", :running, NEW.merge("join.sh" => [1, "no room"])) }
         try { cluster.after_up(Env.new(full), full[:node2]) }
+        broken = { node1: Machine.new("node1", :running, { "token.sh" => [4, ""] }),
+                   node2: Machine.new("node2", :running, NEW) }
+        try { cluster.after_up(Env.new(broken), broken[:node2]) }
         """
     )
     assert said.splitlines() == [
@@ -213,6 +218,10 @@ def test_what_is_not_complete_or_fails_is_said() -> None:
         "node2# PODLANE_TOKEN=t sh join.sh node2 192.168.56.11",
         "node2| no room",
         "error: podlane: on node2: join.sh failed, see above",
+        "node2# test -e /etc/podlane/install.json",
+        "node2| waiting for node1 to admit it",
+        "node1# sh token.sh node2",
+        "error: podlane: node2 cannot join: node1's installation failed, see above",
     ]
 
 

@@ -14,7 +14,7 @@ die() {
 }
 
 debian() {
-    systemctl mask --quiet etcd.service # the package would start one of its own on Podlane's port
+    systemctl mask --quiet --now etcd.service # the package starts one of its own on Podlane's port
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q update
     apt-get -q install -y --no-install-recommends docker.io nftables iproute2 iptables conntrack procps \
