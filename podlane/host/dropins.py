@@ -58,7 +58,7 @@ Written by podlane install.
 {OPT}/current          the version in use; versions/ has the one before, too
 {ETC}/*.env        settings of the daemons, written anew by upgrades; for your own: `systemctl edit podlane-DAEMON`
 {ETC}/pki          keys and certificates of this host
-{STATE}       state: etcd's data, netd's identity, pods' volumes
+{STATE}       state: etcd's data and daily snapshots of it (backups), netd's identity, pods' volumes
 systemctl status 'podlane-*', journalctl -u podlane-netd, podlane.target for all of them at once
 """
 
