@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -108,6 +109,19 @@ def _check_what_is_for_later(options: InstallOptions, token: str) -> None:
         JoinToken.parse(token)
     if options.init:
         check_arguments(options.init)
+    if options.ca:
+        _check_given_keys(options)
+
+
+def _check_given_keys(options: InstallOptions) -> None:
+    from podlane.host.keys import given
+    from podlane.host.keystate import judge
+
+    cert_dir, cert, key = (Path(text) if text else None for text in (options.cert_dir, options.cert, options.key))
+    found = given(options.daemons, Path(options.ca), cert_dir=cert_dir, cert=cert, key=key)
+    state = judge({name: content for name, (content, _) in found.items()}, datetime.now(UTC), ours=False)
+    if state.faults:
+        raise UsageError(f"install: of the certificates given: {', '.join(state.faults)}")
 
 
 def _strip(given: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def keys(
     if ca is not None:
         server = ("scheduler",) if role != "node" else ()
         daemons = (*server, *(NODE_DAEMONS if role != "server" else ()))
-        host_keys.take(pki, daemons, ca, cert_dir=cert_dir, cert=cert, key=key)
+        host_keys.take(pki, host_keys.given(daemons, ca, cert_dir=cert_dir, cert=cert, key=key))
         return
     made = host_keys.found(pki, role, name, tuple(addresses.split(",")), now=datetime.now(UTC))
     note(f"made: {', '.join(made) or 'nothing, all is there'}")

@@ -65,19 +65,26 @@ def _is_good(folder: Path, file_name: str, wanted: Profile, authority: Authority
     return profile_of(there) == wanted
 
 
-def take(
-    folder: Path, daemons: Iterable[str], ca: Path, *, cert_dir: Path | None, cert: Path | None, key: Path | None
-) -> None:
-    """Put given certificates where the daemons look. Raises PodlaneError when one is missing."""
+Files = dict[str, tuple[bytes, int]]
+"""Contents and modes by name."""
+
+
+def given(daemons: Iterable[str], ca: Path, *, cert_dir: Path | None, cert: Path | None, key: Path | None) -> Files:
+    """Certificates from elsewhere, by the names that the daemons look for. Raises PodlaneError when one is missing."""
     sources: dict[str, tuple[Path | None, Path | None]] = {
         daemon: (cert_dir / f"{daemon}.pem", cert_dir / f"{daemon}.key") if cert_dir else (cert, key)
         for daemon in daemons
     }
-    contents: dict[str, tuple[bytes, int]] = {BUNDLE_FILE: (_read(ca), 0o644)}
+    contents: Files = {BUNDLE_FILE: (_read(ca), 0o644)}
     for daemon, (certificate, private) in sources.items():
         if certificate is not None and private is not None:
             contents[f"{daemon}.pem"] = (_read(certificate), 0o644)
             contents[f"{daemon}.key"] = (_read(private), 0o600)
+    return contents
+
+
+def take(folder: Path, contents: Files) -> None:
+    """Put given certificates where the daemons look. Raises PodlaneError."""
     for name, (content, mode) in contents.items():
         write_atomic(folder / name, content, mode)
 

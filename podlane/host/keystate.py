@@ -32,9 +32,9 @@ def judge(found: Mapping[str, bytes], now: datetime, *, token: str = "", ours: b
     Not `ours`: given by the operator; how his authorities are ordered is his affair.
     """
     texts = {name: content.decode("ascii", "replace") for name, content in found.items() if name.endswith(".pem")}
-    bundle_text = texts.pop(BUNDLE_FILE, "")
-    if not bundle_text:
+    if BUNDLE_FILE not in texts:
         return KeyState()
+    bundle_text = texts.pop(BUNDLE_FILE)
     try:
         bundle, hashes = c.read_certificates(bundle_text), ca_hashes(bundle_text)
     except (ValueError, PodlaneError):

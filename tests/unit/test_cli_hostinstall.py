@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
 from podlane.cli.main import cli
+from podlane.pki import files, profile
+from podlane.pki.authority import Authority
 
 pytestmark = pytest.mark.unit
 
@@ -21,8 +26,27 @@ MISTAKES = {
 }
 
 
+def install(line: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["host", "install", *line.split()], prog_name="podlane")
+    return done.exit_code, done.stderr
+
+
 @pytest.mark.parametrize("line", MISTAKES)
 def test_what_is_typed_wrong(line: str) -> None:
-    done = CliRunner().invoke(cli, ["host", "install", *line.split()], prog_name="podlane")
-    assert MISTAKES[line] in done.stderr
-    assert done.exit_code == 2
+    code, said = install(line)
+    assert MISTAKES[line] in said
+    assert code == 2
+
+
+def test_certificates_that_are_given_are_looked_at_first(tmp_path: Path) -> None:
+    line = f"--role node --etcd https://192.0.2.1:2379 --ca {tmp_path}/ca.pem --cert-dir {tmp_path}"
+    (tmp_path / "ca.pem").write_text("")
+    assert install(line) == (1, f"error: read {tmp_path}/netd.pem: No such file or directory\n")
+    now = datetime.now(UTC)
+    authority = Authority.create(tmp_path / "authority", now=now)
+    for daemon, begin in (("netd", now), ("proxyd", now - timedelta(days=9)), ("agent", now)):
+        files.issue_into(tmp_path, daemon, authority, profile.node_daemon(daemon, "n1"), now=begin, days=5)
+    ended = f"{now - timedelta(days=4):%Y-%m-%d}"
+    assert install(line) == (2, f"error: install: of the certificates given: proxyd.pem has expired ({ended})\n")
+    (tmp_path / "ca.pem").write_text("")
+    assert install(line) == (2, "error: install: of the certificates given: ca.pem cannot be read\n")
