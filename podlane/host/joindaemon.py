@@ -60,7 +60,7 @@ def run_daemon(
     announcement = Announcement(store, name, urls, service, clock)
     daemon.add_thread("serve", server.serve)
     daemon.add_thread("announce", announcement.run)
-    daemon.add_thread("roles", partial(widen_roles, etcd, clock))
+    daemon.add_thread("roles", partial(_roles, etcd, clock))
     daemon.add_thread("revocations", Keeper(store, name, folder, service.authority, clock).run)
     daemon.add_ready_check("announced", announcement.not_ready)
     snapshotage.tell()
@@ -77,8 +77,13 @@ def _listen(host: str, port: int, *, service: JoinService, certificate: Certific
         return JoinServer("0.0.0.0", port, service=service, certificate=certificate)  # a kernel without IPv6
 
 
+def _roles(etcd: Administration, clock: Clock, stop: threading.Event) -> None:
+    widen_roles(etcd, clock, stop)
+    stop.wait()  # a thread that ends would end the daemon
+
+
 def widen_roles(etcd: Administration, clock: Clock, stop: threading.Event) -> None:
-    """Grant what this version's daemons need and an earlier one's did not. The body of one thread, which ends.
+    """Grant what this version's daemons need and an earlier one's did not. Until that is done, or `stop`.
 
     Nothing is revoked: other hosts are perhaps still to be upgraded. Source: Kubernetes' auto-reconciliation of its
     RBAC roles at each start of an API server.
