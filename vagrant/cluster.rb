@@ -164,7 +164,8 @@ module PodlaneVagrant
     # Shows it when the last machine has joined; until then it says what is missing.
     def demonstrate(env, up)
       first = connection(env, up, @first) or return
-      code = first.communicate.sudo("sh #{SCRIPTS}/demo.sh #{@machines.size}", error_check: false) do |_, data|
+      show = "sh #{SCRIPTS}/demo.sh #{@machines.size} #{up.name}"
+      code = first.communicate.sudo(show, error_check: false) do |_, data|
         up.ui.info(data.chomp)
       end
       return if code == INCOMPLETE
