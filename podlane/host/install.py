@@ -175,11 +175,11 @@ def plan(options: InstallOptions, machine: Machine, bundle: Bundle, actual: Actu
                 ("version", _version(folder, bundle) if bundle.name not in actual.versions else ()),
                 ("revoked", _revoked(options, actual)),
                 ("keys", () if keyed else _keys(program, options, machine, token)),
-                ("settings", _settle(changed, options, first=first)),
+                ("settings", _settle(changed, options, machine, first=first)),
                 ("firewall", firewall.steps(changed)),
                 ("units", _units(options, machine, bundle, changed, actual, switched=switched)),
                 *_daemons(program, options, machine, touched, actual, enrol=first or not keyed),
-                ("record", (each for each in changed if each.path == layout.RECORD)),
+                ("record", _record(changed, machine)),
                 ("old versions", _prune(bundle.name, actual) if changed or switched else ()),
             ]
         ),
@@ -271,7 +271,7 @@ def _keys(program: str, options: InstallOptions, machine: Machine, token: str) -
         yield Command((program, "host", "keys", *who, "--ca", options.ca, *given), makes=(PKI,))
 
 
-def _settle(changed: Iterable[File], options: InstallOptions, *, first: bool) -> Iterator[Step]:
+def _settle(changed: Iterable[File], options: InstallOptions, machine: Machine, *, first: bool) -> Iterator[Step]:
     """What the units stand on: files outside systemd's folder, and what brings them into effect."""
     elsewhere = (layout.RECORD, *firewall.FILES)
     chosen = [each for each in changed if not each.path.startswith(UNITS) and each.path not in elsewhere]
@@ -281,6 +281,9 @@ def _settle(changed: Iterable[File], options: InstallOptions, *, first: bool) ->
         if options.own_etcd:
             yield Folder(ETCD_DATA, 0o700)  # systemd gives it to etcd's user
     yield from chosen
+    if chosen:
+        # in some policies what a service makes in /etc is not what confined programs such as systemd-sysusers may read
+        yield from _relabel(machine, *sorted(paths))
     if USERS_FILE in paths:
         yield Command(("systemd-sysusers", USERS_FILE), undo=(("userdel", ETCD_USER),))
     if "/etc/modules-load.d/podlane.conf" in paths:
@@ -315,12 +318,23 @@ def _units(
         yield Command(("systemctl", "enable", "--quiet", *new), undo=(("systemctl", "disable", "--quiet", *new),))
 
 
+def _record(changed: Iterable[File], machine: Machine) -> Iterator[Step]:
+    for each in changed:
+        if each.path == layout.RECORD:
+            yield each
+            yield from _relabel(machine, each.path)
+
+
+def _relabel(machine: Machine, *words: str) -> Iterator[Step]:
+    """Label paths as SELinux's policy has it."""
+    if machine.labels:
+        yield Command((machine.restorecon, *words))
+
+
 def _labels(machine: Machine, bundle: Bundle, units: Iterable[File]) -> Iterator[Step]:
     """What was unpacked elsewhere has labels from there; the policy knows /opt/…/bin and /etc."""
-    if not machine.restorecon or machine.selinux == "disabled":
-        return
-    yield Command((machine.restorecon, "-R", layout.OPT, ETC, *(each.path for each in units)))
-    if machine.opt_is_link:
+    yield from _relabel(machine, "-R", layout.OPT, ETC, *(each.path for each in units))
+    if machine.labels and machine.opt_is_link:
         # most policies know /var/opt as data, and systemd starts no data
         folder = layout.version_folder(bundle.name)
         programs = (layout.COMMANDS, f"{folder}/bin", *([f"{folder}/python/bin"] if bundle.with_python else []))

@@ -49,6 +49,11 @@ class Machine:
     network_manager: bool = False
     arm64: bool = False
 
+    @property
+    def labels(self) -> bool:
+        """Whether files have SELinux labels that can be set."""
+        return self.restorecon != "" and self.selinux != "disabled"
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:

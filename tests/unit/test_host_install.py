@@ -277,7 +277,10 @@ def test_a_record_of_another_program_is_no_record() -> None:
 def test_what_is_unpacked_is_labelled_before_systemd_reads_or_starts_it() -> None:
     host = machine(restorecon="/sbin/restorecon", selinux="enforcing")
     lines = commands(planned(system(), host=host)).splitlines()
-    [label] = [line for line in lines if "restorecon" in line]
+    settings, label, record = [line for line in lines if "restorecon" in line]
+    assert lines.index(settings) < lines.index("systemd-sysusers /etc/sysusers.d/podlane.conf")
+    assert {"/etc/sysusers.d/podlane.conf", "/etc/podlane/etcd.env"} <= set(settings.split())
+    assert record == f"/sbin/restorecon {RECORD}"
     assert label.startswith(f"/sbin/restorecon -R /opt/podlane /etc/podlane {layout.UNITS}/podlane-etcd.service ")
     assert lines.index(f"ln -sfn versions/{BUNDLE.name} {CURRENT}") < lines.index(label)
     assert lines.index(label) < lines.index("systemctl daemon-reload")
