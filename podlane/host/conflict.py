@@ -32,7 +32,7 @@ def _of_installation(actual: Actual, options: InstallOptions, machine: Machine) 
     if options.etcd_join and not any(each.startswith(f"{machine.name}=") for each in options.etcd_join):
         yield f"--etcd-join: expected {machine.name} among the members, as `podlane etcd add-member` prints them"
     if options.firewalld and not machine.zone:
-        yield "--firewalld: firewalld does not run here; start it (systemctl enable --now firewalld), or leave it out"
+        yield "--firewalld: firewalld does not answer; start it (systemctl enable --now firewalld), or leave it out"
     if actual.key_state.foreign and options.own_etcd and actual.etcd_data:
         yield (
             f"{ETCD_DATA} and the keys in {PKI} are of another cluster than the token; "

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from netd.model import Interface
     from podlane.api.subnets import Address
 
+_NO_ZONE = 2
+"""firewall-cmd's exit code for an interface that is in none; with another, it has not answered."""
+
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -34,7 +37,7 @@ SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Machine:
     """`etcd` is the path of the program, "" without one. `addresses` are what others reach this host by.
 
-    `zone` is firewalld's, for what they send (firewall.ANYWHERE for all of them), "" where it does not run.
+    `zone` is firewalld's, for what they send (firewall.ANYWHERE for all of them), "" where it does not answer.
     """
 
     name: str
@@ -191,7 +194,8 @@ def _is_link(system: System, path: str) -> bool:
 
 def _zone(system: System, iface: str) -> str:
     asked = ["firewall-cmd", f"--get-zone-of-interface={iface}"]
-    return system.run(asked, timeout=60, check=False).stdout.strip() or ANYWHERE
+    done = system.run(asked, timeout=60, check=False)
+    return done.stdout.strip() if done.returncode != _NO_ZONE else ANYWHERE
 
 
 def is_active(system: System, unit: str) -> bool:

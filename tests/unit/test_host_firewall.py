@@ -61,15 +61,15 @@ def test_firewalld_is_left_alone_unless_it_runs_and_it_was_asked_for(options: In
 
 
 class Answering(FakeSystem):
-    """A host on which firewalld runs, if `zone` is not None; "" for an interface that is in no zone."""
+    """A host on which firewalld runs, if `zone` is not None, and answers with `code`."""
 
-    def __init__(self, zone: str | None) -> None:
+    def __init__(self, zone: str | None, code: int) -> None:
         super().__init__(running=set() if zone is None else {"firewalld.service"})
-        self._zone = zone or ""
+        self._zone, self._code = zone, code
 
     def run(self, argv: Sequence[str], *, timeout: float, stdin: str = "", check: bool = True) -> Completed:
         if tuple(argv) == ("firewall-cmd", "--get-zone-of-interface=eth1"):
-            return Completed(f"{self._zone}\n", "", 0 if self._zone else 2)
+            return Completed(f"{self._zone}\n", "", self._code)
         return super().run(argv, timeout=timeout, stdin=stdin, check=check)
 
 
@@ -84,14 +84,16 @@ class Wires:
         raise AssertionError(f"nobody asked for the way to {address}")
 
 
-@pytest.mark.parametrize(("answer", "zone"), [("internal", "internal"), ("", "ANY"), (None, "")])
-def test_the_zone_is_that_of_the_interface_with_the_hosts_address(answer: str | None, zone: str) -> None:
-    assert as_installed("host1", ("192.0.2.7",), Answering(answer), Wires(), find=lambda _: "").zone == zone
+@pytest.mark.parametrize(
+    ("answer", "code", "zone"), [("internal", 0, "internal"), ("", 2, "ANY"), ("", 254, ""), (None, 0, "")]
+)
+def test_the_zone_is_that_of_the_interface_with_the_hosts_address(answer: str | None, code: int, zone: str) -> None:
+    assert as_installed("host1", ("192.0.2.7",), Answering(answer, code), Wires(), find=lambda _: "").zone == zone
 
 
 def test_to_open_a_firewalld_that_does_not_run_is_refused() -> None:
     refused = conflict.of_installation(Actual(), ALL, machine(zone=""))
-    assert refused.startswith("--firewalld: firewalld does not run here")
+    assert refused.startswith("--firewalld: firewalld does not answer")
     assert conflict.of_installation(Actual(), ALL, machine()) == ""
 
 
