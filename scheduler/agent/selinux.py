@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 
 SELINUX = Path("/sys/fs/selinux/enforce")
-_ATTRIBUTE = "security.selinux"
 _LABEL = b"system_u:object_r:container_file_t:s0"
 _CATEGORIES = 1024
 
@@ -32,8 +31,7 @@ def share(path: str | os.PathLike[str], *, enforce: Path = SELINUX) -> None:
     if not is_on(enforce):
         return
     with suppress(OSError):  # a policy that knows no containers: nobody is confined
-        if os.getxattr(path, _ATTRIBUTE).rstrip(b"\0") != _LABEL:
-            os.setxattr(path, _ATTRIBUTE, _LABEL)
+        os.setxattr(path, "security.selinux", _LABEL)
 
 
 def level(uid: str) -> str:
