@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,14 +10,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from podlane.runtime.clock import FakeClock
-from podlane.store import keys, proxies
-from podlane.store.interface import Put
+from podlane.store import keys
+from podlane.store.interface import KeyValue, Put
 from podlane.store.memory import MemoryStore
 from proxyd.acknowledge import FOLLOW, LAZY, URGENT_FOR, Acknowledger
 
 pytestmark = pytest.mark.unit
 
 KEY = keys.proxy_key("n1")
+
+
+def acknowledged(kv: KeyValue) -> int:
+    return int(json.loads(kv.value)["revision"])
 
 
 class World:
@@ -42,7 +47,7 @@ class World:
     def written(self) -> list[int]:
         """Every revision written since the beginning, in order."""
         while (batch := self.watch.next(0)) is not None:
-            self.history += [proxies._revision(event.kv) for event in batch.events if event.type == "put"]
+            self.history += [acknowledged(event.kv) for event in batch.events if event.type == "put"]
         return self.history
 
     def idle(self) -> list[int]:
@@ -162,7 +167,7 @@ def test_what_comes_while_a_write_is_under_way_is_one_write_more() -> None:
             result = store.txn(*arguments, **options)  # type: ignore[arg-type]
             kv = store.get(KEY)
             assert kv is not None
-            written.append(proxies._revision(kv))
+            written.append(acknowledged(kv))
             return result
 
     acknowledger = Acknowledger(Slow(), "n1", clock=clock)
