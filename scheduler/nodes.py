@@ -1,10 +1,10 @@
 """Nodes: which are gone or not ready, since when, and when their pods are given up.
 
-Owns: liveness, taints and eviction. A node is alive while its heartbeat key
-exists, a key that ends with the node's etcd lease; so no clock is ever
-compared with another machine's. Invariants:
+Owns: liveness, taints and eviction. A node is alive while it has a heartbeat
+(scheduler.heartbeats says who has); no clock is ever compared with another
+machine's. Invariants:
 - a node that is gone serves no endpoints and gets no pods from the moment its
-  key is gone, and says so by its taints;
+  heartbeat is gone, and says so by its taints;
 - a pod of a node that is gone is marked not ready, once per outage: its agent,
   which knows better, has the last word as soon as it is back;
 - a pod goes when a NoExecute taint has been there for longer than it tolerates
@@ -16,7 +16,7 @@ compared with another machine's. Invariants:
   that is the network's fault, or ours. What an operator's taint says is done
   at once.
 Source: Kubernetes' node lifecycle, taint eviction and pod garbage collection,
-with the lease in the place of timestamps. See ADR 15.
+with the lease in the place of timestamps. See ADR 15 and 24.
 """
 
 from __future__ import annotations

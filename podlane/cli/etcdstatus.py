@@ -103,7 +103,7 @@ def _snapshots(folder: Path) -> list[Dated] | None:
     from podlane.store import snapshots
 
     try:
-        return [each for each in snapshots.dated(folder) if not each.part]
+        return snapshots.whole(folder)
     except PodlaneError:
         return None
 

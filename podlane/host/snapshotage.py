@@ -24,6 +24,6 @@ def tell(folder: Path = Path(BACKUPS)) -> None:
 
 def taken(folder: Path) -> float:
     try:
-        return max((each.taken.timestamp() for each in snapshots.dated(folder) if not each.part), default=0.0)
+        return next((each.taken.timestamp() for each in snapshots.whole(folder)), 0.0)
     except PodlaneError:
         return 0.0

@@ -50,6 +50,11 @@ def dated(folder: Path) -> list[Dated]:
     return sorted(found, key=lambda each: each.taken, reverse=True)
 
 
+def whole(folder: Path) -> list[Dated]:
+    """Those that were received to their end, the newest first. Raises PodlaneError."""
+    return [each for each in dated(folder) if not each.part]
+
+
 def outdated(snapshots: Iterable[Dated], server: str, keep: int, now: datetime) -> list[Dated]:
     """All of this server's but the newest `keep`, and parts that nobody goes on with. Pure."""
     own = sorted((each for each in snapshots if each.server == server), key=lambda each: each.taken, reverse=True)

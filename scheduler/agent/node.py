@@ -5,9 +5,10 @@ heartbeat. Invariants: what an operator set (labels, annotations, taints,
 spec.unschedulable) stays; the object is written only when something changed, and
 read when somebody else did (nodewatch.py tells, `READ_EVERY` covers the rest);
 the heartbeat does not wait for the container engine, so a hanging engine makes a
-node not ready, not dead. The node is alive while its etcd lease is: when the
-lease is lost another one is taken and the pods go on running. Source:
-Kubernetes' node registration (pkg/kubelet/kubelet_node_status.go) and node leases.
+node not ready, not dead. The node is alive while its etcd lease is and the
+heartbeat is written again (ADR 24): when the lease is lost another one is taken
+and the pods go on running. Source: Kubernetes' node registration
+(pkg/kubelet/kubelet_node_status.go) and node leases.
 """
 
 from __future__ import annotations
